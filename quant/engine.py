@@ -1,0 +1,181 @@
+"""The loop that carries out a plan: a source gives each tensor, a sink takes the result, a report collects what it
+cost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import bias, marker
+from .errors import Cancelled
+from .layer import QuantizedLayer, dequantize_layer, layer_seed, quantize_layer
+from .mixed import choose_formats
+from .plan import WEIGHT, LayerPlan, Plan, Spec, make_plan
+from .recipe import Recipe
+from .report import KeptReport, LayerReport, Report, decibels
+from .sinks import Sink
+from .sources import Source
+from .statistics import InputStatistics, Statistics
+from .version import versions
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress callback gets, before the first layer and after each.
+
+    done and total count layers; weights_done and weights_total count their weights, which is what time goes by.
+    """
+
+    done: int
+    total: int
+    weights_done: int
+    weights_total: int
+    next_layer: str | None
+    last: LayerReport | None
+
+    @property
+    def fraction(self) -> float:
+        return self.weights_done / self.weights_total if self.weights_total else 1.0
+
+
+OnProgress = Callable[[Progress], None]
+Cancel = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of one run. ``statistics`` holds what is known of the layers' inputs."""
+
+    recipe: Recipe
+    device: str
+    statistics: Statistics
+    progress: OnProgress | None
+    cancel: Cancel | None
+
+    def tick(self) -> None:
+        """Called often, also within a layer. Raises Cancelled if the caller asked to stop."""
+        if self.cancel is not None and self.cancel():
+            raise Cancelled("Stopped on request; nothing was written.")
+
+    def plan(self, source: Source) -> Plan:
+        measured = frozenset(name for name, known in self.statistics.items() if known.absmax is not None)
+        plan = make_plan(source.tensors, self.recipe, measured)
+        choose_formats(plan, source, self.recipe, self.device, self.tick)
+        return plan
+
+    @torch.no_grad()
+    def execute(self, plan: Plan, source: Source, sink: Sink) -> Report:
+        """Carry out the plan in the source's order, each tensor read once."""
+        started = time.perf_counter()
+        report = Report(plan.profile, plan.certain, self.recipe.to_dict(), versions(), removed=dict(plan.removed))
+        report.notes += self._notes(plan)
+        means = self._input_means(plan)
+        corrected = {f"{layer}.bias" for layer in means}
+        self._announce(plan, report)
+        for name in source.tensors:
+            self.tick()
+            if name in plan.layers:
+                report.layers.append(self._layer(plan.layers[name], source, sink, means))
+                self._announce(plan, report)
+            elif name in plan.kept:
+                kept = plan.kept[name]
+                report.kept.append(_kept_report(plan, name))
+                if name in corrected:
+                    continue
+                if kept.dtype == kept.source.dtype:
+                    sink.copy(name, source)
+                else:
+                    sink.write(name, source.read(name).to(kept.dtype))
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def _layer(self, layer: LayerPlan, source: Source, sink: Sink, means: dict[str, Tensor]) -> LayerReport:
+        started = time.perf_counter()
+        weight = source.read(layer.name + WEIGHT)
+        result = quantize_layer(layer.name, weight, layer.format, layer.group, self.recipe, self.device, self.tick)
+        for suffix, tensor in layer.format.pack(result.codes, result.scale).items():
+            sink.write(f"{layer.name}.{suffix}", tensor.to(weight.device))
+        sink.write(layer.name + marker.SUFFIX, marker.to_tensor(layer.marker))
+        if layer.input_scale:
+            known = self.statistics[layer.name].absmax or 1.0
+            sink.write(f"{layer.name}.input_scale", torch.tensor(known / layer.format.grid.maximum))
+        if layer.name in means:
+            name = f"{layer.name}.bias"
+            sink.write(name, _corrected(source.read(name), weight, result, layer, means[layer.name]))
+        return _layer_report(layer, result, time.perf_counter() - started)
+
+    def _input_means(self, plan: Plan) -> dict[str, Tensor]:
+        """The mean input of every layer whose bias is to be corrected."""
+        if self.recipe.bias_correction == "off":
+            return {}
+        biased = [layer for layer in plan.layers.values() if f"{layer.name}.bias" in plan.kept]
+        means = {layer.name: self._input_mean(layer) for layer in biased}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+    def _input_mean(self, layer: LayerPlan) -> Tensor | None:
+        known = self.statistics.get(layer.name, InputStatistics()).mean
+        if known is not None or self.recipe.bias_correction == "measured":
+            return known
+        generator = torch.Generator().manual_seed(layer_seed(layer.name, self.recipe.seed))
+        return bias.synthetic_mean(layer.shape[1], generator)
+
+    def _announce(self, plan: Plan, report: Report) -> None:
+        if self.progress is None:
+            return
+        layers, done = list(plan.layers.values()), len(report.layers)
+        sizes = [torch.Size(layer.shape).numel() for layer in layers]
+        following = layers[done].name if done < len(layers) else None
+        last = report.layers[-1] if report.layers else None
+        self.progress(Progress(done, len(layers), sum(sizes[:done]), sum(sizes), following, last))
+
+    def _notes(self, plan: Plan) -> list[str]:
+        """What was asked for and could not be done, and what was assumed."""
+        notes = []
+        if not plan.certain:
+            notes.append("The model was not recognised: the generic rules were used.")
+        if self.recipe.input_scale and not all(layer.input_scale for layer in plan.layers.values()):
+            missing = sum(not layer.input_scale for layer in plan.layers.values())
+            notes.append(
+                f"No input scale was written for {missing} layers: none was measured, or the format takes none."
+            )
+        known_means = any(known.mean is not None for known in self.statistics.values())
+        if self.recipe.bias_correction == "measured" and not known_means:
+            notes.append("No bias was corrected: no input means were measured.")
+        return notes
+
+
+def _corrected(old: Tensor, weight: Tensor, result: QuantizedLayer, layer: LayerPlan, mean: Tensor) -> Tensor:
+    rounded = dequantize_layer(result.codes, result.scale, layer.format, layer.group, layer.shape)
+    error = rounded - weight.to(rounded.device, torch.float32)
+    return bias.correct(old.to(rounded.device), error, mean.to(rounded.device)).to(old.device)
+
+
+def _layer_report(layer: LayerPlan, result: QuantizedLayer, seconds: float) -> LayerReport:
+    return LayerReport(
+        name=layer.name,
+        shape=layer.shape,
+        format=layer.format.name,
+        group=layer.group,
+        bytes_before=layer.source.nbytes,
+        bytes_after=layer.nbytes,
+        error=result.error,
+        sqnr_db=decibels(result.error),
+        projected_error=result.projected,
+        projected_nearest=result.projected_nearest,
+        given_back=result.given_back,
+        seconds=seconds,
+        reason=layer.reason,
+        notes=layer.notes,
+    )
+
+
+def _kept_report(plan: Plan, name: str) -> KeptReport:
+    kept = plan.kept[name]
+    after = Spec(kept.dtype, kept.source.shape)
+    dtype = str(kept.dtype).removeprefix("torch.")
+    return KeptReport(name, after.shape, dtype, kept.source.nbytes, after.nbytes, kept.reason, kept.origin)

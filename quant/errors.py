@@ -1,0 +1,29 @@
+"""What can go wrong through the user's input, as exceptions whose text is one sentence fit to be shown as it is."""
+
+
+class QuantError(Exception):
+    """Base of every error that the user can cause; its text names the thing and the way out."""
+
+
+class CheckpointError(QuantError):
+    """A file cannot be read or written: missing, malformed, truncated, not writable, disk full."""
+
+
+class AlreadyQuantizedError(CheckpointError):
+    """The input holds quantized layers and the recipe does not ask to dequantize them first."""
+
+
+class ProfileError(QuantError):
+    """A profile is unknown, or does not describe the model at hand."""
+
+
+class RecipeError(QuantError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class LayerError(QuantError):
+    """A layer's weight cannot be quantized (non-finite values, an impossible shape)."""
+
+
+class Cancelled(QuantError):
+    """The caller's cancel callback asked to stop; nothing was left behind."""

@@ -1,0 +1,76 @@
+"""The values that a code can stand for, before they are scaled.
+
+All functions take and give float32 in units of the grid (a weight divided by its scale). ``below`` and ``above`` are
+the grid points around a value, which is all that a rounding method may choose between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Grid(Protocol):
+    """A finite, symmetric set of numbers and the dtype that stores them."""
+
+    @property
+    def maximum(self) -> float: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def encode(self, x: Tensor) -> Tensor: ...
+    def below(self, x: Tensor) -> Tensor: ...
+    def above(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class IntegerGrid:
+    """Whole numbers from -127 to 127: symmetric, so that negating a weight negates its code."""
+
+    maximum: float = 127.0
+    dtype: torch.dtype = torch.int8
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Nearest code of float32 ``x``, halves to even, saturating."""
+        return x.round().clamp_(-self.maximum, self.maximum).to(self.dtype)
+
+    def below(self, x: Tensor) -> Tensor:
+        return x.floor().clamp_(-self.maximum, self.maximum)
+
+    def above(self, x: Tensor) -> Tensor:
+        return x.ceil().clamp_(-self.maximum, self.maximum)
+
+
+@dataclass(frozen=True)
+class FloatGrid:
+    """An 8-bit floating-point format (OCP 8-bit Floating Point Specification, section 5)."""
+
+    dtype: torch.dtype
+    maximum: float
+    mantissa_bits: int
+    smallest_exponent: int
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Nearest code of float32 ``x``, halves to even, saturating instead of turning into infinity or NaN."""
+        return x.clamp(-self.maximum, self.maximum).to(self.dtype)
+
+    def below(self, x: Tensor) -> Tensor:
+        step = self._step(x)
+        return (x / step).floor_().mul_(step).clamp_(-self.maximum, self.maximum)
+
+    def above(self, x: Tensor) -> Tensor:
+        step = self._step(x)
+        return (x / step).ceil_().mul_(step).clamp_(-self.maximum, self.maximum)
+
+    def _step(self, x: Tensor) -> Tensor:
+        """Distance between the grid points around ``x``; constant below the smallest normal number."""
+        # frexp gives a mantissa in [0.5, 1), so its exponent is one above the format's.
+        exponent = torch.frexp(x).exponent.sub_(1).clamp_(min=self.smallest_exponent)
+        return torch.ldexp(torch.ones_like(x), exponent.sub_(self.mantissa_bits))
+
+
+INT8 = IntegerGrid()
+E4M3 = FloatGrid(torch.float8_e4m3fn, maximum=448.0, mantissa_bits=3, smallest_exponent=-6)
+E5M2 = FloatGrid(torch.float8_e5m2, maximum=57344.0, mantissa_bits=2, smallest_exponent=-14)

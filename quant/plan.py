@@ -1,0 +1,247 @@
+"""From names and shapes to a decision for every tensor, before any weight is read.
+
+A plan fixes the layout of the output completely, so a file can be written as a stream and a dry run costs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+
+from . import heuristics, marker
+from .errors import ProfileError
+from .formats import FLOATS, FORMATS, Format, Shape
+from .profiles import Recognition, match, recognise
+from .recipe import SOURCE, Recipe
+from .rotation import largest_group
+
+WEIGHT = ".weight"
+
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+class TensorSpec(Protocol):
+    """What is known of a tensor before it is read."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A `TensorSpec` of its own."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A layer to quantize. name: its full key without ``.weight``. group: rotation group, None where not rotated."""
+
+    name: str
+    source: TensorSpec
+    format: Format
+    group: int | None
+    reason: str
+    notes: tuple[str, ...] = ()
+    full_precision: bool = False
+    input_scale: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        return self.source.shape[0], self.source.shape[1]
+
+    @property
+    def marker(self) -> marker.Marker:
+        return self.format.marker_fields(self.group, self.full_precision)
+
+    @property
+    def layout(self) -> Layout:
+        tensors = {f"{self.name}.{suffix}": spec for suffix, spec in self.format.layout(self.shape).items()}
+        if self.input_scale:
+            tensors[f"{self.name}.input_scale"] = (torch.float32, ())
+        return tensors | {self.name + marker.SUFFIX: (torch.uint8, tuple(marker.to_tensor(self.marker).shape))}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(Spec(*spec).nbytes for spec in self.layout.values())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor that stays in floating point (or is no float at all), in ``dtype``, and why."""
+
+    name: str
+    source: TensorSpec
+    dtype: torch.dtype
+    reason: str
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every tensor of the source in exactly one of layers (by weight key), kept and removed; in the source's order."""
+
+    profile: str
+    prefix: str
+    certain: bool
+    layers: dict[str, LayerPlan] = field(default_factory=dict)
+    kept: dict[str, Kept] = field(default_factory=dict)
+    removed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """Dtype and shape of every tensor of the output."""
+        kept = {name: (entry.dtype, entry.source.shape) for name, entry in self.kept.items()}
+        return kept | {key: spec for layer in self.layers.values() for key, spec in layer.layout.items()}
+
+    @property
+    def markers(self) -> dict[str, marker.Marker]:
+        return {layer.name: layer.marker for layer in self.layers.values()}
+
+
+def make_plan(tensors: Mapping[str, TensorSpec], recipe: Recipe, measured: frozenset[str] = frozenset()) -> Plan:
+    """Decide for every tensor of a model. ``measured`` names the layers whose inputs' absolute maximum is known.
+
+    Raises ProfileError if the named profile does not describe the model, or nothing at all would be quantized.
+    """
+    shapes = {name: spec.shape for name, spec in tensors.items()}
+    found = recognise(shapes) if recipe.profile == "auto" else match(recipe.profile, shapes)
+    plan = Plan(found.profile.name, found.prefix, found.certain)
+    for name, spec in tensors.items():
+        _place(plan, name, spec, found, recipe, measured)
+    if not plan.layers:
+        raise ProfileError(
+            f"The profile '{plan.profile}' leaves no layer of this model to quantize ({len(tensors)} tensors); "
+            "name another with the profile setting, or loosen exclude and heuristics."
+        )
+    return plan
+
+
+def with_format(layer: LayerPlan, fmt: Format, recipe: Recipe, note: str) -> LayerPlan:
+    """The same layer in another format that takes its shape."""
+    group, notes = _rotation(fmt, layer.shape, recipe)
+    return replace(layer, format=fmt, group=group, notes=(*layer.notes, note, *notes))
+
+
+def keep(plan: Plan, key: str, reason: str, recipe: Recipe) -> None:
+    """Move a planned layer back to what stays in floating point."""
+    source = plan.layers.pop(key).source
+    plan.kept[key] = Kept(key, source, _kept_dtype(source, recipe.keep_dtype), reason)
+
+
+def _place(
+    plan: Plan, name: str, spec: TensorSpec, found: Recognition, recipe: Recipe, measured: frozenset[str]
+) -> None:
+    inside = name.startswith(found.prefix)
+    removal = found.profile.removes(name.removeprefix(found.prefix)) if inside else None
+    if removal is not None:
+        plan.removed[name] = removal.reason
+        return
+    outcome = _layer_format(name, spec, found, recipe) if inside else ("outside the recognised model", "")
+    if isinstance(outcome, tuple):
+        dtype = _kept_dtype(spec, recipe.keep_dtype)
+        plan.kept[name] = Kept(name, spec, dtype, *outcome)
+    elif isinstance(outcome, torch.dtype):
+        plan.kept[name] = Kept(name, spec, outcome, "an override asks for this dtype", "recipe")
+    else:
+        plan.layers[name] = _plan_layer(name.removesuffix(WEIGHT), spec, outcome, recipe, measured)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    format: Format
+    reason: str
+    notes: tuple[str, ...] = ()
+
+
+def _layer_format(
+    name: str, spec: TensorSpec, found: Recognition, recipe: Recipe
+) -> _Choice | torch.dtype | tuple[str, str]:
+    """A format to quantize to, a dtype to cast to, or the reason and origin of leaving the tensor."""
+    if not name.endswith(WEIGHT):
+        return "not a layer's weight", "structure"
+    if not spec.dtype.is_floating_point or spec.dtype.itemsize == 1:
+        return f"stored as {_dtype_name(spec.dtype)}", "structure"
+    if len(spec.shape) != 2:
+        return f"{len(spec.shape)}-dimensional: a norm or a convolution", "structure"
+    layer = name.removesuffix(WEIGHT)
+    if any(re.search(pattern, layer) for pattern in recipe.exclude):
+        return "excluded by the recipe", "recipe"
+    decision = found.profile.decide(layer.removeprefix(found.prefix), spec.shape, embeddings=recipe.embeddings)
+    wanted = next((fmt for pattern, fmt in recipe.overrides if re.search(pattern, layer)), None)
+    if wanted is not None and wanted in FLOATS:
+        return FLOATS[wanted]
+    if decision.action == "keep" and (wanted is None or decision.firm):
+        return decision.reason, decision.source
+    shape = (spec.shape[0], spec.shape[1])
+    leave = heuristics.reason_to_leave(shape) if recipe.heuristics and wanted is None else None
+    if leave is not None:
+        return leave, "heuristics"
+    reason = decision.reason if wanted is None else "an override asks for this format"
+    return _fitting(FORMATS[wanted or recipe.format], shape, recipe, reason)
+
+
+def _fitting(fmt: Format, shape: Shape, recipe: Recipe, reason: str) -> _Choice | torch.dtype | tuple[str, str]:
+    """The format if it takes the shape, else the recipe's fall-back."""
+    if 0 in shape:
+        return "empty", "structure"
+    if fmt.takes(shape):
+        return _Choice(fmt, reason)
+    why = f"{shape[0]} x {shape[1]} does not divide by {fmt.multiple[0]} x {fmt.multiple[1]}, as {fmt.name} needs"
+    if recipe.fallback in FLOATS:
+        return FLOATS[recipe.fallback]
+    if recipe.fallback == SOURCE or not FORMATS[recipe.fallback].takes(shape):
+        return why, "format"
+    return _Choice(FORMATS[recipe.fallback], reason, (f"fell back: {why}",))
+
+
+def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, measured: frozenset[str]) -> LayerPlan:
+    shape = (spec.shape[0], spec.shape[1])
+    group, notes = _rotation(choice.format, shape, recipe)
+    if choice.format.padded_shape(shape) != shape:
+        padded = choice.format.padded_shape(shape)
+        notes = (*notes, f"padded to {padded[0]} x {padded[1]}")
+    return LayerPlan(
+        name=layer,
+        source=spec,
+        format=choice.format,
+        group=group,
+        reason=choice.reason,
+        notes=(*choice.notes, *notes),
+        full_precision=recipe.full_precision_matrix_mult,
+        input_scale=recipe.input_scale and choice.format.static_input and layer in measured,
+    )
+
+
+def _rotation(fmt: Format, shape: Shape, recipe: Recipe) -> tuple[int | None, tuple[str, ...]]:
+    if not fmt.rotated:
+        return None, ()
+    group = largest_group(shape[1], recipe.rotation_group)
+    if group is None:
+        return None, (f"not rotated: {shape[1]} inputs do not divide by 16",)
+    if group != recipe.rotation_group:
+        return group, (f"rotated in groups of {group}: {shape[1]} inputs do not divide by {recipe.rotation_group}",)
+    return group, ()
+
+
+def _kept_dtype(spec: TensorSpec, keep_dtype: str) -> torch.dtype:
+    castable = spec.dtype.is_floating_point and spec.dtype.itemsize > 1
+    return FLOATS[keep_dtype] if castable and keep_dtype != SOURCE else spec.dtype
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,141 @@
+"""The user's choices as one value: what is written into a file's metadata, and enough to make the file again bit for
+bit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .errors import RecipeError
+from .formats import FLOATS, FORMATS, format_name
+from .rotation import GROUP_SIZES
+from .rounding import SvdSettings
+from .scales import METHODS as SCALE_METHODS
+
+ROUNDINGS = ("nearest", "svd")
+BIAS_CORRECTIONS = ("off", "measured", "synthetic")
+SOURCE = "source"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to quantize a model.
+
+    format: a name of `formats.FORMATS` (or an alias). profile: a profile's name, or ``auto``. rounding: one of
+    `ROUNDINGS`, with ``svd`` its settings. scale: ``absmax`` or ``mse``. rotation_group: largest group that a rotated
+    format uses. overrides: (regular expression, format) pairs searched in layer names, the first match decides; a
+    floating-point format keeps the layer. exclude: expressions of layers to keep. fallback: the format of layers that
+    the chosen one cannot take, ``source`` to keep them. heuristics: also leave layers whose shape gains nothing.
+    embeddings: quantize token embeddings too. keep_dtype: dtype of what stays in floating point, ``source`` for no
+    change. upgrade and max_error, given together: a layer whose relative weight error exceeds max_error takes the
+    upgrade format if that stays below, else it is kept. bias_correction: one of `BIAS_CORRECTIONS`.
+    full_precision_matrix_mult: ask the host to dequantize and multiply in 16 bits. input_scale: write measured static
+    input scales (FP8). dequantize: accept an input that is already quantized and dequantize it first. seed: of
+    everything random.
+
+    Raises RecipeError for an unknown or contradictory setting.
+    """
+
+    format: str = "int8_row"
+    profile: str = "auto"
+    rounding: str = "nearest"
+    svd: SvdSettings = field(default_factory=SvdSettings)
+    scale: str = "absmax"
+    rotation_group: int = 256
+    overrides: tuple[tuple[str, str], ...] = ()
+    exclude: tuple[str, ...] = ()
+    fallback: str = SOURCE
+    heuristics: bool = False
+    embeddings: bool = False
+    keep_dtype: str = SOURCE
+    upgrade: str | None = None
+    max_error: float | None = None
+    bias_correction: str = "off"
+    full_precision_matrix_mult: bool = False
+    input_scale: bool = False
+    dequantize: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        normalised = {
+            "format": _quantized(self.format),
+            "overrides": tuple((_pattern(pattern), format_name(fmt)) for pattern, fmt in self.overrides),
+            "exclude": tuple(_pattern(pattern) for pattern in self.exclude),
+            "fallback": self.fallback if self.fallback == SOURCE else format_name(self.fallback),
+            "upgrade": None if self.upgrade is None else _quantized(self.upgrade),
+        }
+        for name, value in normalised.items():
+            object.__setattr__(self, name, value)
+        _choose("rounding", self.rounding, ROUNDINGS)
+        _choose("scale", self.scale, tuple(SCALE_METHODS))
+        _choose("rotation_group", self.rotation_group, GROUP_SIZES)
+        _choose("keep_dtype", self.keep_dtype, (SOURCE, *FLOATS))
+        _choose("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+        if (self.upgrade is None) != (self.max_error is None):
+            raise RecipeError("upgrade and max_error belong together: give both, or neither.")
+        if self.max_error is not None and not self.max_error > 0:
+            raise RecipeError(f"max_error is {self.max_error}; it is a relative error and must be above 0.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Recipe:
+        """The recipe that `to_dict` (or its JSON) describes; missing fields take their defaults."""
+        known = {f.name for f in fields(cls)}
+        for name in data:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                raise RecipeError(f"Unknown recipe field '{name}'." + (f" Did you mean '{close[0]}'?" if close else ""))
+        values = dict(data)
+        try:
+            if "svd" in values:
+                values["svd"] = SvdSettings(**values["svd"])
+            if "overrides" in values:
+                values["overrides"] = tuple((pattern, fmt) for pattern, fmt in values["overrides"])
+            if "exclude" in values:
+                values["exclude"] = tuple(values["exclude"])
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"The recipe cannot be read: {error}.") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a JSON file."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"The recipe file '{path}' cannot be read: {error.strerror}.") from None
+        except ValueError:
+            raise RecipeError(f"The recipe file '{path}' is not JSON.") from None
+        if not isinstance(data, dict):
+            raise RecipeError(f"The recipe file '{path}' must hold a JSON object.")
+        return cls.from_dict(data)
+
+
+def _quantized(name: str) -> str:
+    full = format_name(name)
+    if full not in FORMATS:
+        raise RecipeError(f"'{name}' is a floating-point format; choose one of {', '.join(FORMATS)}.")
+    return full
+
+
+def _pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise RecipeError(f"'{pattern}' is not a regular expression: {error}.") from None
+    return pattern
+
+
+def _choose(name: str, value: object, options: tuple[object, ...]) -> None:
+    if value not in options:
+        raise RecipeError(f"{name} is '{value}'; choose one of {', '.join(map(str, options))}.")

@@ -1,0 +1,154 @@
+"""Learned rounding against the leading singular directions of the weight: minimise ``||U_k^T (W_q - W) V_k||``.
+
+The objective is always evaluated on the grid: the position that an optimizer moves is continuous, but every loss and
+gradient is that of the codes it rounds to (a straight-through estimate, Bengio et al., arXiv 1308.3432), and the best
+codes seen are the result. A code is one of the two grid points around its weight, so none moves by more than one step
+from nearest; if no step improves on nearest, nearest is given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import RecipeError
+from ..formats import Format
+from .feedback import round_feedback
+from .nearest import round_nearest
+from .steppers import STEPPERS
+
+OPTIMIZERS = (*STEPPERS, "feedback")
+
+OVERSAMPLING = 10
+"""Extra directions of the randomized SVD (Halko et al., arXiv 0909.4061, section 1.6), dropped after it."""
+
+FEEDBACK_DAMPING = 0.05
+"""What error feedback is charged for directions outside V_k, relative to those inside; bounds the total error."""
+
+
+@dataclass(frozen=True)
+class SvdSettings:
+    """optimizer: one of `OPTIMIZERS`. iterations and lr (None: the optimizer's own) steer all but feedback.
+
+    The number of directions k is ``top_p`` of the weight's smaller side, at least ``min_k`` and at most ``max_k``.
+    full: an exact SVD instead of the randomized one.
+    """
+
+    optimizer: str = "original"
+    iterations: int = 60
+    lr: float | None = None
+    top_p: float = 0.2
+    min_k: int = 64
+    max_k: int = 256
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise RecipeError(f"Unknown optimizer '{self.optimizer}'; choose one of {', '.join(OPTIMIZERS)}.")
+        checks = {
+            "iterations": (self.iterations >= 1, "at least 1"),
+            "lr": (self.lr is None or self.lr > 0, "above 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_k": (self.min_k >= 1, "at least 1"),
+            "max_k": (self.max_k >= self.min_k, "at least min_k"),
+        }
+        for name, (fine, range_text) in checks.items():
+            if not fine:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be {range_text}.")
+
+    def rank(self, shape: tuple[int, int]) -> int:
+        smaller = min(shape)
+        return min(smaller, self.max_k, max(self.min_k, int(self.top_p * smaller)))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The objective: float32 ``weight [N, K]`` and orthonormal ``left [N, k]``, ``right [K, k]``."""
+
+    weight: Tensor
+    left: Tensor
+    right: Tensor
+
+    def residual(self, rounded: Tensor) -> Tensor:
+        """``U^T (W_q - W) V``, ``[k, k]``, of a dequantized weight."""
+        return self.left.T @ ((rounded - self.weight) @ self.right)
+
+    def gradient(self, residual: Tensor) -> Tensor:
+        """Gradient of half the squared objective with respect to the dequantized weight, ``[N, K]``."""
+        return (self.left @ residual) @ self.right.T
+
+
+@dataclass(frozen=True)
+class SvdResult:
+    """codes ``[N, K]``; the projected error of the codes and of nearest rounding, relative to ``||U^T W V||``."""
+
+    codes: Tensor
+    error: float
+    nearest_error: float
+    given_back: bool
+
+
+def round_svd(
+    weight: Tensor, scale: Tensor, fmt: Format, settings: SvdSettings, tick: Callable[[], None] = lambda: None
+) -> SvdResult:
+    """Round float32 ``weight [N, K]`` with float32 ``scale`` (as `Format` shapes it) by the `svd` method.
+
+    ``tick`` is called at every iteration and may raise to stop. Random numbers come from torch's generator of the
+    weight's device: fork and seed it for the same codes twice.
+    """
+    objective = project(weight, settings)
+    nearest = round_nearest(weight, scale, fmt)
+    solve = _feedback if settings.optimizer == "feedback" else _descend
+    codes = solve(objective, scale, fmt, settings, tick)
+    size = max(float(objective.residual(torch.zeros_like(weight)).norm()), torch.finfo(torch.float32).tiny)
+    error, nearest_error = (float(objective.residual(fmt.dequantize(c, scale)).norm()) / size for c in (codes, nearest))
+    if error < nearest_error:
+        return SvdResult(codes, error, nearest_error, given_back=False)
+    return SvdResult(nearest, nearest_error, nearest_error, given_back=bool((codes.float() != nearest.float()).any()))
+
+
+def project(weight: Tensor, settings: SvdSettings) -> Projection:
+    """The objective of ``weight``: its k leading left and right singular vectors."""
+    k = settings.rank((weight.shape[0], weight.shape[1]))
+    if settings.full:
+        left, _, right_t = torch.linalg.svd(weight, full_matrices=False)
+        right = right_t.T
+    else:
+        left, _, right = torch.svd_lowrank(weight, q=min(k + OVERSAMPLING, *weight.shape), niter=2)
+    return Projection(weight, left[:, :k].contiguous(), right[:, :k].contiguous())
+
+
+def _descend(
+    objective: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, tick: Callable[[], None]
+) -> Tensor:
+    weight = objective.weight
+    wide = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
+    scaled = weight / wide
+    lower, upper = fmt.grid.below(scaled).mul_(wide), fmt.grid.above(scaled).mul_(wide)
+    middle = (lower + upper).mul_(0.5)
+    position = weight.clone()
+    stepper = STEPPERS[settings.optimizer](position, upper - lower, settings.lr)
+    best, best_loss, first_loss = lower, float("inf"), 0.0
+    for i in range(settings.iterations + 1):
+        tick()
+        rounded = torch.where(position < middle, lower, upper)
+        residual = objective.residual(rounded)
+        loss = float(residual.norm())
+        first_loss = first_loss or loss
+        if loss < best_loss:
+            best, best_loss = rounded, loss
+        if loss == 0.0 or i == settings.iterations:
+            break
+        stepper.step(objective.gradient(residual), loss / first_loss, i / settings.iterations)
+    return round_nearest(best, scale, fmt)
+
+
+def _feedback(
+    objective: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, tick: Callable[[], None]
+) -> Tensor:
+    right = objective.right
+    metric = right @ right.T + FEEDBACK_DAMPING * torch.eye(right.shape[0], device=right.device)
+    return round_feedback(objective.weight, scale, fmt, metric, tick)

@@ -1,0 +1,146 @@
+"""Where tensors come from: an open checkpoint or a state dict, and either with its quantized layers turned back to
+float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import marker
+from .errors import AlreadyQuantizedError
+from .formats import FORMATS, Format
+from .layer import dequantize_layer
+from .plan import WEIGHT, Spec, TensorSpec
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+LEGACY_MARK = "scaled_fp8"
+"""Empty tensor that older ComfyUI files carry beside ``.scale_weight`` and ``.scale_input``."""
+
+SCALES = (".weight_scale", ".scale_weight")
+COMPANIONS = (marker.SUFFIX, *SCALES, ".input_scale", ".scale_input")
+
+UNMARKED = {
+    torch.float8_e4m3fn: "float8_e4m3fn",
+    torch.float8_e5m2: "float8_e5m2",
+    torch.int8: "int8_tensorwise",
+}
+"""What a layer stored in this dtype without a marker is taken for."""
+
+DEQUANTIZED = torch.bfloat16
+
+
+class Source(Protocol):
+    """tensors: every tensor's dtype and shape, in the order in which reading is cheap."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+    def read(self, name: str) -> Tensor: ...
+
+
+class StateDictSource:
+    """A state dict as a source."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._data = tensors
+        self.tensors = {name: Spec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+        self.metadata: dict[str, str] = {}
+
+    def read(self, name: str) -> Tensor:
+        return self._data[name]
+
+
+class DequantizedSource:
+    """A source whose quantized layers (and whatever else is stored in FP8) read as bfloat16; scales and markers are
+    gone.
+    """
+
+    def __init__(self, source: Source, layers: Mapping[str, marker.Marker]) -> None:
+        self._source = source
+        self._readers = {layer + WEIGHT: _reader(source, layer, fields) for layer, fields in layers.items()}
+        self.metadata = {k: v for k, v in source.metadata.items() if k != marker.HEADER_KEY}
+        gone = {layer + suffix for layer in layers for suffix in COMPANIONS}
+        self.tensors = {
+            name: self._float_spec(name, spec)
+            for name, spec in source.tensors.items()
+            if name not in gone and name.rpartition(".")[2] != LEGACY_MARK
+        }
+
+    def read(self, name: str) -> Tensor:
+        if name in self._readers:
+            return self._readers[name][1]().to(DEQUANTIZED)
+        return self._source.read(name).to(self.tensors[name].dtype)
+
+    def _float_spec(self, name: str, spec: TensorSpec) -> TensorSpec:
+        if name in self._readers:
+            return Spec(DEQUANTIZED, self._readers[name][0])
+        return Spec(DEQUANTIZED, spec.shape) if spec.dtype in FLOAT8 else spec
+
+
+def quantized_layers(source: Source) -> dict[str, marker.Marker]:
+    """The layers that are already quantized, with their markers; header entries win, as in ComfyUI.
+
+    Layers stored in FP8 or INT8 without a marker are found too: legacy ``scaled_fp8`` files, and FP8 values cast
+    without a scale.
+    """
+    found: dict[str, marker.Marker] = {}
+    for name, spec in source.tensors.items():
+        if name.endswith(marker.SUFFIX):
+            layer = name.removesuffix(marker.SUFFIX)
+            found[layer] = marker.from_tensor(layer, source.read(name))
+        elif name.endswith(WEIGHT) and spec.dtype in UNMARKED and len(spec.shape) == 2:
+            found.setdefault(name.removesuffix(WEIGHT), {"format": UNMARKED[spec.dtype]})
+    return found | marker.from_header(source.metadata)
+
+
+def as_float(source: Source, dequantize: bool) -> Source:
+    """The source itself if nothing in it is quantized; else dequantized if asked, else AlreadyQuantizedError."""
+    layers = quantized_layers(source)
+    if not layers:
+        return source
+    if not dequantize:
+        formats = ", ".join(sorted({str(fields.get("format")) for fields in layers.values()}))
+        raise AlreadyQuantizedError(
+            f"{len(layers)} layers are already quantized ({formats}), '{next(iter(layers))}' first; "
+            "start from the float model, or ask to dequantize first."
+        )
+    return DequantizedSource(source, layers)
+
+
+def _reader(source: Source, layer: str, fields: marker.Marker) -> tuple[tuple[int, int], Callable[[], Tensor]]:
+    """The float shape of a quantized layer and a function that reads it as float32."""
+    spec = source.tensors.get(layer + WEIGHT)
+    fmt = None if spec is None else _written_by(fields, spec)
+    scale = next((layer + suffix for suffix in SCALES if layer + suffix in source.tensors), None)
+    if spec is None or fmt is None or (scale is None and spec.dtype not in FLOAT8):
+        raise AlreadyQuantizedError(
+            f"Layer '{layer}' is quantized as '{fields.get('format')}', which cannot be dequantized here; "
+            "start from the float model."
+        )
+    options = fields["params"] if isinstance(fields.get("params"), dict) else fields
+    group = int(options.get("convrot_groupsize", 256)) if options.get("convrot") else None
+    rows, columns = fields.get("orig_shape", spec.shape)
+
+    def read() -> Tensor:
+        codes = source.read(layer + WEIGHT)
+        width = (
+            torch.ones(()) if scale is None else fmt.unpack_scale(source.read(scale), (spec.shape[0], spec.shape[1]))
+        )
+        if width.dim() == 1:
+            width = width.reshape(-1, 1)
+        return dequantize_layer(codes, width, fmt, group, (rows, columns))
+
+    return (rows, columns), read
+
+
+def _written_by(fields: marker.Marker, spec: TensorSpec) -> Format | None:
+    """A format with the layer's marker and storage; rows that differ in granularity only read alike, as scales
+    broadcast.
+    """
+    candidates = (f for f in FORMATS.values() if f.marker == fields.get("format") and f.grid.dtype == spec.dtype)
+    return next(candidates, None) if len(spec.shape) == 2 else None
