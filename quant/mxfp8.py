@@ -5,7 +5,6 @@ layout).
 from __future__ import annotations
 
 import torch
-from comfy_kitchen.float_utils import from_blocked, to_blocked
 from torch import Tensor
 
 TILE = (128, 4)
@@ -22,6 +21,9 @@ def pack_scale(scale: Tensor) -> Tensor:
 
     uint8 and not ``float8_e8m0fnu``, which older safetensors readers do not know; the host views the bytes as either.
     """
+    # Imported here because it brings in all of torch's compiler, which takes longer to load than torch itself.
+    from comfy_kitchen.float_utils import to_blocked
+
     exponent = torch.frexp(scale).exponent - 1 + BIAS
     blocked: Tensor = to_blocked(exponent.to(torch.uint8), flatten=False)
     return blocked.reshape(swizzled_shape(tuple(scale.shape))).contiguous()
@@ -29,5 +31,7 @@ def pack_scale(scale: Tensor) -> Tensor:
 
 def unpack_scale(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The float32 scales ``shape = (N, K / 32)`` from what `pack_scale` gave (or the same bytes as uint8)."""
+    from comfy_kitchen.float_utils import from_blocked
+
     exponent = from_blocked(stored.view(torch.uint8), num_rows=shape[0], num_cols=shape[1])
     return torch.ldexp(torch.ones(shape, device=stored.device), exponent.to(torch.int32) - BIAS)

@@ -82,7 +82,9 @@ class Recipe:
             raise RecipeError(f"max_error is {self.max_error}; it is a relative error and must be above 0.")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The fields as JSON has them: lists, numbers, strings."""
+        pairs = [list(pair) for pair in self.overrides]
+        return asdict(self) | {"overrides": pairs, "exclude": list(self.exclude)}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), sort_keys=True)

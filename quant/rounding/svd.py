@@ -131,10 +131,10 @@ def _descend(
     middle = (lower + upper).mul_(0.5)
     position = weight.clone()
     stepper = STEPPERS[settings.optimizer](position, upper - lower, settings.lr)
-    best, best_loss, first_loss = lower, float("inf"), 0.0
+    rounded = fmt.dequantize(round_nearest(weight, scale, fmt), scale)
+    best, best_loss, first_loss = rounded, float("inf"), 0.0
     for i in range(settings.iterations + 1):
         tick()
-        rounded = torch.where(position < middle, lower, upper)
         residual = objective.residual(rounded)
         loss = float(residual.norm())
         first_loss = first_loss or loss
@@ -143,6 +143,7 @@ def _descend(
         if loss == 0.0 or i == settings.iterations:
             break
         stepper.step(objective.gradient(residual), loss / first_loss, i / settings.iterations)
+        rounded = torch.where(position < middle, lower, upper)
     return round_nearest(best, scale, fmt)
 
 
