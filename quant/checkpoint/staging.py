@@ -1,0 +1,220 @@
+"""A file that appears under its name only when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import CheckpointError
+
+_SUFFIX = ".part"
+_PIECE = 64 * 2**20  # bytes a system call, so that an interrupt is heeded soon
+_NO_ALLOCATION = {errno.EINVAL, errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP}
+_REASONS = {
+    errno.ENOENT: "its folder does not exist",
+    errno.ENOTDIR: "its folder does not exist",
+    errno.EACCES: "permission denied (read-only, or open in another program)",
+    errno.EPERM: "permission denied (read-only, or open in another program)",
+    errno.EROFS: "the disk is read-only",
+    errno.EFBIG: "the file would be larger than the disk's format or the user's limit allows",
+}
+
+
+if sys.platform == "win32":
+
+    def _lock(descriptor: int) -> bool | None:
+        return None
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> bool | None:
+        """True: locked. False: another process has the lock. None: there are no locks here."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return None
+        return True
+
+
+class StagedFile:
+    """`size` bytes beside `target` under a temporary name, until `publish` renames them over it.
+
+    The temporary name begins with a dot and ends in .part, so no loader lists it. Its owner holds a lock on it, which
+    the system lets go when the process dies; that tells the next run what is left over.
+    Every method raises CheckpointError for what the system refuses, the disk being full included.
+    """
+
+    def __init__(self, target: Path, size: int) -> None:
+        self.target = target.absolute()  # the process may change its folder before the end
+        self.size = size
+        self._temporary: Path | None = None
+        self._descriptor: int | None = None
+
+    def create(self) -> None:
+        """Remove what dead processes left for this target, then allocate the whole file."""
+        with self._explained():
+            _refuse_special(self.target)
+            remove_stale(self.target)
+            for _ in range(8):
+                self._open()
+                # A cleaner in another process may have removed the file before it was locked.
+                if _lock(self._opened()) is not False and self._is_named():
+                    break
+                self.discard()
+            _allocate(self._opened(), self.size, self.target.parent)
+
+    def write_at(self, offset: int, data: memoryview | bytes) -> None:
+        """Put `data` at byte `offset`."""
+        view = memoryview(data)
+        with self._explained():
+            os.lseek(self._opened(), offset, os.SEEK_SET)
+            while view:
+                view = view[os.write(self._opened(), view[:_PIECE]) :]
+
+    def publish(self) -> None:
+        """Bring everything to the disk and put the file in the target's place, in one step."""
+        with self._explained():
+            descriptor = self._opened()
+            os.fsync(descriptor)
+            if self._temporary is None or not self._is_named() or os.fstat(descriptor).st_size != self.size:
+                raise CheckpointError(f"{self.target} was not written: another program changed the temporary file.")
+            if sys.platform == "win32":  # where an open file cannot be renamed; elsewhere the lock stays to the end
+                self._close()
+            os.replace(self._temporary, self.target)
+        self._temporary = None
+        self._close()
+        _sync_folder(self.target.parent)
+
+    def discard(self) -> None:
+        """Remove the temporary file; nothing happens where there is none."""
+        try:
+            self._close()
+        finally:
+            if self._temporary is not None:
+                with suppress(OSError):
+                    self._temporary.unlink()
+                self._temporary = None
+
+    def _open(self) -> None:
+        # The name is known before the file exists, so an interrupt at any point finds what to remove.
+        self._temporary = self.target.with_name(f"{_prefix(self.target)}{uuid.uuid4().hex}{_SUFFIX}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(self._temporary, flags, 0o666)
+
+    def _is_named(self) -> bool:
+        """Whether the temporary name still leads to the open file."""
+        try:
+            return self._temporary is not None and os.path.samestat(os.fstat(self._opened()), self._temporary.stat())
+        except FileNotFoundError:
+            return False
+
+    def _opened(self) -> int:
+        if self._descriptor is None:
+            raise CheckpointError(f"{self.target} is not open for writing.")
+        return self._descriptor
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with suppress(OSError):  # what is to be kept was synced before
+                os.close(descriptor)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{self.target} cannot be written: {self._reason(error)}.") from error
+        except ValueError as error:
+            raise CheckpointError(f"{str(self.target)!r} is not a file name: {error}.") from error
+
+    def _reason(self, error: OSError) -> str:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _REASONS.get(error.errno or 0, error.strerror or str(error))
+        with suppress(OSError):
+            free = shutil.disk_usage(self.target.parent).free
+            return f"the disk is full; the file needs {self.size} bytes, {free} are free"
+        return f"the disk is full; the file needs {self.size} bytes"
+
+
+def refuse_same_file(sources: Iterable[str | os.PathLike[str]], target: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError when `target` is one of `sources`, be it through a symbolic or a hard link."""
+    for source in sources:
+        with suppress(OSError):
+            if os.path.samefile(source, target):
+                raise CheckpointError(f"{target} is the file that is read ({source}); choose another output name.")
+
+
+def remove_stale(target: Path) -> None:
+    """Remove the temporary files for `target` whose process is dead; what is in use or not ours to remove stays."""
+    with os.scandir(target.parent) as entries:
+        names = [entry.name for entry in entries]
+    prefix = _prefix(target)
+    for name in names:
+        if name.startswith(prefix) and name.endswith(_SUFFIX):
+            with suppress(OSError):
+                _remove_abandoned(target.with_name(name))
+
+
+def _remove_abandoned(path: Path) -> None:
+    if sys.platform == "win32":  # where removing a file that somebody has open fails
+        path.unlink()
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        if _lock(descriptor):
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _prefix(target: Path) -> str:
+    """Begins every temporary name for `target`; the digest tells names apart that are cut to fit."""
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
+    return f".{target.name[:32]}.{digest}."
+
+
+def _refuse_special(target: Path) -> None:
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(f"{target} is a folder; name a file in it.")
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{target} is not a regular file and will not be replaced.")
+
+
+def _allocate(descriptor: int, size: int, folder: Path) -> None:
+    """Take all the room now, so that a full disk is found before the work and not after it."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in _NO_ALLOCATION:
+                raise
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(descriptor, size)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Not every system opens a folder or syncs it; the file itself is safe by then.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

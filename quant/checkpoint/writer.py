@@ -1,0 +1,111 @@
+"""Writing a safetensors file tensor by tensor, in any order, so that it appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from ..errors import CheckpointError
+from .header import TensorInfo
+from .layout import arrange, encode_header, refit
+from .staging import StagedFile
+from .strict_json import quoted
+from .views import byte_view
+
+
+class CheckpointWriter:
+    """Writes one file; to be used in a `with` block, and finished by `commit`.
+
+    The layout is fixed at the start, and the whole file is allocated under a temporary name in the same folder, so a
+    full disk is found before the work. Leaving the block without `commit`, for whatever reason, removes the temporary
+    file and leaves an older file at `path` as it was. The same layout, tensors and metadata give the same bytes.
+
+    layout: name -> (dtype, shape). metadata: the header's text fields.
+    Raises CheckpointError for a layout or metadata that the format cannot hold; on entry for a folder that is missing
+    or not writable, a target that is a folder, and a disk that is full.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        metadata: Mapping[str, str],
+    ) -> None:
+        self.path = Path(path)
+        self.tensors = arrange(layout, self.path)
+        self._header = encode_header(self.tensors.values(), metadata, self.path)
+        self._missing = dict.fromkeys(self.tensors)
+        data_size = max((info.end for info in self.tensors.values()), default=0)
+        self._file = StagedFile(self.path, len(self._header) + data_size)
+
+    def __enter__(self) -> CheckpointWriter:
+        try:
+            self._file.create()
+        except BaseException:
+            self._file.discard()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.discard()
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Fill the slot `name`; `tensor` has the slot's dtype and shape, lies on any device, in any memory order.
+
+        Raises CheckpointError when there is no such slot, it is filled, the tensor does not fit or the disk fails.
+        """
+        info = self._slot(name)
+        if (tensor.dtype, tuple(tensor.shape)) != (info.dtype, info.shape):
+            given, wanted = _describe(tensor.dtype, tensor.shape), _describe(info.dtype, info.shape)
+            raise self._refusal(name, f"is {given}, not {wanted}")
+        if tensor.layout != torch.strided or tensor.device.type == "meta":
+            raise self._refusal(name, "is sparse or has no data")
+        plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        self._file.write_at(len(self._header) + info.start, byte_view(plain))
+        del self._missing[name]
+
+    def write_chunks(self, name: str, chunks: Iterable[memoryview | bytes]) -> None:
+        """Fill the slot `name` with bytes that come in pieces, together exactly its size. Errors as `write`."""
+        info = self._slot(name)
+        position = info.start
+        for chunk in chunks:
+            view = memoryview(chunk).cast("B")
+            if position + len(view) > info.end:
+                raise self._refusal(name, f"has more than the {info.nbytes} bytes of its place")
+            self._file.write_at(len(self._header) + position, view)
+            position += len(view)
+        if position != info.end:
+            raise self._refusal(name, f"has {position - info.start} bytes, not the {info.nbytes} of its place")
+        del self._missing[name]
+
+    def commit(self, metadata: Mapping[str, str] | None = None) -> None:
+        """Put the file in its place; `metadata`, where given, replaces the one given at the start.
+
+        Raises CheckpointError when a slot is empty, `metadata` needs more room than the first one took, or the disk
+        fails.
+        """
+        if self._missing:
+            count, first = len(self._missing), quoted(next(iter(self._missing)))
+            raise CheckpointError(f"{self.path} is incomplete: {count} tensors are missing, {first} first.")
+        if metadata is not None:
+            header = encode_header(self.tensors.values(), metadata, self.path)
+            self._header = refit(header, len(self._header), self.path)
+        self._file.write_at(0, self._header)
+        self._file.publish()
+
+    def _slot(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
+            raise self._refusal(name, "is not part of the layout")
+        if name not in self._missing:
+            raise self._refusal(name, "is written twice")
+        return self.tensors[name]
+
+    def _refusal(self, name: str, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.path} cannot be written: tensor {quoted(name)} {what}.")
+
+
+def _describe(dtype: torch.dtype, shape: Iterable[int]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
