@@ -35,7 +35,8 @@ DIFFUSION_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 class Rule:
     """``pattern`` is searched (``re.search``) in the layer's name: prefix stripped, without the trailing ``.weight``.
 
-    A "remove" rule drops tensors, so it is searched in the whole key without the prefix.
+    A "remove" rule drops tensors, so it is searched in the whole key without the prefix. ``firm`` marks what the user's
+    overrides must not change, because the host would load the layer wrongly.
     """
 
     pattern: str
@@ -74,11 +75,9 @@ class Signature:
     def prefixes(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Every prefix ("" or ending in a dot) under which the model lies, the shortest first."""
         anchor = self.all[0]
-        starts = (key[: -len(anchor)] for key in shapes if key.endswith(anchor))
-        found = [start for start in starts if start in ("", ".") or start.endswith(".")]
-        return sorted(
-            (prefix for prefix in found if self._fits(shapes, prefix)), key=lambda prefix: (len(prefix), prefix)
-        )
+        starts = (key.removesuffix(anchor) for key in shapes if key.endswith(anchor))
+        found = (start for start in starts if not start or start.endswith("."))
+        return sorted((start for start in found if self._fits(shapes, start)), key=lambda start: (len(start), start))
 
     def _fits(self, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> bool:
         return (
@@ -181,9 +180,7 @@ def get_profile(name: str) -> Profile:
     if name in profiles:
         return profiles[name]
     close = difflib.get_close_matches(name.lower(), profiles, n=1, cutoff=0.0)[0]
-    raise ProfileError(
-        f"No profile is called {name!r}; did you mean {close!r}? There are: {', '.join(profile_names())}."
-    )
+    raise ProfileError(f"No profile is called '{name}'; did you mean '{close}'? There are {', '.join(profiles)}.")
 
 
 def _find(shapes: Mapping[str, tuple[int, ...]], kind: Kind) -> Recognition | None:
@@ -214,8 +211,9 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Recognition:
 
 
 def match(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Recognition:
-    """The profile called ``name`` with its prefix in ``shapes``. Raises ProfileError where it does not describe the
-    file.
+    """The profile called ``name`` and its prefix in ``shapes``. Raises ProfileError if it does not describe the file.
+
+    A variant fits wherever its family does; ``generic`` fits everything.
     """
     profile = get_profile(name)
     found = recognise(shapes)
@@ -225,7 +223,6 @@ def match(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Recognition:
     if prefix is not None:
         return Recognition(profile, prefix)
     if found.certain:
-        raise ProfileError(
-            f"Profile {name!r} does not describe this file, which is {found.profile.title}: use {found.profile.name!r}."
-        )
-    raise ProfileError(f"Profile {name!r} does not describe this file, and neither does any other: use {GENERIC!r}.")
+        right = found.profile
+        raise ProfileError(f"The profile '{name}' does not describe this file, '{right.name}' does ({right.title}).")
+    raise ProfileError(f"The profile '{name}' does not describe this file, and no other does: use '{GENERIC}'.")
