@@ -11,7 +11,7 @@ import difflib
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -218,7 +218,9 @@ def match(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Recognition:
     profile = get_profile(name)
     found = recognise(shapes)
     if name == GENERIC:
-        return Recognition(profile, found.prefix)
+        # What the host could not load otherwise holds whatever rules the user prefers.
+        firm = tuple(rule for rule in found.profile.rules if rule.firm)
+        return Recognition(replace(profile, rules=firm + profile.rules), found.prefix)
     prefix = profile.locate(shapes)
     if prefix is not None:
         return Recognition(profile, prefix)

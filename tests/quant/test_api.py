@@ -160,7 +160,9 @@ def test_quantized_input_is_refused_or_dequantized(name: str, digits_path: Path,
     with pytest.raises(AlreadyQuantizedError, match="already quantized"):
         quantize_file(tmp_path / "q.safetensors", tmp_path / "r.safetensors")
     assert not (tmp_path / "r.safetensors").exists()
-    report = quantize_file(tmp_path / "q.safetensors", tmp_path / "r.safetensors", Recipe(format="int8_row", dequantize=True))
+    report = quantize_file(
+        tmp_path / "q.safetensors", tmp_path / "r.safetensors", Recipe(format="int8_row", dequantize=True)
+    )
     assert len(report.layers) == len(plan_file(digits_path).layers)
     original, twice = load_file(digits_path), as_float(StateDictSource(load_file(tmp_path / "r.safetensors")), True)
     assert original.keys() == twice.tensors.keys()

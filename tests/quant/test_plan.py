@@ -19,7 +19,9 @@ def plan_of(recipe: Recipe, **shapes: tuple[int, ...]) -> Plan:
     return make_plan(specs({"ballast.weight": (512, 512), **named}), recipe)
 
 
-NAMES = st.text("abcdnorm.embd", min_size=1, max_size=12).map(lambda text: text + ".weight") | st.text("xyz.", min_size=1)
+NAMES = st.text("abcdnorm.embd", min_size=1, max_size=12).map(lambda text: text + ".weight") | st.text(
+    "xyz.", min_size=1
+)
 SHAPES = st.lists(st.integers(0, 300), max_size=4).map(tuple)
 
 
@@ -61,13 +63,23 @@ def test_norms_are_never_quantized_even_when_asked() -> None:
     assert "norm1.weight" in plan.kept
 
 
+def test_generic_rules_keep_what_the_host_reads_of_a_known_model(digits: dict[str, torch.Tensor]) -> None:
+    tensors = {name: Spec(t.dtype, tuple(t.shape)) for name, t in digits.items()}
+    plan = make_plan(tensors, Recipe(profile="generic", overrides=(("ffn", "int8_row"),)))
+    assert plan.profile == "generic"
+    assert "time_projection.1.weight" in plan.layers
+    assert {"blocks.0.ffn.0.weight", "head.head.weight"} <= set(plan.kept)
+
+
 def test_overrides_exclude_and_their_order() -> None:
     recipe = Recipe(
         format="int8_row",
         overrides=(("first", "bfloat16"), ("^second$", "mxfp8"), ("second", "float16")),
         exclude=("third",),
     )
-    plan = plan_of(recipe, first__weight=(64, 64), second__weight=(64, 64), third__weight=(64, 64), second2__weight=(64, 64))
+    plan = plan_of(
+        recipe, first__weight=(64, 64), second__weight=(64, 64), third__weight=(64, 64), second2__weight=(64, 64)
+    )
     assert plan.kept["first.weight"].dtype == BF16
     assert plan.layers["second.weight"].format.name == "mxfp8"
     assert plan.kept["second2.weight"].dtype == torch.float16
@@ -106,7 +118,10 @@ def test_heuristics_leave_what_gains_nothing() -> None:
 
 
 def test_keep_dtype_casts_floats_only() -> None:
-    tensors = specs({"ballast.weight": (512, 512)}) | {"a.bias": Spec(torch.float32, (4,)), "n": Spec(torch.int64, (1,))}
+    tensors = specs({"ballast.weight": (512, 512)}) | {
+        "a.bias": Spec(torch.float32, (4,)),
+        "n": Spec(torch.int64, (1,)),
+    }
     plan = make_plan(tensors, Recipe(keep_dtype="bfloat16"))
     assert plan.kept["a.bias"].dtype == BF16
     assert plan.kept["n"].dtype == torch.int64
@@ -127,4 +142,6 @@ def test_input_scale_only_where_measured_and_taken() -> None:
     plan = make_plan(tensors, Recipe(format="fp8", input_scale=True), frozenset({"a"}))
     assert "a.input_scale" in plan.layout
     assert "b.input_scale" not in plan.layout
-    assert "a.input_scale" not in make_plan(tensors, Recipe(format="int8_row", input_scale=True), frozenset({"a"})).layout
+    assert (
+        "a.input_scale" not in make_plan(tensors, Recipe(format="int8_row", input_scale=True), frozenset({"a"})).layout
+    )

@@ -14,9 +14,9 @@ RECIPES = st.builds(
     format=st.sampled_from(list(FORMATS)),
     rounding=st.sampled_from(["nearest", "svd"]),
     svd=st.builds(SvdSettings, iterations=st.integers(1, 9), lr=st.none() | st.floats(0.1, 1.0)),
-    overrides=st.lists(st.tuples(st.sampled_from(["attn", "^a.*b$"]), st.sampled_from(["bf16", "mxfp8"])), max_size=2).map(
-        tuple
-    ),
+    overrides=st.lists(
+        st.tuples(st.sampled_from(["attn", "^a.*b$"]), st.sampled_from(["bf16", "mxfp8"])), max_size=2
+    ).map(tuple),
     exclude=st.lists(st.text("abc.", max_size=4), max_size=2).map(tuple),
     seed=st.integers(0, 2**31),
 )
@@ -58,7 +58,11 @@ def test_bad_settings_say_which(settings: dict[str, object], text: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "text"),
-    [({"formt": "mxfp8"}, "Did you mean 'format'"), ({"svd": {"k": 1}}, "k"), ({"overrides": [["a"]]}, "cannot be read")],
+    [
+        ({"formt": "mxfp8"}, "Did you mean 'format'"),
+        ({"svd": {"k": 1}}, "k"),
+        ({"overrides": [["a"]]}, "cannot be read"),
+    ],
 )
 def test_bad_recipe_data(data: dict[str, object], text: str) -> None:
     with pytest.raises(RecipeError, match=text):
