@@ -1,50 +1,105 @@
-"""Error feedback: round the inputs of a layer one by one and let the later ones make up for the error so far.
+"""Error feedback: round a layer's inputs one by one, each making up for the errors of those before it.
 
-This is the closed-form solver of the GPTQ family (Frantar et al., arXiv 2210.17323, section 3): for the metric
-``||E L||`` with ``H = L L^T``, the best correction of the columns not yet rounded follows from the Cholesky factor of
-``H^-1``. Columns are handled in blocks, so that nearly all the work is matrix products.
+For the metric ``tr(E H E^T)`` with ``H = L D L^T``, L unit lower triangular, the cost is the sum over inputs of
+``D_i ||E_i + sum_{j > i} E_j L_ji||^2``: rounded from the last input to the first, each input's best target is known
+when its turn comes (LDLQ: Chee et al., arXiv 2307.13304, section 3, who show that it equals GPTQ, Frantar et al., arXiv
+2210.17323). It needs one Cholesky factorization and no inverse. Inputs are handled in blocks, so that nearly all the
+work is matrix products, and weights lie transposed here, ``[K, N]``, so that an input's weights are contiguous.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..formats import Format
+from ..grids import Grid
 
 BLOCK = 128
 
+Tick = Callable[[], None]
 
-def round_feedback(weight: Tensor, scale: Tensor, fmt: Format, metric: Tensor, tick: Callable[[], None]) -> Tensor:
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything by input, float32: weight and scale ``[K, N]``, metric ``[K, K]``, in the order of rounding reversed.
+
+    adjacent: a code must be one of the two grid points around its weight.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    metric: Tensor
+    grid: Grid
+    adjacent: bool
+
+    def rounded(self, target: Tensor, i: int) -> Tensor:
+        """The dequantized weights ``[N]`` of input ``i`` nearest to ``target [N]`` that the grid allows."""
+        scale = self.scale[i]
+        scaled = target / scale
+        if self.adjacent:
+            around = self.weight[i] / scale
+            scaled = scaled.maximum(self.grid.below(around)).minimum(self.grid.above(around))
+        return self.grid.encode(scaled).to(torch.float32).mul_(scale)
+
+
+def round_feedback(
+    weight: Tensor, scale: Tensor, fmt: Format, metric: Tensor, tick: Tick, *, adjacent: bool = False, passes: int = 0
+) -> Tensor:
     """Codes for float32 ``weight [N, K]`` that make ``tr(E H E^T)`` small, E being the error of the dequantized weight.
 
-    ``metric`` is H, float32 ``[K, K]``, symmetric positive definite. A code is one of the two grid points around the
-    uncorrected weight, so none moves by more than one step from nearest. ``tick`` is called once a block.
+    ``metric`` is H, float32 ``[K, K]``, symmetric positive definite. With ``adjacent`` no code moves by more than one
+    step from nearest. ``passes`` of coordinate descent follow, each of which can only lower the cost. ``tick`` is
+    called once a block. Raises torch.linalg.LinAlgError if the metric is not positive definite.
     """
     shape = (weight.shape[0], weight.shape[1])
+    # What matters most is rounded first, that is last in this order, while all the others can still make up for it.
+    order = metric.diagonal().argsort()
     wide = fmt.granularity.expand(scale, shape).expand(shape)
-    lower, upper = fmt.grid.below(weight / wide), fmt.grid.above(weight / wide)
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(metric)), upper=True)
-    target, rounded = weight.clone(), torch.empty_like(weight)
-    for start in range(0, shape[1], BLOCK):
+    problem = Problem(_by_input(weight, order), _by_input(wide, order), metric[order][:, order], fmt.grid, adjacent)
+    errors = _feed_back(problem, tick)
+    for _ in range(passes):
+        _descend(problem, errors, tick)
+    rounded = torch.empty_like(weight)
+    rounded[:, order] = (problem.weight + errors).T
+    return fmt.grid.encode(rounded.div_(wide))
+
+
+def _by_input(x: Tensor, order: Tensor) -> Tensor:
+    return x.T[order].contiguous()
+
+
+def _feed_back(problem: Problem, tick: Tick) -> Tensor:
+    """The errors ``[K, N]`` after rounding every input in turn, from the last to the first."""
+    factor = torch.linalg.cholesky(problem.metric)
+    unit = factor / factor.diagonal()
+    errors = torch.zeros_like(problem.weight)
+    for stop in range(len(unit), 0, -BLOCK):
         tick()
-        block = slice(start, min(start + BLOCK, shape[1]))
-        errors = _round_block(target[:, block], wide[:, block], lower[:, block], upper[:, block],
-                              factor[block, block], rounded[:, block])  # fmt: skip
-        target[:, block.stop :] -= errors @ factor[block, block.stop :]
-    return fmt.grid.encode(rounded)
-
-
-def _round_block(target: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, factor: Tensor, out: Tensor) -> Tensor:
-    """Round a block's columns in turn, correcting the rest of the block; gives the errors over the factor's
-    diagonal.
-    """
-    errors = torch.empty_like(target)
-    for i in range(target.shape[1]):
-        wanted = target[:, i] / scale[:, i]
-        out[:, i] = torch.where(wanted - lower[:, i] < upper[:, i] - wanted, lower[:, i], upper[:, i])
-        errors[:, i] = (target[:, i] - out[:, i] * scale[:, i]) / factor[i, i]
-        target[:, i + 1 :] -= errors[:, i : i + 1] * factor[i, i + 1 :]
+        block = slice(max(0, stop - BLOCK), stop)
+        targets = problem.weight[block] - unit[stop:, block].T @ errors[stop:]
+        within = unit[block, block].T.contiguous()
+        for i in range(len(targets) - 1, -1, -1):
+            k = block.start + i
+            target = targets[i] - within[i, i + 1 :] @ errors[k + 1 : stop]
+            errors[k] = problem.rounded(target, k) - problem.weight[k]
     return errors
+
+
+def _descend(problem: Problem, errors: Tensor, tick: Tick) -> None:
+    """One pass of exact coordinate descent over all inputs; changes ``errors [K, N]`` in place."""
+    metric, curvature = problem.metric, problem.metric.diagonal()
+    for start in range(0, len(metric), BLOCK):
+        tick()
+        block = slice(start, min(start + BLOCK, len(metric)))
+        gradient = metric[block] @ errors
+        within = metric[block, block]
+        for i in range(len(gradient)):
+            k = start + i
+            best = problem.weight[k] + errors[k] - gradient[i] / curvature[k]
+            change = problem.rounded(best, k) - problem.weight[k] - errors[k]
+            errors[k] += change
+            gradient.addr_(within[:, i], change)

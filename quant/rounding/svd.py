@@ -152,4 +152,4 @@ def _feedback(
 ) -> Tensor:
     right = objective.right
     metric = right @ right.T + FEEDBACK_DAMPING * torch.eye(right.shape[0], device=right.device)
-    return round_feedback(objective.weight, scale, fmt, metric, tick)
+    return round_feedback(objective.weight, scale, fmt, metric, tick, adjacent=True)
