@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 
+import torch
 from torch import Tensor
 
 from . import marker
@@ -86,8 +87,8 @@ def quantize_tensor(
     Raises LayerError for non-finite weights and ProfileError for a shape that the format cannot take.
     """
     tensors, _ = quantize_state_dict({f"{name}{WEIGHT}": weight}, recipe or Recipe(profile="generic"))
-    floats = as_float(StateDictSource(tensors), dequantize=True)
-    return {key.removeprefix(f"{name}."): t for key, t in tensors.items()}, floats.read(f"{name}{WEIGHT}").float()
+    floats = as_float(StateDictSource(tensors), dequantize=True, dtype=torch.float32)
+    return {key.removeprefix(f"{name}."): t for key, t in tensors.items()}, floats.read(f"{name}{WEIGHT}")
 
 
 def plan_file(source: str | os.PathLike[str], recipe: Recipe | None = None) -> Plan:

@@ -29,7 +29,7 @@ def from_tensor(layer: str, tensor: Tensor) -> Marker:
     """The JSON object that a marker tensor holds; CheckpointError naming the layer if it holds none."""
     try:
         fields = json.loads(bytes(tensor.tolist()))
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise CheckpointError(f"The marker of layer '{layer}' is not a JSON object; the file is damaged.")
@@ -47,7 +47,7 @@ def from_header(metadata: Mapping[str, str]) -> dict[str, Marker]:
     try:
         layers = json.loads(metadata[HEADER_KEY])["layers"]
         return {str(layer): dict(fields) for layer, fields in layers.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(
             f"The header entry {HEADER_KEY} is not what ComfyUI writes; the file is damaged."
         ) from None

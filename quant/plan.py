@@ -66,7 +66,10 @@ class LayerPlan:
 
     @property
     def marker(self) -> marker.Marker:
-        return self.format.marker_fields(self.group, self.full_precision)
+        fields = self.format.marker_fields(self.group, self.full_precision)
+        # The host knows the layer's shape from the model; whoever reads the file alone does not.
+        padded = self.format.padded_shape(self.shape) != self.shape
+        return fields | ({"orig_shape": list(self.shape)} if padded else {})
 
     @property
     def layout(self) -> Layout:

@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .text import dimensions, left_lines, megabytes, table
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -100,31 +102,20 @@ class Report:
 
     def table(self) -> str:
         """A readable table: a line for each layer, what was left and why, and the totals."""
-        width = max([5, *(len(layer.name) for layer in self.layers)])
-        head = (
-            f"{'layer':<{width}}  {'shape':>13}  {'format':<14} {'MB':>8} {'error':>9} {'dB':>6} "
-            f"{'projected/nearest':>17}  notes"
-        )
-        lines = [head, *(_layer_line(layer, width) for layer in self.layers)]
-        return "\n".join([*lines, "", *self._left(), *self.notes, self.summary()])
+        head = ("layer", "shape", "format", "MB", "error", "dB", "projected", "nearest", "notes")
+        rows = [head, *map(_layer_row, self.layers)]
+        left = left_lines(((kept.name, kept.reason, kept.source) for kept in self.kept), self.removed)
+        return "\n".join([*table(rows, right=frozenset(range(3, 8))), "", *left, *self.notes, self.summary()])
 
     def summary(self) -> str:
         """The totals in one line."""
         ratio = self.bytes_after / self.bytes_before if self.bytes_before else 1.0
         text = (
             f"{self.profile}: {len(self.layers)} layers quantized, {len(self.kept)} tensors kept; "
-            f"{_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)} MB ({ratio:.0%}), "
+            f"{megabytes(self.bytes_before)} -> {megabytes(self.bytes_after)} MB ({ratio:.0%}), "
             f"weight error {self.mean_error:.4f}, {self.seconds:.1f} s"
         )
         return text + (f", {self.given_back} given back as nearest" if self.given_back else "")
-
-    def _left(self) -> list[str]:
-        groups: dict[str, list[str]] = {}
-        for kept in self.kept:
-            groups.setdefault(f"kept: {kept.reason}", []).append(kept.name)
-        for name, reason in self.removed.items():
-            groups.setdefault(f"removed: {reason}", []).append(name)
-        return [f"{reason} ({len(names)}): {_shortened(names)}" for reason, names in groups.items()]
 
 
 def decibels(error: float) -> float | None:
@@ -132,22 +123,18 @@ def decibels(error: float) -> float | None:
     return -20 * math.log10(error) if error > 0 else None
 
 
-def _layer_line(layer: LayerReport, width: int) -> str:
-    shape = f"{layer.shape[0]}x{layer.shape[1]}"
+def _layer_row(layer: LayerReport) -> tuple[str, ...]:
     noise = "-" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}"
-    projected = "-"
-    if layer.projected_error is not None:
-        projected = f"{layer.projected_error:.5f}/{layer.projected_nearest:.5f}"
+    projected = ["-" if error is None else f"{error:.5f}" for error in (layer.projected_error, layer.projected_nearest)]
     notes = [*layer.notes, *(["given back as nearest"] if layer.given_back else [])]
+    size = megabytes(layer.bytes_after)
     return (
-        f"{layer.name:<{width}}  {shape:>13}  {layer.format:<14} {_megabytes(layer.bytes_after):>8} "
-        f"{layer.error:>9.5f} {noise:>6} {projected:>17}  {'; '.join(notes)}"
-    ).rstrip()
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.2f}"
-
-
-def _shortened(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        layer.name,
+        dimensions(layer.shape),
+        layer.format,
+        size,
+        f"{layer.error:.5f}",
+        noise,
+        *projected,
+        "; ".join(notes),
+    )

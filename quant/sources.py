@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from . import marker
-from .errors import AlreadyQuantizedError
+from .errors import AlreadyQuantizedError, CheckpointError
 from .formats import FORMATS, Format
 from .layer import dequantize_layer
 from .plan import WEIGHT, Spec, TensorSpec
+from .rotation import GROUP_SIZES
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 LEGACY_MARK = "scaled_fp8"
@@ -56,12 +57,13 @@ class StateDictSource:
 
 
 class DequantizedSource:
-    """A source whose quantized layers (and whatever else is stored in FP8) read as bfloat16; scales and markers are
+    """A source whose quantized layers (and whatever else is stored in FP8) read as ``dtype``; scales and markers are
     gone.
     """
 
-    def __init__(self, source: Source, layers: Mapping[str, marker.Marker]) -> None:
+    def __init__(self, source: Source, layers: Mapping[str, marker.Marker], dtype: torch.dtype = DEQUANTIZED) -> None:
         self._source = source
+        self._dtype = dtype
         self._readers = {layer + WEIGHT: _reader(source, layer, fields) for layer, fields in layers.items()}
         self.metadata = {k: v for k, v in source.metadata.items() if k != marker.HEADER_KEY}
         gone = {layer + suffix for layer in layers for suffix in COMPANIONS}
@@ -73,13 +75,13 @@ class DequantizedSource:
 
     def read(self, name: str) -> Tensor:
         if name in self._readers:
-            return self._readers[name][1]().to(DEQUANTIZED)
+            return self._readers[name][1]().to(self._dtype)
         return self._source.read(name).to(self.tensors[name].dtype)
 
     def _float_spec(self, name: str, spec: TensorSpec) -> TensorSpec:
         if name in self._readers:
-            return Spec(DEQUANTIZED, self._readers[name][0])
-        return Spec(DEQUANTIZED, spec.shape) if spec.dtype in FLOAT8 else spec
+            return Spec(self._dtype, self._readers[name][0])
+        return Spec(self._dtype, spec.shape) if spec.dtype in FLOAT8 else spec
 
 
 def quantized_layers(source: Source) -> dict[str, marker.Marker]:
@@ -98,8 +100,11 @@ def quantized_layers(source: Source) -> dict[str, marker.Marker]:
     return found | marker.from_header(source.metadata)
 
 
-def as_float(source: Source, dequantize: bool) -> Source:
-    """The source itself if nothing in it is quantized; else dequantized if asked, else AlreadyQuantizedError."""
+def as_float(source: Source, dequantize: bool, dtype: torch.dtype = DEQUANTIZED) -> Source:
+    """The source itself if nothing in it is quantized; else dequantized if asked, else AlreadyQuantizedError.
+
+    ``dtype`` is that of the layers that are dequantized.
+    """
     layers = quantized_layers(source)
     if not layers:
         return source
@@ -109,7 +114,7 @@ def as_float(source: Source, dequantize: bool) -> Source:
             f"{len(layers)} layers are already quantized ({formats}), '{next(iter(layers))}' first; "
             "start from the float model, or ask to dequantize first."
         )
-    return DequantizedSource(source, layers)
+    return DequantizedSource(source, layers, dtype)
 
 
 def _reader(source: Source, layer: str, fields: marker.Marker) -> tuple[tuple[int, int], Callable[[], Tensor]]:
@@ -122,9 +127,9 @@ def _reader(source: Source, layer: str, fields: marker.Marker) -> tuple[tuple[in
             f"Layer '{layer}' is quantized as '{fields.get('format')}', which cannot be dequantized here; "
             "start from the float model."
         )
-    options = fields["params"] if isinstance(fields.get("params"), dict) else fields
-    group = int(options.get("convrot_groupsize", 256)) if options.get("convrot") else None
-    rows, columns = fields.get("orig_shape", spec.shape)
+    group, (rows, columns) = _geometry(layer, fields, spec)
+    if scale is not None and not _scale_fits(fmt, source.tensors[scale], spec):
+        raise CheckpointError(f"The scale of layer '{layer}' does not fit its weight; the file is damaged.")
 
     def read() -> Tensor:
         codes = source.read(layer + WEIGHT)
@@ -136,6 +141,25 @@ def _reader(source: Source, layer: str, fields: marker.Marker) -> tuple[tuple[in
         return dequantize_layer(codes, width, fmt, group, (rows, columns))
 
     return (rows, columns), read
+
+
+def _geometry(layer: str, fields: marker.Marker, spec: TensorSpec) -> tuple[int | None, tuple[int, int]]:
+    """Rotation group and float shape from a marker; CheckpointError where they do not fit the stored weight."""
+    options = fields["params"] if isinstance(fields.get("params"), dict) else fields
+    group = options.get("convrot_groupsize", 256) if options.get("convrot") else None
+    shape = fields.get("orig_shape", list(spec.shape))
+    fine = isinstance(shape, list) and len(shape) == 2 and all(type(size) is int for size in shape)
+    fine = fine and all(0 <= size <= stored for size, stored in zip(shape, spec.shape, strict=True))
+    if not fine or not (group is None or (group in GROUP_SIZES and spec.shape[1] % group == 0)):
+        raise CheckpointError(f"The marker of layer '{layer}' does not fit its weight; the file is damaged.")
+    return group, (shape[0], shape[1])
+
+
+def _scale_fits(fmt: Format, scale: TensorSpec, weight: TensorSpec) -> bool:
+    rows, columns = weight.shape
+    if fmt.power_of_two:
+        return (scale.dtype.itemsize, tuple(scale.shape)) == (1, fmt.layout((rows, columns))["weight_scale"][1])
+    return tuple(scale.shape) in ((), (1,), (1, 1), (rows,), (rows, 1))
 
 
 def _written_by(fields: marker.Marker, spec: TensorSpec) -> Format | None:

@@ -332,3 +332,31 @@ def test_a_file_appears_whole_or_not_at_all(digits: Tensors, tmp_path: Path) -> 
     with pytest.raises(QuantError):
         quantize_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+def test_padding_is_undone_when_a_file_is_quantized_again(digits: Tensors) -> None:
+    weight = digits[f"{LAYER}.weight"][:40, :48]
+    padded, _ = quantize_state_dict({"odd.weight": weight}, Recipe(format="mxfp8"))
+    assert tuple(padded["odd.weight"].shape) == (64, 64)
+    again, _ = quantize_state_dict(padded, Recipe(format="int8_row", dequantize=True))
+    assert tuple(again["odd.weight"].shape) == (40, 48)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("comfy_quant", b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 3}'),
+        ("comfy_quant", b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": "x"}'),
+        ("comfy_quant", b'{"format": "int8_tensorwise", "orig_shape": [9999, 2]}'),
+        ("comfy_quant", b'{"format": "int8_tensorwise", "orig_shape": "all"}'),
+        ("comfy_quant", b"[]"),
+        ("comfy_quant", b"\xff"),
+        ("weight_scale", torch.ones(7)),
+        ("weight_scale", torch.ones(2, 2, 2)),
+    ],
+)
+def test_damaged_quantized_layers_are_named(part: str, value: bytes | torch.Tensor, digits: Tensors) -> None:
+    tensors, _ = quantize_state_dict(digits, Recipe(format="int8_row"))
+    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(list(value), dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match=LAYER.replace(".", r"\.")):
+        quantize_state_dict(tensors | {f"{LAYER}.{part}": tensor}, Recipe(dequantize=True))

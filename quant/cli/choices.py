@@ -1,0 +1,80 @@
+"""From what was given on the command line to a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from ..errors import RecipeError
+from ..formats import FORMATS, format_name
+from ..recipe import Recipe
+from ..rounding import SvdSettings
+from .options import DEFAULT_FORMAT, FIELD_FORMATS, KINDS
+
+SVD = "svd."
+PLAIN = {f.name for f in fields(Recipe)} - {"format", "rounding", "svd", "overrides", "exclude"}
+
+
+def make_recipe(given: Mapping[str, Any]) -> Recipe:
+    """The recipe meant; what is given goes before the recipe file, and that before the defaults.
+
+    Raises RecipeError for settings that are unknown, out of range or contradict each other.
+    """
+    base = Recipe.load(given["recipe"]) if "recipe" in given else Recipe(format=DEFAULT_FORMAT)
+    svd = {f.name: given[SVD + f.name] for f in fields(SvdSettings) if SVD + f.name in given}
+    return replace(
+        base,
+        format=_format(given, base.format),
+        rounding=_rounding(given, bool(svd), base.rounding),
+        svd=replace(base.svd, **svd),
+        overrides=(*given.get("overrides", ()), *base.overrides),
+        exclude=(*given.get("exclude", ()), *base.exclude),
+        **{name: given[name] for name in PLAIN if name in given},
+    )
+
+
+def without_effect(given: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """What was given and changes nothing, in sentences."""
+    notes = []
+    if "block_size" in given:
+        notes.append(f"--block-size has no effect: {recipe.format} has no blocks of a size to choose.")
+    formats = {recipe.format, recipe.upgrade, recipe.fallback, *(fmt for _, fmt in recipe.overrides)}
+    if "rotation_group" in given and not any(fmt.rotated for name, fmt in FORMATS.items() if name in formats):
+        notes.append(f"--convrot-group-size has no effect: {recipe.format} is not rotated.")
+    return notes
+
+
+def _format(given: Mapping[str, Any], default: str) -> str:
+    named = format_name(given["format"]) if "format" in given else None
+    flagged = _flagged_format(given, named or default)
+    if named and flagged and named != flagged:
+        raise RecipeError(f"--format {given['format']} contradicts the other options, which ask for {flagged}.")
+    return named or flagged or default
+
+
+def _flagged_format(given: Mapping[str, Any], default: str) -> str | None:
+    """The format that the spellings of the field's converter ask for, None if none of them is given."""
+    flags = frozenset(flag for flag in ("int8", "convrot", "mxfp8") if flag in given)
+    if flags not in KINDS:
+        raise RecipeError(f"{' and '.join(f'--{flag}' for flag in sorted(flags))} exclude each other.")
+    mode = given.get("scaling_mode")
+    if not flags and mode is None:
+        return None
+    kind = KINDS[flags] or next(kind for (kind, _), name in FIELD_FORMATS.items() if name == default)
+    found = [name for (k, m), name in FIELD_FORMATS.items() if k == kind and mode in (None, m)]
+    if not found:
+        known = ", ".join(f"{k} {m} ({name})" for (k, m), name in FIELD_FORMATS.items())
+        raise RecipeError(f"--scaling_mode {mode} does not exist for {kind}; there are: {known}.")
+    return found[0]
+
+
+def _rounding(given: Mapping[str, Any], svd: bool, default: str) -> str:
+    wishes = {"--rounding": given.get("rounding")}
+    wishes["--simple"] = "nearest" if "simple" in given else None
+    wishes["an option of svd (--optimizer ... --full-matrix)"] = "svd" if svd else None
+    asked = {spelling: wish for spelling, wish in wishes.items() if wish is not None}
+    if len(set(asked.values())) > 1:
+        texts = ", ".join(f"{spelling} asks for {wish}" for spelling, wish in asked.items())
+        raise RecipeError(f"The rounding is contradictory: {texts}.")
+    return next(iter(asked.values()), default)

@@ -1,0 +1,121 @@
+"""The commands that look: what is in a file, how two files differ, which profiles there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from ..comparison import Comparison, Difference, compare_files
+from ..inspection import Entry, Inspection, inspect_file
+from ..profiles import get_profile, profile_names
+from ..text import dimensions, megabytes, shortened, table
+from .bar import progress_bar
+from .console import PROGRAM, Parser, say
+
+MOST_TEXT = 60
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """``inspect FILE [--json]``; gives the exit code."""
+    parser = Parser(prog=f"{PROGRAM} inspect", description="Show what is in a checkpoint, layer by layer.")
+    parser.add_argument("file", metavar="FILE", help="FILE.safetensors, or FILE.safetensors.index.json")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.given(argv)
+    found = inspect_file(given["file"])
+    say(json.dumps(found.to_dict(), indent=1) if given["json"] else "\n".join(_inspection_lines(found)))
+    return 0
+
+
+def compare(argv: Sequence[str]) -> int:
+    """``compare FLOAT QUANTIZED [--json] [--quiet]``; gives the exit code."""
+    parser = Parser(prog=f"{PROGRAM} compare", description="Show the weight error of each layer, and in total.")
+    parser.add_argument("float", metavar="FLOAT", help="the model as it was")
+    parser.add_argument("quantized", metavar="QUANTIZED", help="the model made of it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    given = parser.given(argv)
+    with progress_bar(given["quiet"]) as progress:
+        found = compare_files(given["float"], given["quantized"], progress)
+    say(json.dumps(found.to_dict(), indent=1) if given["json"] else "\n".join(_comparison_lines(found)))
+    return 0
+
+
+def profiles(argv: Sequence[str]) -> int:
+    """``profiles [NAME]``; gives the exit code."""
+    parser = Parser(prog=f"{PROGRAM} profiles", description="List the model profiles, or the rules of one.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a profile")
+    given = parser.given(argv)
+    say("\n".join(_profile_lines(given["name"]) if "name" in given else _profile_list()))
+    return 0
+
+
+def _inspection_lines(found: Inspection) -> Iterator[str]:
+    head = ("name", "format", "shape", "scale", "MB", "")
+    yield from table([head, *map(_entry_row, found.entries)], right=frozenset({2, 3, 4}))
+    yield ""
+    for name, row in found.totals().items():
+        yield f"{row['count']} x {name}: {megabytes(row['bytes'])} MB"
+    yield f"total: {megabytes(found.nbytes)} MB, recognised as {found.profile}"
+    for key, text in found.metadata.items():
+        yield f"metadata {key}: {text if len(text) <= MOST_TEXT else f'{text[:MOST_TEXT]}... ({len(text)} characters)'}"
+    yield from _made_lines(found)
+    yield from (f"disagreement: {text}" for text in found.disagreements)
+    if found.obstacles:
+        yield "ComfyUI does not load this file without a pack:"
+        yield from (f"  {text}" for text in found.obstacles)
+    else:
+        yield "ComfyUI loads every layer without a pack"
+
+
+def _made_lines(found: Inspection) -> Iterator[str]:
+    if found.made is None:
+        yield "not made by this pack, or its metadata is gone"
+        return
+    yield f"made by {PROGRAM} {found.made.get('version')} from the file with SHA-256 {found.made.get('source_sha256')}"
+    yield f"recipe: {json.dumps(found.made.get('recipe'), sort_keys=True)}"
+
+
+def _entry_row(entry: Entry) -> tuple[str, ...]:
+    marks = {
+        f"rotated in groups of {entry.group}": entry.group is not None,
+        "multiplied in 16 bits": entry.full_precision,
+        "static input scale": entry.input_scale,
+    }
+    scale = "" if entry.scale is None else dimensions(entry.scale)
+    notes = ", ".join(text for text, given in marks.items() if given)
+    return entry.name, entry.format, dimensions(entry.shape), scale, megabytes(entry.nbytes), notes
+
+
+def _comparison_lines(found: Comparison) -> Iterator[str]:
+    head = ("layer", "format", "shape", "error", "dB")
+    yield from table([head, *map(_difference_row, found.layers)], right=frozenset({2, 3, 4}))
+    yield ""
+    if found.changed:
+        yield from table([_difference_row(row) for row in found.changed], right=frozenset({2, 3, 4}))
+        yield f"not quantized, and not the same: {len(found.changed)} tensors"
+    lists = {"missing": found.missing, "extra": found.extra, "different shape": found.mismatched}
+    yield from (f"{what} ({len(names)}): {shortened(names)}" for what, names in lists.items() if names)
+    worst = max(found.layers, key=lambda layer: layer.error, default=None)
+    text = f"{len(found.layers)} layers quantized, {found.same} tensors the same; "
+    text += f"weight error {found.mean_error:.4f} (root mean square of layers), {found.total_error:.4f} (all weights)"
+    yield text + (f", at worst {worst.error:.4f} ({worst.name})" if worst else "")
+
+
+def _difference_row(row: Difference) -> tuple[str, ...]:
+    noise = "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
+    return row.name, row.format, dimensions(row.shape), f"{row.error:.5f}", noise
+
+
+def _profile_list() -> Iterator[str]:
+    found = [get_profile(name) for name in profile_names()]
+    yield from table([(profile.name, profile.kind.replace("_", " "), profile.title) for profile in found])
+
+
+def _profile_lines(name: str) -> Iterator[str]:
+    profile = get_profile(name)
+    yield f"{profile.name}: {profile.title}"
+    yield "The first rule whose expression is found in a layer's name decides; layers that none names are quantized."
+    yield ""
+    for rule in profile.rules:
+        yield f"{rule.action:<8}  {rule.pattern}"
+        yield f"          {rule.reason} [{rule.source}]"

@@ -1,0 +1,132 @@
+"""Quantize a file: the command line without a command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..api import plan_file, quantize_file
+from ..checkpoint import refuse_same_file
+from ..checkpoint.reader import INDEX_SUFFIX
+from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError
+from ..recipe import Recipe
+from ..report import Report
+from ..text import left_lines
+from .bar import progress_bar
+from .choices import make_recipe, without_effect
+from .console import fail, say
+from .options import converter
+from .signals import stop_on_signals
+from .text import plan_text
+
+SUFFIX = ".safetensors"
+REPORT_SUFFIXES = (".json", ".txt")
+
+
+def convert(argv: Sequence[str]) -> int:
+    """Run the converter; gives the exit code. Raises UsageError and QuantError for what the user can mend."""
+    parser = converter()
+    given = parser.given(argv)
+    if "input" not in given:
+        parser.error("An input is needed: -i FILE.safetensors")
+    recipe = make_recipe(given)
+    source, quiet = given["input"], given.get("quiet", False)
+    target = output_path(source, given.get("output"), recipe)
+    if not quiet:
+        for note in without_effect(given, recipe):
+            say(f"note: {note}", sys.stderr)
+    try:
+        return _dry_run(given, recipe, source, target) if "dry_run" in given else _run(given, recipe, source, target)
+    except AlreadyQuantizedError as error:
+        hint = "" if recipe.dequantize else " (--dequantize does that.)"
+        raise AlreadyQuantizedError(f"{source}: {error}{hint}") from None
+
+
+def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
+    """Where to write. Raises CheckpointError for a name that no loader lists."""
+    name = Path(source).name
+    stem = name.removesuffix(INDEX_SUFFIX if name.endswith(INDEX_SUFFIX) else SUFFIX)
+    default = f"{stem}_{recipe.format}{SUFFIX}"
+    if output is None:
+        return Path(source).parent / default
+    path = Path(output)
+    if os.path.isdir(path):
+        return path / default
+    if path.suffix != SUFFIX:
+        raise CheckpointError(f"The output {path} must end in {SUFFIX}, or be a folder.")
+    return path
+
+
+def _dry_run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
+    if "report" in given:
+        raise RecipeError("--dry-run writes nothing, so --report cannot go with it.")
+    say(plan_text(plan_file(source, recipe)))
+    if recipe.upgrade is not None:
+        say(f"Layers above an error of {recipe.max_error} will take {recipe.upgrade}; that is measured in the run.")
+    say(f"Nothing was written; the output would be {target}")
+    return 0
+
+
+def _run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
+    device = _checked_device(given.get("device", "cpu"))
+    _refuse_existing(source, target, "overwrite" in given)
+    report_path = _checked_report(given.get("report"), source, "overwrite" in given)
+    with stop_on_signals() as stop:
+        try:
+            with progress_bar(given.get("quiet", False)) as progress:
+                report = quantize_file(source, target, recipe, device=device, progress=progress, cancel=stop)
+        except Cancelled as error:
+            fail(error)
+            return 128 + (stop.number or 0)
+    if report_path is not None:
+        _write_report(report, report_path)
+    if "quiet" not in given:
+        say(report.table() if "verbose" in given else _short(report))
+        say(f"Written: {target}")
+    return 0
+
+
+def _short(report: Report) -> str:
+    left = left_lines(((kept.name, kept.reason, kept.source) for kept in report.kept), report.removed)
+    return "\n".join([*left, *report.notes, report.summary()])
+
+
+def _refuse_existing(source: str, target: Path, overwrite: bool) -> None:
+    refuse_same_file([source], target)
+    if os.path.exists(target) and not overwrite:
+        raise CheckpointError(f"{target} exists; add --overwrite to replace it, or choose another name.")
+
+
+def _checked_device(name: str) -> str:
+    try:
+        torch.zeros((), dtype=torch.float64, device=name).item()  # sums of squares are taken in float64
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"The device '{name}' cannot be used: {reason}") from None
+    return name
+
+
+def _checked_report(name: str | None, source: str, overwrite: bool) -> Path | None:
+    """Refuse before the work what could not be written after it."""
+    if name is None:
+        return None
+    path = Path(name)
+    if path.suffix not in REPORT_SUFFIXES:
+        raise RecipeError(f"--report {path} must end in .json or .txt.")
+    _refuse_existing(source, path, overwrite)
+    if os.path.isdir(path) or not os.access(path.parent, os.W_OK):
+        raise RecipeError(f"--report {path} cannot be written: it is a folder, or its folder is missing or read-only.")
+    return path
+
+
+def _write_report(report: Report, path: Path) -> None:
+    text = report.to_json() if path.suffix == ".json" else report.table()
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"The model is written, but the report {path} is not: {error.strerror}.") from None

@@ -1,0 +1,29 @@
+"""A plan for people to read."""
+
+from __future__ import annotations
+
+from ..plan import LayerPlan, Plan, Spec
+from ..text import dimensions, left_lines, megabytes, table
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan layer by layer, what it leaves and why, and what it saves."""
+    head = ("layer", "shape", "format", "MB", "to MB", "reason")
+    rows = [head, *map(_plan_row, plan.layers.values())]
+    left = left_lines(((kept.name, kept.reason, kept.origin) for kept in plan.kept.values()), plan.removed)
+    before = sum(layer.source.nbytes for layer in plan.layers.values())
+    before += sum(kept.source.nbytes for kept in plan.kept.values())
+    after = sum(Spec(*spec).nbytes for spec in plan.layout.values())
+    recognised = plan.profile if plan.certain else f"{plan.profile} (the model was not recognised)"
+    total = (
+        f"{recognised}: {len(plan.layers)} layers to quantize, {len(plan.kept)} tensors to keep; "
+        f"{megabytes(before)} -> {megabytes(after)} MB ({after / before:.0%})"
+    )
+    return "\n".join([*table(rows, right=frozenset({1, 3, 4})), "", *left, total])
+
+
+def _plan_row(layer: LayerPlan) -> tuple[str, ...]:
+    group = f", groups of {layer.group}" if layer.group else ""
+    sizes = megabytes(layer.source.nbytes), megabytes(layer.nbytes)
+    reason = "; ".join([layer.reason, *layer.notes])
+    return layer.name, dimensions(layer.shape), layer.format.name + group, *sizes, reason

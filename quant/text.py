@@ -1,0 +1,41 @@
+"""Tables and lines for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+MOST_NAMES = 4
+
+
+def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
+    """Rows of cells as aligned lines; the columns in ``right`` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_cells(row, widths, right)).rstrip() for row in rows]
+
+
+def _cells(row: Sequence[str], widths: Sequence[int], right: frozenset[int]) -> Iterable[str]:
+    for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.rjust(width) if i in right else cell.ljust(width)
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f}"
+
+
+def dimensions(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def shortened(names: Sequence[str]) -> str:
+    rest = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def left_lines(kept: Iterable[tuple[str, str, str]], removed: Mapping[str, str]) -> list[str]:
+    """What was not quantized, a line for each reason; ``kept`` gives name, reason and who found the reason."""
+    groups: dict[str, list[str]] = {}
+    for name, reason, source in kept:
+        groups.setdefault(f"kept: {reason}" + (f" [{source}]" if source else ""), []).append(name)
+    for name, reason in removed.items():
+        groups.setdefault(f"removed: {reason}", []).append(name)
+    return [f"{reason} ({len(names)}): {shortened(names)}" for reason, names in groups.items()]

@@ -1,0 +1,52 @@
+"""Progress as a person sees it."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from calibrated_rounding.quant import LayerReport, Progress
+from calibrated_rounding.quant.cli.bar import progress_bar
+
+
+def state(done: int) -> Progress:
+    """Four layers of equal size, of which ``done`` are done."""
+    last = None
+    if done:
+        last = LayerReport(f"l{done}", (8, 8), "int8_row", None, 1, 1, 0.0125, None, None, None, False, 0.0, "")
+    return Progress(done, 4, 10 * done, 40, f"l{done + 1}" if done < 4 else None, last)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_a_bar_with_layer_error_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress_bar(quiet=False) as report:
+        assert report is not None
+        for done in range(3):
+            report(state(done))
+    frames = sys.stderr.getvalue().split("\r")
+    final = next(frame for frame in reversed(frames) if "%" in frame)
+    assert " 50% |" in final
+    assert "2/4, l2 error 0.0125" in final
+    assert " < 00:00" in final, "as much time is left as went by, which is less than a second"
+
+
+def test_a_log_gets_at_most_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(quiet=False) as report:
+        assert report is not None
+        for done in range(1001):
+            report(Progress(done, 1000, done, 1000, None, state(1).last))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("%")[0].strip() for line in lines] == [str(10 * i) for i in range(1, 11)]
+    assert all("s left" in line and "l1 error 0.0125" in line for line in lines)
+
+
+def test_quiet_is_no_callback(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(quiet=True) as report:
+        assert report is None

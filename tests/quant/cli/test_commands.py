@@ -1,0 +1,80 @@
+"""The commands that look: inspect, compare, profiles."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from calibrated_rounding.quant import Recipe, quantize_file
+from calibrated_rounding.quant.profiles import get_profile, profile_names
+
+from .conftest import Run
+
+
+@pytest.fixture
+def rotated_path(digits_path: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "rotated.safetensors"
+    quantize_file(digits_path, path, Recipe(format="int8_convrot"))
+    return path
+
+
+def test_inspect_shows_layers_totals_and_origin(run: Run, rotated_path: Path) -> None:
+    ran = run("inspect", rotated_path)
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    layer = next(line for line in lines if line.startswith("blocks.0.ffn.2 "))
+    for text in ("int8_tensorwise", "256x512", "256x1", "rotated in groups of 256"):
+        assert text in layer
+    assert any(line.startswith("patch_embedding.weight ") and "256x16x1x2x2" in line for line in lines)
+    assert any("recognised as wan" in line for line in lines)
+    assert any(line.startswith("made by calibrated-rounding") for line in lines)
+    assert any(line.startswith("recipe: ") and '"int8_convrot"' in line for line in lines)
+    assert lines[-1] == "ComfyUI loads every layer without a pack"
+
+
+def test_inspect_in_json_gives_the_recipe_to_make_the_file_again(
+    run: Run, rotated_path: Path, digits_path: Path, tmp_path: Path
+) -> None:
+    found = json.loads(run("inspect", rotated_path, "--json").out)
+    (tmp_path / "recipe.json").write_text(json.dumps(found["made"]["recipe"]))
+    again = tmp_path / "again.safetensors"
+    assert run("-i", digits_path, "-o", again, "--recipe", tmp_path / "recipe.json").code == 0
+    assert again.read_bytes() == rotated_path.read_bytes()
+
+
+def test_compare_shows_each_layer_and_the_total(run: Run, digits_path: Path, rotated_path: Path) -> None:
+    ran = run("compare", digits_path, rotated_path)
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    assert sum("int8_tensorwise" in line for line in lines) == 19
+    assert "19 layers quantized, 50 tensors the same" in lines[-1]
+    assert "at worst" in lines[-1]
+
+
+def test_compare_in_json(run: Run, digits_path: Path, rotated_path: Path) -> None:
+    ran = run("compare", digits_path, rotated_path, "--json", "--quiet")
+    assert ran.err == ""
+    found = json.loads(ran.out)
+    assert len(found["layers"]) == 19
+    assert 0.006 < found["mean_error"] < 0.008
+
+
+def test_looking_writes_nothing(run: Run, digits_path: Path, rotated_path: Path) -> None:
+    before = os.listdir(rotated_path.parent)
+    assert run("inspect", rotated_path).code == run("compare", digits_path, rotated_path).code == 0
+    assert os.listdir(rotated_path.parent) == before
+
+
+def test_profiles_are_listed_with_their_titles(run: Run) -> None:
+    lines = run("profiles").out.splitlines()
+    assert [line.split()[0] for line in lines] == profile_names()
+    assert all(get_profile(line.split()[0]).title in line for line in lines)
+
+
+def test_a_profile_is_shown_with_reasons_and_sources(run: Run) -> None:
+    out = run("profiles", "flux").out
+    for rule in get_profile("flux").rules:
+        assert rule.pattern in out
+        assert f"{rule.reason} [{rule.source}]" in out
