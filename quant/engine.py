@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from . import bias, marker
-from .errors import Cancelled
-from .layer import QuantizedLayer, dequantize_layer, layer_seed, quantize_layer
+from .errors import Cancelled, ProfileError, RecipeError
+from .layer import QuantizedLayer, Task, dequantize_layer, layer_seed, quantize_layer
 from .mixed import choose_formats
 from .plan import WEIGHT, LayerPlan, Plan, Spec, make_plan
 from .recipe import Recipe
 from .report import KeptReport, LayerReport, Report, decibels
 from .sinks import Sink
 from .sources import Source
-from .statistics import InputStatistics, Statistics
+from .statistics import NOTHING_KNOWN, InputStatistics, Statistics, fingerprint
 from .version import versions
 
 
@@ -63,6 +63,12 @@ class Run:
             raise Cancelled("Stopped on request; nothing was written.")
 
     def plan(self, source: Source) -> Plan:
+        if self.recipe.rounding == "calibrated" and not any(
+            known.rows is not None for known in self.statistics.values()
+        ):
+            raise RecipeError(
+                "Calibrated rounding needs recorded inputs; give a calibration of this model, or choose nearest or svd."
+            )
         measured = frozenset(name for name, known in self.statistics.items() if known.absmax is not None)
         plan = make_plan(source.tensors, self.recipe, measured)
         choose_formats(plan, source, self.recipe, self.device, self.tick)
@@ -80,7 +86,7 @@ class Run:
         for name in source.tensors:
             self.tick()
             if name in plan.layers:
-                report.layers.append(self._layer(plan.layers[name], source, sink, means))
+                report.layers.append(self._layer(plan.layers[name], source, sink, means, plan.prefix))
                 self._announce(plan, report)
             elif name in plan.kept:
                 kept = plan.kept[name]
@@ -94,16 +100,24 @@ class Run:
         report.seconds = time.perf_counter() - started
         return report
 
-    def _layer(self, layer: LayerPlan, source: Source, sink: Sink, means: dict[str, Tensor]) -> LayerReport:
+    def _known(self, layer: str, prefix: str) -> InputStatistics:
+        return self.statistics.get(layer) or self.statistics.get(layer.removeprefix(prefix), NOTHING_KNOWN)
+
+    def _layer(
+        self, layer: LayerPlan, source: Source, sink: Sink, means: dict[str, Tensor], prefix: str
+    ) -> LayerReport:
         started = time.perf_counter()
         weight = source.read(layer.name + WEIGHT)
-        result = quantize_layer(layer.name, weight, layer.format, layer.group, self.recipe, self.device, self.tick)
+        known = self._known(layer.name, prefix)
+        _refuse_mismatch(layer.name, weight, known)
+        result = quantize_layer(
+            Task(layer.name, weight, layer.format, layer.group, self.recipe, known, self.device, self.tick)
+        )
         for suffix, tensor in layer.format.pack(result.codes, result.scale).items():
             sink.write(f"{layer.name}.{suffix}", tensor.to(weight.device))
         sink.write(layer.name + marker.SUFFIX, marker.to_tensor(layer.marker))
         if layer.input_scale:
-            known = self.statistics[layer.name].absmax or 1.0
-            sink.write(f"{layer.name}.input_scale", torch.tensor(known / layer.format.grid.maximum))
+            sink.write(f"{layer.name}.input_scale", torch.tensor((known.absmax or 1.0) / layer.format.grid.maximum))
         if layer.name in means:
             name = f"{layer.name}.bias"
             sink.write(name, _corrected(source.read(name), weight, result, layer, means[layer.name]))
@@ -114,11 +128,11 @@ class Run:
         if self.recipe.bias_correction == "off":
             return {}
         biased = [layer for layer in plan.layers.values() if f"{layer.name}.bias" in plan.kept]
-        means = {layer.name: self._input_mean(layer) for layer in biased}
+        means = {layer.name: self._input_mean(layer, plan.prefix) for layer in biased}
         return {name: mean for name, mean in means.items() if mean is not None}
 
-    def _input_mean(self, layer: LayerPlan) -> Tensor | None:
-        known = self.statistics.get(layer.name, InputStatistics()).mean
+    def _input_mean(self, layer: LayerPlan, prefix: str) -> Tensor | None:
+        known = self._known(layer.name, prefix).mean
         if known is not None or self.recipe.bias_correction == "measured":
             return known
         generator = torch.Generator().manual_seed(layer_seed(layer.name, self.recipe.seed))
@@ -149,6 +163,14 @@ class Run:
         return notes
 
 
+def _refuse_mismatch(layer: str, weight: Tensor, known: InputStatistics) -> None:
+    if known.fingerprint is not None and known.fingerprint != fingerprint(weight):
+        raise ProfileError(
+            f"The calibration is of another model: the weight of layer '{layer}' is not the one that was calibrated; "
+            "record it again with this model."
+        )
+
+
 def _corrected(old: Tensor, weight: Tensor, result: QuantizedLayer, layer: LayerPlan, mean: Tensor) -> Tensor:
     rounded = dequantize_layer(result.codes, result.scale, layer.format, layer.group, layer.shape)
     error = rounded - weight.to(rounded.device, torch.float32)
@@ -167,10 +189,12 @@ def _layer_report(layer: LayerPlan, result: QuantizedLayer, seconds: float) -> L
         sqnr_db=decibels(result.error),
         projected_error=result.projected,
         projected_nearest=result.projected_nearest,
+        output_error=result.output,
+        output_nearest=result.output_nearest,
         given_back=result.given_back,
         seconds=seconds,
         reason=layer.reason,
-        notes=layer.notes,
+        notes=(*layer.notes, *result.notes),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,21 +16,23 @@ from .formats import Format
 from .granularity import PerTensor
 from .recipe import Recipe
 from .rotation import rotate
-from .rounding import SvdResult, round_nearest, round_svd
+from .rounding import FEWEST_ROWS, round_calibrated, round_nearest, round_svd
+from .statistics import NOTHING_KNOWN, InputStatistics
 
-BLOCK_ELEMENTS = 1 << 20
-"""Weights are taken to float32 in blocks of rows of about this many elements, so a layer costs little beside itself."""
+BLOCK_ELEMENTS = 1 << 19
+"""Weights are taken to float32 in blocks of rows of about this many elements: so few that a block stays in a core's
+cache from one step to the next, and that a layer costs little beside itself."""
 
 Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """codes (padded shape) and float32 scale as `Format` shapes them; error: ||W_q - W|| / ||W||, both 0 for a zero
-    weight.
+    """codes (padded shape) and float32 scale as `Format` shapes them; error: ||W_q - W|| / ||W||, 0 for a zero weight.
 
-    projected and projected_nearest: the error on the leading singular directions, relative, where `svd` rounded.
-    given_back: `svd` was not better than nearest, so nearest it is.
+    projected and projected_nearest: the relative error on the leading singular directions, where `svd` rounded, and
+    what nearest leaves there. output and output_nearest: the relative error of the output on held-out inputs, where
+    `calibrated` rounded, and nearest's. given_back: the method was not better than nearest anywhere, so nearest it is.
     """
 
     codes: Tensor
@@ -38,30 +40,38 @@ class QuantizedLayer:
     error: float
     projected: float | None = None
     projected_nearest: float | None = None
+    output: float | None = None
+    output_nearest: float | None = None
     given_back: bool = False
+    notes: tuple[str, ...] = ()
 
 
-def quantize_layer(
-    name: str,
-    weight: Tensor,
-    fmt: Format,
-    group: int | None,
-    recipe: Recipe,
-    device: torch.device | str = "cpu",
-    tick: Tick = lambda: None,
-) -> QuantizedLayer:
-    """Quantize a weight ``[N, K]`` of any floating dtype; the result lies on ``device``.
+@dataclass(frozen=True)
+class Task:
+    """One weight ``[N, K]`` to quantize, of any floating dtype, and what is known of its inputs."""
+
+    name: str
+    weight: Tensor
+    format: Format
+    group: int | None
+    recipe: Recipe
+    inputs: InputStatistics = NOTHING_KNOWN
+    device: torch.device | str = "cpu"
+    tick: Tick = lambda: None
+
+
+def quantize_layer(task: Task) -> QuantizedLayer:
+    """Quantize a weight as its recipe says; the result lies on the task's device.
 
     ``tick`` is called often and may raise to stop. Raises LayerError naming the layer for NaN or infinite weights, and
     where the device's memory does not suffice.
     """
     try:
-        if recipe.rounding == "svd":
-            return _svd(name, weight.to(device), fmt, group, recipe, tick)
-        return _nearest(name, weight.to(device), fmt, group, recipe, tick)
+        return _METHODS[task.recipe.rounding](replace(task, weight=task.weight.to(task.device)))
     except torch.cuda.OutOfMemoryError:
+        rows, columns = task.weight.shape
         raise LayerError(
-            f"Layer '{name}' ({weight.shape[0]} x {weight.shape[1]}) does not fit in the memory of {device}; "
+            f"Layer '{task.name}' ({rows} x {columns}) does not fit in the memory of {task.device}; "
             "quantize on the CPU, or with rounding 'nearest'."
         ) from None
 
@@ -72,32 +82,76 @@ def dequantize_layer(codes: Tensor, scale: Tensor, fmt: Format, group: int | Non
     return (rotate(weight, group) if group else weight)[: shape[0], : shape[1]]
 
 
-def _nearest(name: str, weight: Tensor, fmt: Format, group: int | None, recipe: Recipe, tick: Tick) -> QuantizedLayer:
-    shared = _tensor_scale(name, weight, fmt, recipe) if isinstance(fmt.granularity, PerTensor) else None
-    codes, found, square_error, square = [], [], 0.0, 0.0
-    for block in _float_blocks(name, weight, fmt, group):
-        tick()
-        scale = scales.METHODS[recipe.scale](block, fmt) if shared is None else shared
+def _nearest(task: Task) -> QuantizedLayer:
+    fmt, method = task.format, scales.METHODS[task.recipe.scale]
+    shared = _tensor_scale(task) if isinstance(fmt.granularity, PerTensor) else None
+    codes = torch.empty(_padded_shape(task), dtype=fmt.grid.dtype, device=task.weight.device)
+    found, start, square_error, square = [], 0, 0.0, 0.0
+    for block in _float_blocks(task):
+        task.tick()
+        scale = method(block, fmt) if shared is None else shared
         code = round_nearest(block, scale, fmt)
-        square += float(block.square().sum(dtype=torch.float64))
-        square_error += float(fmt.dequantize(code, scale).sub_(block).square_().sum(dtype=torch.float64))
-        codes.append(code)
+        square_error += float(fmt.dequantize(code, scale).sub_(block).square_().sum())
+        square += float(block.square().sum())
+        codes[start : start + code.shape[0]] = code
+        start += code.shape[0]
         found.append(scale)
+    return QuantizedLayer(codes, torch.cat(found) if shared is None else shared, _ratio(square_error, square))
+
+
+def _svd(task: Task) -> QuantizedLayer:
+    full = torch.cat(list(_float_blocks(task)))
+    scale = scales.METHODS[task.recipe.scale](full, task.format)
+    devices = [full.device] if full.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(layer_seed(task.name, task.recipe.seed))
+        found = round_svd(full, scale, task.format, task.recipe.svd, task.tick)
     return QuantizedLayer(
-        torch.cat(codes), found[0] if shared is not None else torch.cat(found), _ratio(square_error, square)
+        found.codes,
+        scale,
+        _weight_error(found.codes, scale, full, task.format),
+        projected=found.error,
+        projected_nearest=found.nearest_error,
+        given_back=found.given_back,
     )
 
 
-def _svd(name: str, weight: Tensor, fmt: Format, group: int | None, recipe: Recipe, tick: Tick) -> QuantizedLayer:
-    full = torch.cat(list(_float_blocks(name, weight, fmt, group)))
-    scale = scales.METHODS[recipe.scale](full, fmt)
-    devices = [full.device] if full.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(layer_seed(name, recipe.seed))
-        result: SvdResult = round_svd(full, scale, fmt, recipe.svd, tick)
-    square_error = float(fmt.dequantize(result.codes, scale).sub_(full).square_().sum(dtype=torch.float64))
-    error = _ratio(square_error, float(full.square().sum(dtype=torch.float64)))
-    return QuantizedLayer(result.codes, scale, error, result.error, result.nearest_error, result.given_back)
+def _calibrated(task: Task) -> QuantizedLayer:
+    rows = task.inputs.rows
+    if rows is None or len(rows) < FEWEST_ROWS:
+        return replace(_nearest(task), notes=("rounded to nearest: no inputs were recorded",))
+    full = torch.cat(list(_float_blocks(task)))
+    scale = scales.METHODS[task.recipe.scale](full, task.format)
+    inputs = _stored_inputs(rows.to(full.device, torch.float32), full.shape[1], task.group)
+    found = round_calibrated(full, scale, task.format, inputs, task.recipe.calibrated, task.tick)
+    kept = found.rows_given_back
+    return QuantizedLayer(
+        found.codes,
+        scale,
+        _weight_error(found.codes, scale, full, task.format),
+        output=found.error,
+        output_nearest=found.nearest_error,
+        given_back=kept == len(full),
+        notes=(f"{kept} of {len(full)} rows kept nearest",) if 0 < kept < len(full) else (),
+    )
+
+
+_METHODS: Mapping[str, Callable[[Task], QuantizedLayer]] = {
+    "nearest": _nearest,
+    "svd": _svd,
+    "calibrated": _calibrated,
+}
+
+
+def _stored_inputs(inputs: Tensor, width: int, group: int | None) -> Tensor:
+    """Inputs in the basis that the weight is stored in: padded to its ``width`` and rotated as it is."""
+    padded = torch.nn.functional.pad(inputs, (0, width - inputs.shape[1]))
+    return rotate(padded.contiguous(), group) if group else padded
+
+
+def _weight_error(codes: Tensor, scale: Tensor, weight: Tensor, fmt: Format) -> float:
+    square_error = float(fmt.dequantize(codes, scale).sub_(weight).square_().sum(dtype=torch.float64))
+    return _ratio(square_error, float(weight.square().sum(dtype=torch.float64)))
 
 
 def layer_seed(name: str, seed: int) -> int:
@@ -105,27 +159,32 @@ def layer_seed(name: str, seed: int) -> int:
     return zlib.crc32(name.encode()) ^ seed
 
 
-def _float_blocks(name: str, weight: Tensor, fmt: Format, group: int | None) -> Iterator[Tensor]:
+def _float_blocks(task: Task) -> Iterator[Tensor]:
     """Rows of the weight as float32, padded and rotated as the format stores them, and checked to be finite."""
-    rows, columns = fmt.padded_shape((weight.shape[0], weight.shape[1]))
+    weight, fmt = task.weight, task.format
+    rows, columns = _padded_shape(task)
     unit = math.lcm(fmt.granularity.rows, fmt.padded[0])
     height = max(unit, BLOCK_ELEMENTS // columns // unit * unit)
     for start in range(0, rows, height):
         block = weight[start : start + height].to(torch.float32)
-        if not torch.isfinite(block.abs().amax() if block.numel() else torch.zeros(())):
+        if block.numel() and not torch.isfinite(torch.stack(torch.aminmax(block))).all():
             raise LayerError(
-                f"Layer '{name}' holds NaN or infinite weights; the source file is damaged or not a weight."
+                f"Layer '{task.name}' holds NaN or infinite weights; the source file is damaged or not a weight."
             )
         missing = (0, columns - block.shape[1], 0, min(height, rows - start) - block.shape[0])
         block = torch.nn.functional.pad(block, missing) if any(missing) else block
-        yield rotate(block, group) if group else block
+        yield rotate(block, task.group) if task.group else block
 
 
-def _tensor_scale(name: str, weight: Tensor, fmt: Format, recipe: Recipe) -> Tensor:
-    if recipe.scale == "absmax":
-        amax = torch.stack([block.abs().amax() for block in _float_blocks(name, weight, fmt, None)]).amax()
-        return scales.from_amax(amax, fmt)
-    return scales.METHODS[recipe.scale](torch.cat(list(_float_blocks(name, weight, fmt, None))), fmt)
+def _tensor_scale(task: Task) -> Tensor:
+    if task.recipe.scale == "absmax":
+        extremes = [torch.stack(torch.aminmax(block)) for block in _float_blocks(task)]
+        return scales.from_amax(torch.stack(extremes).abs().amax(), task.format)
+    return scales.METHODS[task.recipe.scale](torch.cat(list(_float_blocks(task))), task.format)
+
+
+def _padded_shape(task: Task) -> tuple[int, int]:
+    return task.format.padded_shape((task.weight.shape[0], task.weight.shape[1]))
 
 
 def _ratio(square_error: float, square: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .formats import FORMATS
-from .layer import quantize_layer
+from .layer import Task, quantize_layer
 from .plan import LayerPlan, Plan, keep, with_format
 from .recipe import Recipe
 from .sources import Source
@@ -27,7 +27,8 @@ def choose_formats(plan: Plan, source: Source, recipe: Recipe, device: str, tick
         errors: list[str] = []
         for candidate in tried:
             fast = Recipe(scale=recipe.scale)
-            error = quantize_layer(layer.name, weight, candidate.format, candidate.group, fast, device, tick).error
+            task = Task(layer.name, weight, candidate.format, candidate.group, fast, device=device, tick=tick)
+            error = quantize_layer(task).error
             errors.append(f"{candidate.format.name} {error:.4f}")
             if error <= recipe.max_error:
                 plan.layers[key] = candidate

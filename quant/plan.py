@@ -161,7 +161,8 @@ def _place(
     elif isinstance(outcome, torch.dtype):
         plan.kept[name] = Kept(name, spec, outcome, "an override asks for this dtype", "recipe")
     else:
-        plan.layers[name] = _plan_layer(name.removesuffix(WEIGHT), spec, outcome, recipe, measured)
+        layer = name.removesuffix(WEIGHT)
+        plan.layers[name] = _plan_layer(layer, layer.removeprefix(found.prefix), spec, outcome, recipe, measured)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,9 @@ def _fitting(fmt: Format, shape: Shape, recipe: Recipe, reason: str) -> _Choice 
     return _Choice(FORMATS[recipe.fallback], reason, (f"fell back: {why}",))
 
 
-def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, measured: frozenset[str]) -> LayerPlan:
+def _plan_layer(
+    layer: str, bare: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, measured: frozenset[str]
+) -> LayerPlan:
     shape = (spec.shape[0], spec.shape[1])
     group, notes = _rotation(choice.format, shape, recipe)
     if choice.format.padded_shape(shape) != shape:
@@ -226,7 +229,7 @@ def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, m
         reason=choice.reason,
         notes=(*choice.notes, *notes),
         full_precision=recipe.full_precision_matrix_mult,
-        input_scale=recipe.input_scale and choice.format.static_input and layer in measured,
+        input_scale=recipe.input_scale and choice.format.static_input and bool({layer, bare} & measured),
     )
 
 

@@ -14,10 +14,10 @@ from typing import Any
 from .errors import RecipeError
 from .formats import FLOATS, FORMATS, format_name
 from .rotation import GROUP_SIZES
-from .rounding import SvdSettings
+from .rounding import CalibratedSettings, SvdSettings
 from .scales import METHODS as SCALE_METHODS
 
-ROUNDINGS = ("nearest", "svd")
+ROUNDINGS = ("nearest", "svd", "calibrated")
 BIAS_CORRECTIONS = ("off", "measured", "synthetic")
 SOURCE = "source"
 
@@ -27,13 +27,13 @@ class Recipe:
     """How to quantize a model.
 
     format: a name of `formats.FORMATS` (or an alias). profile: a profile's name, or ``auto``. rounding: one of
-    `ROUNDINGS`, with ``svd`` its settings. scale: ``absmax`` or ``mse``. rotation_group: largest group that a rotated
-    format uses. overrides: (regular expression, format) pairs searched in layer names, the first match decides; a
-    floating-point format keeps the layer. exclude: expressions of layers to keep. fallback: the format of layers that
-    the chosen one cannot take, ``source`` to keep them. heuristics: also leave layers whose shape gains nothing.
-    embeddings: quantize token embeddings too. keep_dtype: dtype of what stays in floating point, ``source`` for no
-    change. upgrade and max_error, given together: a layer whose relative weight error exceeds max_error takes the
-    upgrade format if that stays below, else it is kept. bias_correction: one of `BIAS_CORRECTIONS`.
+    `ROUNDINGS`; ``svd`` and ``calibrated`` hold their settings. scale: ``absmax`` or ``mse``. rotation_group: largest
+    group that a rotated format uses. overrides: (regular expression, format) pairs searched in layer names, the first
+    match decides; a floating-point format keeps the layer. exclude: expressions of layers to keep. fallback: the format
+    of layers that the chosen one cannot take, ``source`` to keep them. heuristics: also leave layers whose shape gains
+    nothing. embeddings: quantize token embeddings too. keep_dtype: dtype of what stays in floating point, ``source``
+    for no change. upgrade and max_error, given together: a layer whose relative weight error exceeds max_error takes
+    the upgrade format if that stays below, else it is kept. bias_correction: one of `BIAS_CORRECTIONS`.
     full_precision_matrix_mult: ask the host to dequantize and multiply in 16 bits. input_scale: write measured static
     input scales (FP8). dequantize: accept an input that is already quantized and dequantize it first. seed: of
     everything random.
@@ -45,6 +45,7 @@ class Recipe:
     profile: str = "auto"
     rounding: str = "nearest"
     svd: SvdSettings = field(default_factory=SvdSettings)
+    calibrated: CalibratedSettings = field(default_factory=CalibratedSettings)
     scale: str = "absmax"
     rotation_group: int = 256
     overrides: tuple[tuple[str, str], ...] = ()
@@ -99,8 +100,9 @@ class Recipe:
                 raise RecipeError(f"Unknown recipe field '{name}'." + (f" Did you mean '{close[0]}'?" if close else ""))
         values = dict(data)
         try:
-            if "svd" in values:
-                values["svd"] = SvdSettings(**values["svd"])
+            for name, settings in (("svd", SvdSettings), ("calibrated", CalibratedSettings)):
+                if name in values:
+                    values[name] = settings(**values[name])
             if "overrides" in values:
                 values["overrides"] = tuple((pattern, fmt) for pattern, fmt in values["overrides"])
             if "exclude" in values:

@@ -15,7 +15,8 @@ class LayerReport:
     """One quantized layer. error: ||W_q - W|| / ||W||; sqnr_db: the same as a signal-to-noise ratio in decibels.
 
     projected_error and projected_nearest: the error left on the leading singular directions, after rounding, and what
-    nearest rounding leaves there; None where not computed. seconds: wall time of the layer.
+    nearest rounding leaves there. output_error and output_nearest: the error of the layer's output on held-out inputs,
+    and nearest's. Each is None where not computed. seconds: wall time of the layer.
     """
 
     name: str
@@ -28,6 +29,8 @@ class LayerReport:
     sqnr_db: float | None
     projected_error: float | None
     projected_nearest: float | None
+    output_error: float | None
+    output_nearest: float | None
     given_back: bool
     seconds: float
     reason: str
@@ -102,7 +105,7 @@ class Report:
 
     def table(self) -> str:
         """A readable table: a line for each layer, what was left and why, and the totals."""
-        head = ("layer", "shape", "format", "MB", "error", "dB", "projected", "nearest", "notes")
+        head = ("layer", "shape", "format", "MB", "error", "dB", "objective", "nearest", "notes")
         rows = [head, *map(_layer_row, self.layers)]
         left = left_lines(((kept.name, kept.reason, kept.source) for kept in self.kept), self.removed)
         return "\n".join([*table(rows, right=frozenset(range(3, 8))), "", *left, *self.notes, self.summary()])
@@ -125,7 +128,10 @@ def decibels(error: float) -> float | None:
 
 def _layer_row(layer: LayerReport) -> tuple[str, ...]:
     noise = "-" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}"
-    projected = ["-" if error is None else f"{error:.5f}" for error in (layer.projected_error, layer.projected_nearest)]
+    pair = (layer.projected_error, layer.projected_nearest)
+    if layer.output_error is not None:
+        pair = (layer.output_error, layer.output_nearest)
+    objective = ["-" if error is None else f"{error:.5f}" for error in pair]
     notes = [*layer.notes, *(["given back as nearest"] if layer.given_back else [])]
     size = megabytes(layer.bytes_after)
     return (
@@ -135,6 +141,6 @@ def _layer_row(layer: LayerReport) -> tuple[str, ...]:
         size,
         f"{layer.error:.5f}",
         noise,
-        *projected,
+        *objective,
         "; ".join(notes),
     )

@@ -15,9 +15,11 @@ from calibrated_rounding.quant import (
     CheckpointError,
     InputStatistics,
     LayerError,
+    ProfileError,
     Progress,
     QuantError,
     Recipe,
+    RecipeError,
     Report,
     SvdSettings,
     plan_file,
@@ -25,9 +27,11 @@ from calibrated_rounding.quant import (
     quantize_state_dict,
     quantize_tensor,
 )
+from calibrated_rounding.quant.calibration import Calibration, Collector
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.layer import layer_seed
 from calibrated_rounding.quant.sources import StateDictSource, as_float
+from calibrated_rounding.quant.statistics import fingerprint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -360,3 +364,45 @@ def test_damaged_quantized_layers_are_named(part: str, value: bytes | torch.Tens
     tensor = value if isinstance(value, torch.Tensor) else torch.tensor(list(value), dtype=torch.uint8)
     with pytest.raises(CheckpointError, match=LAYER.replace(".", r"\.")):
         quantize_state_dict(tensors | {f"{LAYER}.{part}": tensor}, Recipe(dequantize=True))
+
+
+def recorded(digits: Tensors) -> Calibration:
+    """Correlated inputs for every layer of the model, under names without a prefix."""
+    collector = Collector(rows=512)
+    generator = torch.Generator().manual_seed(0)
+    for key, weight in digits.items():
+        if key.endswith(".weight") and weight.dim() == 2:
+            width = weight.shape[1]
+            mixing = torch.randn(width, width, generator=generator) * torch.arange(1, width + 1) ** -0.7
+            collector.add(key.removesuffix(".weight"), torch.randn(512, width, generator=generator) @ mixing.T)
+    return collector.finish({k.removesuffix(".weight"): fingerprint(v) for k, v in digits.items() if v.dim() == 2})
+
+
+@EVERY_FORMAT
+def test_calibrated_rounding_halves_the_output_error_of_every_layer(name: str, digits: Tensors, tmp_path: Path) -> None:
+    recorded(digits).save(tmp_path / "c.safetensors")
+    calibration = Calibration.load(tmp_path / "c.safetensors")
+    prefixed = {f"model.diffusion_model.{key}": value for key, value in digits.items()}
+    for tensors in (digits, prefixed):
+        _, report = quantize_state_dict(tensors, Recipe(format=name, rounding="calibrated"), statistics=calibration)
+        assert all(layer.output_error < 0.55 * layer.output_nearest for layer in report.layers)
+        assert Report.from_dict(json.loads(report.to_json())) == report
+
+
+def test_a_layer_without_inputs_is_rounded_to_nearest_and_says_so(digits: Tensors) -> None:
+    partial = {name: known for name, known in recorded(digits).items() if name != LAYER}
+    result, report = quantize_state_dict(digits, Recipe(rounding="calibrated"), statistics=partial)
+    nearest, _ = quantize_state_dict(digits, Recipe())
+    assert torch.equal(result[f"{LAYER}.weight"], nearest[f"{LAYER}.weight"])
+    notes = {layer.name: layer.notes for layer in report.layers}
+    assert notes.pop(LAYER) == ("rounded to nearest: no inputs were recorded",)
+    assert not any("no inputs" in note for all_notes in notes.values() for note in all_notes)
+
+
+def test_calibrated_rounding_asks_for_a_calibration_of_this_model(digits: Tensors) -> None:
+    recipe = Recipe(rounding="calibrated")
+    with pytest.raises(RecipeError, match="needs recorded inputs"):
+        quantize_state_dict(digits, recipe)
+    other = digits | {f"{LAYER}.weight": digits[f"{LAYER}.weight"] * 2}
+    with pytest.raises(ProfileError, match=LAYER.replace(".", r"\.")):
+        quantize_state_dict(other, recipe, statistics=recorded(digits))
