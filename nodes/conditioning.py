@@ -1,0 +1,77 @@
+"""A table of class conditionings as CONDITIONING, for models that are asked for a class instead of a text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+from safetensors import SafetensorError, safe_open
+
+from .nodes_quantize import CATEGORY
+
+SHIPPED = Path(__file__).resolve().parents[1] / "examples" / "models" / "conditioning"
+KEY = "conditioning"
+
+
+def tables() -> dict[str, Path]:
+    """Menu name -> file: the tables that the pack ships, then every other safetensors file in the input folder."""
+    found: dict[str, Path] = {}
+    for folder in (SHIPPED, Path(folder_paths.get_input_directory())):
+        for path in sorted(folder.glob("*.safetensors")):
+            found.setdefault(path.name, path)
+    return found
+
+
+class LoadClassConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingLoadClassConditioning",
+            display_name="Load Class Conditioning",
+            category=CATEGORY,
+            description="Takes a row of a table of class conditionings, for models that draw a class and know no text.",
+            search_aliases=["class label", "digits"],
+            inputs=[
+                io.Combo.Input(
+                    "table",
+                    options=list(tables()),
+                    tooltip=f"A safetensors file with a tensor '{KEY}' [classes, tokens, width], from the pack's "
+                    "examples or ComfyUI's input folder.",
+                ),
+                io.Int.Input(
+                    "class_index",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="The row. In the example model's table, 0 to 9 are the digits and 10 asks for nothing.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, table: str, class_index: int) -> tuple[str, int, float | None]:
+        path = tables().get(table)
+        return table, class_index, os.path.getmtime(path) if path else None
+
+    @classmethod
+    def execute(cls, table: str, class_index: int) -> io.NodeOutput:
+        path = tables().get(table)
+        if path is None:
+            raise ValueError(f"The conditioning table '{table}' is gone; put it into ComfyUI's input folder.")
+        try:
+            with safe_open(path, "pt") as file:
+                rows = file.get_slice(KEY)
+                classes, *row = rows.get_shape()
+                if len(row) != 2:
+                    raise ValueError(f"'{KEY}' in '{table}' must be [classes, tokens, width]; it is {[classes, *row]}.")
+                if class_index >= classes:
+                    raise ValueError(
+                        f"'{table}' has {classes} classes, 0 to {classes - 1}; class_index is {class_index}."
+                    )
+                tensor = rows[class_index : class_index + 1]
+        except SafetensorError:
+            raise ValueError(f"'{table}' is not a conditioning table: it holds no tensor '{KEY}' to read.") from None
+        return io.NodeOutput([[tensor, {}]])

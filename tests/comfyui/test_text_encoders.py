@@ -1,0 +1,97 @@
+"""Text encoders that the engine writes, in ComfyUI's own CLIPLoader.
+
+The encoder is Qwen3-0.6B in all but depth: two layers of random weights, and the host is told of the depth.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calibrated_rounding.quant import Recipe, Report, quantize_file
+from calibrated_rounding.tests.comfyui.harness import Host
+from safetensors.torch import save_file
+
+WIDTH, FEED_FORWARD, LAYERS, VOCABULARY = 1024, 3072, 2, 151936
+LINEARS = {
+    "self_attn.q_proj": (2048, WIDTH),
+    "self_attn.k_proj": (WIDTH, WIDTH),
+    "self_attn.v_proj": (WIDTH, WIDTH),
+    "self_attn.o_proj": (WIDTH, 2048),
+    "mlp.gate_proj": (FEED_FORWARD, WIDTH),
+    "mlp.up_proj": (FEED_FORWARD, WIDTH),
+    "mlp.down_proj": (WIDTH, FEED_FORWARD),
+}
+NORMS = {
+    "input_layernorm": WIDTH,
+    "post_attention_layernorm": WIDTH,
+    "self_attn.q_norm": 128,
+    "self_attn.k_norm": 128,
+}
+
+RECIPES = {
+    "int8_row": Recipe(format="int8_row", embeddings=True),
+    "int8_convrot": Recipe(format="int8_convrot"),
+    "float8_e4m3fn": Recipe(format="float8_e4m3fn", embeddings=True),
+}
+LARGEST = {"int8_row": 0.04, "int8_convrot": 0.035, "float8_e4m3fn": 0.13}
+"""Largest relative error of the encoded prompt."""
+
+ENCODE = """
+import dataclasses
+import comfy.text_encoders.llama as llama
+whole = llama.Qwen3_06BConfig
+llama.Qwen3_06BConfig = lambda **options: whole(**{**options, "num_hidden_layers": layers})
+for name, path in paths.items():
+    clip, warnings = inside.load_clip(path, "stable_diffusion")
+    outputs[f"{name} warnings"] = warnings
+    outputs[f"{name} layers"] = inside.quantized_layers(clip.cond_stage_model.qwen3_06b.transformer)
+    outputs[name] = clip.encode_from_tokens(clip.tokenize("a handwritten seven, ink on paper")).float()
+"""
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random bf16 weights with the keys and shapes of Qwen3-0.6B, two layers deep."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * 0.03).bfloat16()
+
+    layers = [f"model.layers.{i}" for i in range(LAYERS)]
+    tensors = {"model.embed_tokens.weight": random(VOCABULARY, WIDTH), "model.norm.weight": 1 + random(WIDTH)}
+    tensors |= {f"{layer}.{name}.weight": random(*shape) for layer in layers for name, shape in LINEARS.items()}
+    tensors |= {f"{layer}.{name}.weight": 1 + random(size) for layer in layers for name, size in NORMS.items()}
+    path = tmp_path_factory.mktemp("encoder") / "qwen3.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reports(encoder: Path) -> dict[str, Report]:
+    """The encoder quantized, a file for each recipe beside it."""
+    return {name: quantize_file(encoder, encoder.with_stem(name), recipe) for name, recipe in RECIPES.items()}
+
+
+@pytest.fixture(scope="module")
+def encoded(host: Host, encoder: Path, reports: dict[str, Report]) -> dict[str, Any]:
+    paths = {"float": str(encoder)} | {name: str(encoder.with_stem(name)) for name in reports}
+    return host.run(ENCODE, paths=paths, layers=LAYERS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_loads_quantized_and_without_a_warning(encoded: dict[str, Any], reports: dict[str, Report], name: str) -> None:
+    assert encoded[f"{name} warnings"] == encoded["float warnings"]
+    assert encoded[f"{name} layers"].keys() == {layer.name for layer in reports[name].layers}
+    assert ("model.embed_tokens" in encoded[f"{name} layers"]) == RECIPES[name].embeddings
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_encodes_close_to_the_float_encoder(encoded: dict[str, Any], name: str) -> None:
+    assert relative_error(encoded[name], encoded["float"]) <= LARGEST[name]
+
+
+def relative_error(made: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((made - wanted).norm() / wanted.norm())

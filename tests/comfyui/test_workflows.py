@@ -1,0 +1,100 @@
+"""The example workflows as they are shipped, run by a real server with nothing in its folders but the pack."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from calibrated_rounding.quant import Recipe, plan_file
+from calibrated_rounding.tests.comfyui.harness import PACK, PACK_NAME, Server
+from calibrated_rounding.tests.comfyui.workflows import api_format
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+EXAMPLES = PACK / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
+ASKED = 7
+
+
+def workflow(name: str) -> dict[str, Any]:
+    return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shown_by(outputs: dict[str, Any], graph: dict[str, Any], class_type: str) -> list[dict[str, Any]]:
+    """What each node of a type shows, in the order of the workflow."""
+    return [outputs[node] for node in graph if graph[node]["class_type"] == class_type]
+
+
+@pytest.fixture(scope="module")
+def handwriting() -> np.ndarray:
+    """Mean of the real digits, ``[10, 8, 8]`` in [0, 1]."""
+    real = load_digits()
+    return np.stack([real.images[real.target == digit].mean(0) / 16 for digit in range(10)])
+
+
+def digits_seen(server: Server, handwriting: np.ndarray, images: list[dict[str, str]]) -> list[int]:
+    """For each image the digit whose mean over real handwriting is nearest."""
+    files = (io.BytesIO(server.image(image)) for image in images)
+    small = (Image.open(file).convert("L").resize((8, 8), Image.Resampling.BOX) for file in files)
+    return [int(((handwriting - np.asarray(picture) / 255) ** 2).sum((1, 2)).argmin()) for picture in small]
+
+
+@pytest.fixture(scope="module")
+def saved(server: Server) -> Path:
+    """The file that quantize_and_save writes."""
+    graph = api_format(workflow("quantize_and_save"))
+    path, report = shown_by(server.execute(graph), graph, "PreviewAny")
+    assert "layers quantized" in report["text"][0]
+    return Path(path["text"][0])
+
+
+def test_the_template_browser_lists_every_workflow_with_a_picture(server: Server) -> None:
+    assert sorted(server.get("/workflow_templates")[PACK_NAME]) == NAMES
+    for name in NAMES:
+        assert json.loads(server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.json")) == workflow(name)
+        Image.open(io.BytesIO(server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.jpg"))).verify()
+
+
+def test_quantize_and_sample_draws_the_digit_with_both_models(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(workflow("quantize_and_sample"))
+    quantized, floats = shown_by(server.execute(graph), graph, "SaveImage")
+    for images in (quantized["images"], floats["images"]):
+        assert len(images) == 4
+        assert digits_seen(server, handwriting, images).count(ASKED) >= 3
+    different = [server.image(a) != server.image(b) for a, b in zip(quantized["images"], floats["images"], strict=True)]
+    assert any(different), "the quantized model must not be the float model"
+
+
+def test_quantize_and_save_writes_a_file_that_the_loaders_list(server: Server, saved: Path) -> None:
+    assert saved.is_relative_to(server.output)
+    recipe = Recipe(format="int8_convrot")
+    planned = plan_file(next(EXAMPLES.rglob("digits_wan.safetensors")), recipe).layers
+    codes = {key for key, tensor in load_file(saved).items() if tensor.dtype == torch.int8}
+    assert codes == planned.keys()
+    assert saved.name in server.object_info("UNETLoader")["input"]["required"]["unet_name"][0]
+
+
+@pytest.mark.usefixtures("saved")
+def test_the_saved_file_draws_the_digit_with_stock_nodes(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(workflow("sample_saved_file"))
+    (shown,) = shown_by(server.execute(graph), graph, "SaveImage")
+    assert digits_seen(server, handwriting, shown["images"]).count(ASKED) >= 3
+
+
+def test_every_workflow_stores_a_value_for_each_widget(server: Server) -> None:
+    """A node that gains a widget shifts the stored values: tools/example_workflows.py writes them anew."""
+    for name in NAMES:
+        for node in api_format(workflow(name)).values():
+            info = server.object_info(node["class_type"])["input"]
+            declared = {**info.get("required", {}), **info.get("optional", {})}
+            assert node["inputs"].keys() >= {key for key, spec in declared.items() if "default" in spec_options(spec)}
+
+
+def spec_options(spec: list[Any]) -> dict[str, Any]:
+    return spec[1] if len(spec) > 1 else {}

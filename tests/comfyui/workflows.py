@@ -1,0 +1,30 @@
+"""Workflows as the front end stores them, and as the server runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+CONTROLS = ("fixed", "increment", "decrement", "randomize")
+"""Values of the widget that the front end adds to a seed; it is stored, and never sent."""
+
+
+def api_format(workflow: Mapping[str, Any]) -> dict[str, Any]:
+    """The API format of a workflow whose nodes are all enabled and store all their widgets."""
+    sources = {link: [str(node), slot] for link, node, slot, *_ in workflow["links"]}
+    return {str(node["id"]): _api_node(node, sources) for node in workflow["nodes"]}
+
+
+def _api_node(node: Mapping[str, Any], sources: Mapping[int, list[Any]]) -> dict[str, Any]:
+    names = [entry["widget"]["name"] for entry in node["inputs"] if "widget" in entry]
+    inputs = dict(_pairs(names, node["widgets_values"]))
+    inputs |= {entry["name"]: sources[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
+    return {"class_type": node["type"], "inputs": inputs}
+
+
+def _pairs(names: list[str], values: list[Any]) -> Iterator[tuple[str, Any]]:
+    rest = iter(values)
+    for name in names:
+        yield name, next(rest)
+        if name.endswith("seed") and len(values) > len(names):
+            assert next(rest) in CONTROLS

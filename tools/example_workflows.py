@@ -1,0 +1,207 @@
+"""Write the example workflows and their thumbnails anew: `python tools/example_workflows.py`.
+
+Run it when a node's inputs have changed: a workflow stores the values of a node's widgets by position. Needs a ComfyUI,
+found as the tests find it, which says what widgets there are and draws the thumbnails.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibrated_rounding.tests.comfyui.harness import PACK, Server, find_host
+from calibrated_rounding.tests.comfyui.workflows import api_format
+from PIL import Image
+
+EXAMPLES = PACK / "examples"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+DIGIT, NOTHING, PICTURES = 7, 10, 4
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a workflow. pos and size: pixels; values: by widget, others take their defaults; links: input ->
+    (key of the node it comes from, output slot).
+    """
+
+    type: str
+    pos: tuple[int, int]
+    size: tuple[int, int]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    links: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    title: str | None = None
+
+
+def sampling(model: tuple[str, int], name: str, x: int, y: int, title: str) -> dict[str, Node]:
+    """A sampler, a decoder and an image, in a row; ``name`` makes their keys and the image's file name."""
+    links = {"model": model, "positive": ("digit", 0), "negative": ("nothing", 0), "latent_image": ("latent", 0)}
+    values = {"seed": 1, "control_after_generate": "fixed", "steps": 20, "cfg": 3.0, "scheduler": "simple"}
+    decoded = {"samples": (f"{name} sampler", 0), "vae": ("vae", 0)}
+    return {
+        f"{name} sampler": Node("KSampler", (x, y), (300, 270), values, links, title),
+        f"{name} decoder": Node("VAEDecode", (x + 340, y), (200, 60), {}, decoded),
+        f"{name} image": Node(
+            "SaveImage", (x + 580, y), (300, 300), {"filename_prefix": name}, {"images": (f"{name} decoder", 0)}
+        ),
+    }
+
+
+def digit_inputs(y: int) -> dict[str, Node]:
+    """What sampling needs beside a model: the class asked for, nothing, an empty latent, the decoder."""
+    table = "digits_conditioning.safetensors"
+    size = {"width": 64, "height": 64, "length": 1, "batch_size": PICTURES}
+    load = "CalibratedRoundingLoadClassConditioning"
+    return {
+        "digit": Node(load, (40, y), (320, 90), {"table": table, "class_index": DIGIT}, title="The digit to draw"),
+        "nothing": Node(
+            load, (40, y + 140), (320, 90), {"table": table, "class_index": NOTHING}, title="Nothing asked"
+        ),
+        "latent": Node("EmptyHunyuanLatentVideo", (40, y + 280), (320, 140), size),
+        "vae": Node("VAELoader", (40, y + 470), (320, 60), {"vae_name": "digits_vae.safetensors"}),
+    }
+
+
+LOADER = Node("UNETLoader", (40, 40), (320, 90), {"unet_name": "digits_wan.safetensors"})
+QUANTIZE = "CalibratedRoundingQuantizeModel"
+
+WORKFLOWS: dict[str, dict[str, Node]] = {
+    "quantize_and_sample": {
+        "model": LOADER,
+        "quantize": Node(QUANTIZE, (420, 40), (360, 480), {"format": "int8_convrot"}, {"model": ("model", 0)}),
+        "report": Node("PreviewAny", (420, 580), (360, 260), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+        **digit_inputs(190),
+        **sampling(("quantize", 0), "int8", 840, 40, "Sample the quantized model"),
+        **sampling(("model", 0), "float", 840, 400, "Sample the float model"),
+    },
+    "quantize_and_save": {
+        "model": LOADER,
+        "quantize": Node(
+            QUANTIZE,
+            (420, 40),
+            (360, 680),
+            {"format": "int8_convrot", "rounding": "svd"},
+            {"model": ("model", 0)},
+            "Learn which way to round",
+        ),
+        "save": Node(
+            "CalibratedRoundingSaveModel",
+            (840, 40),
+            (360, 90),
+            {"filename_prefix": "diffusion_models/digits_int8"},
+            {"model": ("quantize", 0)},
+        ),
+        "path": Node("PreviewAny", (840, 190), (360, 130), {}, {"source": ("save", 0)}, "The file"),
+        "report": Node("PreviewAny", (840, 380), (360, 340), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+    },
+    "sample_saved_file": {
+        "model": Node(
+            "UNETLoader",
+            (40, 40),
+            (320, 90),
+            {"unet_name": "digits_int8_00001_.safetensors"},
+            title="The file that quantize_and_save wrote",
+        ),
+        **digit_inputs(190),
+        **sampling(("model", 0), "saved", 420, 40, "Sample with stock nodes"),
+    },
+}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
+        for name, nodes in WORKFLOWS.items():
+            workflow = ui_format(name, nodes, server)
+            (EXAMPLES / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+            shown = server.execute(api_format(workflow))
+            images = [image for output in shown.values() for image in output.get("images", [])]
+            if images:
+                thumbnail([server.image(image) for image in images]).save(EXAMPLES / f"{name}.jpg", quality=90)
+        copy_thumbnail()
+
+
+def copy_thumbnail() -> None:
+    """The workflow that saves draws nothing; it shows what its file draws."""
+    (EXAMPLES / "quantize_and_save.jpg").write_bytes((EXAMPLES / "sample_saved_file.jpg").read_bytes())
+
+
+def thumbnail(files: list[bytes]) -> Image.Image:
+    """All pictures in rows of `PICTURES`, three times enlarged."""
+    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+    side = 3 * pictures[0].width
+    sheet = Image.new("RGB", (PICTURES * side, -(-len(pictures) // PICTURES) * side))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (i % PICTURES * side, i // PICTURES * side))
+    return sheet
+
+
+def ui_format(name: str, nodes: Mapping[str, Node], server: Server) -> dict[str, Any]:
+    """The workflow as the front end stores it."""
+    ids = {key: i + 1 for i, key in enumerate(nodes)}
+    info = {node.type: server.object_info(node.type) for node in nodes.values()}
+    made = {key: _ui_node(ids[key], i, node, info[node.type]) for i, (key, node) in enumerate(nodes.items())}
+    links: list[list[Any]] = []
+    for key, node in nodes.items():
+        for target, (source, slot) in node.links.items():
+            names = [entry["name"] for entry in made[key]["inputs"]]
+            output = made[source]["outputs"][slot]
+            link = [len(links) + 1, ids[source], slot, ids[key], names.index(target), output["type"]]
+            made[key]["inputs"][link[4]]["link"] = link[0]
+            output["links"].append(link[0])
+            links.append(link)
+    return {
+        "revision": 0,
+        "last_node_id": len(ids),
+        "last_link_id": len(links),
+        "nodes": list(made.values()),
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _ui_node(number: int, order: int, node: Node, info: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    sockets = [(name, spec[0]) for name, spec in inputs.items() if not _is_widget(spec[0])]
+    widgets = [widget for name, spec in inputs.items() for widget in _widgets(name, spec, node.values)]
+    made: dict[str, Any] = {"id": number, "type": node.type, "pos": node.pos, "size": node.size, "flags": {}}
+    made |= {"order": order, "mode": 0}
+    made["inputs"] = [
+        *({"name": name, "type": kind, "link": None} for name, kind in sockets),
+        *({"name": name, "type": kind, "widget": {"name": name}, "link": None} for name, kind, _ in widgets if kind),
+    ]
+    outputs = zip(info["output_name"], info["output"], strict=True)
+    made["outputs"] = [{"name": name, "type": kind, "links": []} for name, kind in outputs]
+    made |= {"properties": {"Node name for S&R": node.type}, "widgets_values": [value for *_, value in widgets]}
+    return made | ({"title": node.title} if node.title else {})
+
+
+def _is_widget(kind: object) -> bool:
+    return isinstance(kind, list) or kind in WIDGETS
+
+
+def _widgets(name: str, spec: list[Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Any]]:
+    """Name, type and value of a widget and of those that it brings; the seed's own control has no type."""
+    kind, options = spec[0], spec[1] if len(spec) > 1 else {}
+    if not _is_widget(kind):
+        return
+    choices = kind if isinstance(kind, list) else options.get("options", [None])
+    dynamic = kind == "COMFY_DYNAMICCOMBO_V3"
+    value = values.get(name, options.get("default", choices[0]["key"] if dynamic else choices[0]))
+    yield name, "COMBO" if isinstance(kind, list) else kind, value
+    if options.get("control_after_generate"):
+        yield "control_after_generate", None, values["control_after_generate"]
+    if dynamic:
+        chosen = next(choice["inputs"] for choice in choices if choice["key"] == value)
+        for child, child_spec in {**chosen.get("required", {}), **chosen.get("optional", {})}.items():
+            yield from _widgets(f"{name}.{child}", child_spec, values)
+
+
+if __name__ == "__main__":
+    main()
