@@ -19,9 +19,9 @@ from .rotation import rotate
 from .rounding import FEWEST_ROWS, round_calibrated, round_nearest, round_svd
 from .statistics import NOTHING_KNOWN, InputStatistics
 
-BLOCK_ELEMENTS = 1 << 19
-"""Weights are taken to float32 in blocks of rows of about this many elements: so few that a block stays in a core's
-cache from one step to the next, and that a layer costs little beside itself."""
+BLOCK_ELEMENTS = 1 << 20
+"""Weights are taken to float32 in blocks of rows of about this many elements: so few that a block stays in the
+processor's cache from one step to the next and a layer costs little beside itself, so many that threads pay off."""
 
 Tick = Callable[[], None]
 
@@ -102,10 +102,8 @@ def _nearest(task: Task) -> QuantizedLayer:
 def _svd(task: Task) -> QuantizedLayer:
     full = torch.cat(list(_float_blocks(task)))
     scale = scales.METHODS[task.recipe.scale](full, task.format)
-    devices = [full.device] if full.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(layer_seed(task.name, task.recipe.seed))
-        found = round_svd(full, scale, task.format, task.recipe.svd, task.tick)
+    seed = layer_seed(task.name, task.recipe.seed)
+    found = round_svd(full, scale, task.format, task.recipe.svd, task.tick, seed=seed)
     return QuantizedLayer(
         found.codes,
         scale,

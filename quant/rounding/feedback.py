@@ -74,6 +74,7 @@ def _by_input(x: Tensor, order: Tensor) -> Tensor:
 
 def _feed_back(problem: Problem, tick: Tick) -> Tensor:
     """The errors ``[K, N]`` after rounding every input in turn, from the last to the first."""
+    tick()
     factor = torch.linalg.cholesky(problem.metric)
     unit = factor / factor.diagonal()
     errors = torch.zeros_like(problem.weight)

@@ -92,14 +92,19 @@ class SvdResult:
 
 
 def round_svd(
-    weight: Tensor, scale: Tensor, fmt: Format, settings: SvdSettings, tick: Callable[[], None] = lambda: None
+    weight: Tensor,
+    scale: Tensor,
+    fmt: Format,
+    settings: SvdSettings,
+    tick: Callable[[], None] = lambda: None,
+    *,
+    seed: int = 0,
 ) -> SvdResult:
     """Round float32 ``weight [N, K]`` with float32 ``scale`` (as `Format` shapes it) by the `svd` method.
 
-    ``tick`` is called at every iteration and may raise to stop. Random numbers come from torch's generator of the
-    weight's device: fork and seed it for the same codes twice.
+    ``tick`` is called at every iteration and may raise to stop. ``seed`` is that of the randomized SVD.
     """
-    objective = project(weight, settings)
+    objective = project(weight, settings, seed)
     nearest = round_nearest(weight, scale, fmt)
     solve = _feedback if settings.optimizer == "feedback" else _descend
     codes = solve(objective, scale, fmt, settings, tick)
@@ -110,14 +115,17 @@ def round_svd(
     return SvdResult(nearest, nearest_error, nearest_error, given_back=bool((codes.float() != nearest.float()).any()))
 
 
-def project(weight: Tensor, settings: SvdSettings) -> Projection:
+def project(weight: Tensor, settings: SvdSettings, seed: int = 0) -> Projection:
     """The objective of ``weight``: its k leading left and right singular vectors."""
     k = settings.rank((weight.shape[0], weight.shape[1]))
     if settings.full:
         left, _, right_t = torch.linalg.svd(weight, full_matrices=False)
         right = right_t.T
     else:
-        left, _, right = torch.svd_lowrank(weight, q=min(k + OVERSAMPLING, *weight.shape), niter=2)
+        # It draws from the global generator, which belongs to the caller.
+        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+            torch.manual_seed(seed)
+            left, _, right = torch.svd_lowrank(weight, q=min(k + OVERSAMPLING, *weight.shape), niter=2)
     return Projection(weight, left[:, :k].contiguous(), right[:, :k].contiguous())
 
 

@@ -1,0 +1,145 @@
+"""The nodes that read and write files: saving what was quantized, and quantizing a file without loading the model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import comfy.model_management
+from comfy_api.latest import io
+
+from ..quant import QuantError, quantize_file
+from . import files, host_run
+from .host import ATTACHMENT, source_metadata
+from .host_clip import quantized_parts
+from .nodes_quantize import CATEGORY, device_input, report_output, shown
+from .recipe_inputs import make_recipe, recipe_inputs, recipe_link
+
+CHECKPOINT_PREFIX = "model.diffusion_model."
+
+
+def _prefix_input(default: str) -> io.Input:
+    return io.String.Input(
+        "filename_prefix",
+        default=default,
+        tooltip="Name in the output folder; a number is added. Keep the folder in it, so that the loaders list it.",
+    )
+
+
+class SaveQuantizedModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingSaveModel",
+            display_name="Save Quantized Model",
+            category=CATEGORY,
+            description="Writes a quantized diffusion model for Load Diffusion Model. LoRAs on it are merged into the "
+            "file: ComfyUI rounds the layers that they touch anew, to nearest.",
+            search_aliases=["save model", "export quantized", "save fp8", "save int8"],
+            inputs=[
+                io.Model.Input("model", tooltip="A quantized diffusion model."),
+                _prefix_input("diffusion_models/quantized"),
+            ],
+            outputs=[io.String.Output("path", tooltip="The file that was written.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model: Any, filename_prefix: str) -> io.NodeOutput:
+        path = files.output_file(filename_prefix)
+        comfy.model_management.load_models_gpu([model])
+        tensors = {key.removeprefix(CHECKPOINT_PREFIX): t for key, t in model.state_dict_for_saving().items()}
+        made = model.get_attachment(ATTACHMENT)
+        metadata = files.header(tensors, made, source_metadata(model), len(model.patches))
+        files.write(path, tensors, metadata | files.workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo))
+        return _written(path, files.listing_note(path, "diffusion_models"))
+
+
+class SaveQuantizedTextEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingSaveTextEncoder",
+            display_name="Save Quantized Text Encoder",
+            category=CATEGORY,
+            description="Writes a quantized text encoder for Load CLIP. Of several encoders only the quantized ones "
+            "are written, each to a file of its own. LoRAs on it are merged into the file.",
+            search_aliases=["save clip", "save t5", "export quantized text encoder"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="A quantized text encoder."),
+                _prefix_input("clip/quantized"),
+            ],
+            outputs=[io.String.Output("path", tooltip="The files that were written, one a line.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
+        made = clip.patcher.get_attachment(ATTACHMENT)
+        parts = quantized_parts(clip)
+        if not parts:
+            raise QuantError("Nothing in this text encoder is quantized; connect the output of a quantize node.")
+        clip.load_model()
+        tensors = clip.patcher.model_state_dict_for_saving()
+        written, note = [], ""
+        for part in parts:
+            path = files.output_file(filename_prefix if len(parts) == 1 else f"{filename_prefix}_{part.name}")
+            own = {key.removeprefix(part.prefix): t for key, t in tensors.items() if key.startswith(part.prefix)}
+            own |= clip.tokenizer.state_dict()
+            metadata = files.header(own, made, source_metadata(clip.patcher), len(clip.patcher.patches))
+            files.write(path, own, metadata | files.workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo))
+            written.append(str(path))
+            note = files.listing_note(path, "text_encoders")
+        return _written("\n".join(written), note)
+
+
+class QuantizeFile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingQuantizeFile",
+            display_name="Quantize File",
+            category=CATEGORY,
+            description="Quantizes a model file into another one, layer by layer, without loading the model: for "
+            "models larger than memory.",
+            search_aliases=["quantize checkpoint", "convert model", "fp8 convert", "int8 convert"],
+            inputs=[
+                io.Combo.Input("file", options=files.model_files(), tooltip="The model file in 16 or 32 bits."),
+                *recipe_inputs(),
+                io.String.Input(
+                    "name",
+                    default="quantized",
+                    tooltip="Name of the new file, in the output folder that the loaders list; a number is added.",
+                ),
+                device_input(),
+                recipe_link(),
+            ],
+            outputs=[io.String.Output("path", tooltip="The file that was written."), report_output()],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> Any:
+        stat = os.stat(files.model_path(file)[1]) if file else None
+        return stat and (stat.st_mtime_ns, stat.st_size)
+
+    @classmethod
+    def execute(cls, file: str, name: str, device: str = "auto", **values: Any) -> io.NodeOutput:
+        recipe = make_recipe(values)
+        kind, source = files.model_path(file)
+        target = files.output_file(f"{files.OUTPUT_NAMES.get(kind, kind)}/{name}")
+        where = host_run.device_name(device)
+        report = host_run.run(
+            lambda progress, cancel: quantize_file(
+                source, target, recipe, device=where, progress=progress, cancel=cancel
+            ),
+            cls.hidden.unique_id,
+        )
+        return io.NodeOutput(str(target), report.table(), ui=shown(report))
+
+
+def _written(paths: object, note: str) -> io.NodeOutput:
+    return io.NodeOutput(str(paths), ui={"text": [f"{paths}{note}"]})

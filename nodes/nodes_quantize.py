@@ -1,0 +1,122 @@
+"""The nodes that quantize what a loader node has loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..quant import Report
+from .host import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
+from .host_clip import part_tensors, rebuild_clip, runnable_parts
+from .host_run import DEVICES
+from .quantize import Result, quantize_weights
+from .recipe_inputs import make_recipe, recipe_inputs, recipe_link
+from .weights import LoadedWeights
+
+CATEGORY = "model/quantization"
+UI_KEY = "calibrated_rounding"
+
+
+def device_input() -> io.Input:
+    return io.Combo.Input(
+        "device",
+        options=list(DEVICES),
+        default="auto",
+        optional=True,
+        advanced=True,
+        tooltip="Where the rounding is computed; auto is where ComfyUI runs models.",
+    )
+
+
+def report_output() -> io.Output:
+    return io.String.Output("report", tooltip="What was done, layer by layer, and what it cost.")
+
+
+def shown(report: Report, kept: bool = False) -> dict[str, Any]:
+    """What a node shows: the totals as text, and the whole report for the pack's front end."""
+    note = "\nTaken from the results kept on disk; nothing was rounded." if kept else ""
+    return {UI_KEY: [report.to_dict()], "text": [report.summary() + note]}
+
+
+class QuantizeModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingQuantizeModel",
+            display_name="Quantize Model",
+            category=CATEGORY,
+            description="Quantizes a diffusion model to FP8 or INT8. The result runs at once and can be saved; the "
+            "loaded model stays as it was. LoRAs and other patches of the input are kept, as patches.",
+            search_aliases=["quantize", "quantization", "fp8", "int8", "mxfp8", "convrot", "learned rounding"],
+            inputs=[
+                io.Model.Input("model", tooltip="A diffusion model in 16 or 32 bits."),
+                *recipe_inputs("diffusion"),
+                device_input(),
+                recipe_link(),
+            ],
+            outputs=[io.Model.Output(tooltip="The quantized model."), report_output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, device: str = "auto", **values: Any) -> io.NodeOutput:
+        recipe = make_recipe(values)
+        weights = LoadedWeights(diffusion_tensors(origin_of(model)))
+        result = quantize_weights(weights, source_stamp(model), recipe, device, cls.hidden.unique_id)
+        made = Made(recipe, result.report, source_metadata(model))
+        quantized = rebuild_model(model, result.tensors, made)
+        return io.NodeOutput(quantized, result.report.table(), ui=shown(result.report, result.kept))
+
+
+class QuantizeTextEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingQuantizeTextEncoder",
+            display_name="Quantize Text Encoder",
+            category=CATEGORY,
+            description="Quantizes a T5-XXL or llama-style text encoder. Others are refused, because ComfyUI does not "
+            "run them quantized; beside one that it does run (as in Flux) they stay as they are.",
+            search_aliases=["quantize clip", "quantize t5", "fp8 text encoder", "int8 text encoder"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="A text encoder in 16 or 32 bits."),
+                *recipe_inputs("text_encoder"),
+                device_input(),
+                recipe_link(),
+            ],
+            outputs=[io.Clip.Output(tooltip="The quantized text encoder."), report_output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, device: str = "auto", **values: Any) -> io.NodeOutput:
+        recipe = make_recipe(values)
+        parts = runnable_parts(clip)
+        stamp, results = source_stamp(clip.patcher), dict[str, Result]()
+        for part in parts:
+            weights = LoadedWeights(part_tensors(clip, part))
+            results[part.name] = quantize_weights(weights, stamp, recipe, device, cls.hidden.unique_id)
+        report = merged({name: result.report for name, result in results.items()})
+        made = Made(recipe, report, source_metadata(clip.patcher))
+        tensors = {name: result.tensors for name, result in results.items()}
+        quantized = rebuild_clip(clip, tensors, {part.name: part.kind for part in parts}, made)
+        kept = all(result.kept for result in results.values())
+        return io.NodeOutput(quantized, report.table(), ui=shown(report, kept))
+
+
+def merged(reports: dict[str, Report]) -> Report:
+    """The reports of a CLIP's encoders as one, layers named by encoder; a single one as it is."""
+    first, *others = reports.values()
+    if not others:
+        return first
+    total = Report(" + ".join(r.profile for r in reports.values()), first.certain, first.recipe, first.versions)
+    for name, report in reports.items():
+        total.certain = total.certain and report.certain
+        total.layers += [replace(layer, name=f"{name}.{layer.name}") for layer in report.layers]
+        total.kept += [replace(kept, name=f"{name}.{kept.name}") for kept in report.kept]
+        total.removed |= {f"{name}.{key}": reason for key, reason in report.removed.items()}
+        total.notes += report.notes
+        total.seconds += report.seconds
+    return total

@@ -1,0 +1,57 @@
+"""Recipes as values in the graph: one choice that serves several nodes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..quant import Recipe
+from ..quant.api import METADATA_KEY
+from ..quant.checkpoint import read_header
+from ..quant.errors import RecipeError
+from . import files
+from .nodes_quantize import CATEGORY
+from .recipe_inputs import QuantRecipe, make_recipe, recipe_inputs
+
+
+class QuantizationRecipe(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingRecipe",
+            display_name="Quantization Recipe",
+            category=CATEGORY,
+            description="One choice of format, profile and rounding for several quantize nodes.",
+            search_aliases=["quantization settings", "quantize options"],
+            inputs=recipe_inputs(),
+            outputs=[QuantRecipe.Output("recipe", tooltip="For the recipe input of quantize nodes.")],
+        )
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(make_recipe(values))
+
+
+class LoadRecipe(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingLoadRecipe",
+            display_name="Load Quantization Recipe",
+            category=CATEGORY,
+            description="The recipe that a file of this pack was made with.",
+            search_aliases=["recipe from file", "quantization metadata"],
+            inputs=[io.Combo.Input("file", options=files.model_files(), tooltip="A file that this pack has written.")],
+            outputs=[QuantRecipe.Output("recipe", tooltip="For the recipe input of quantize nodes.")],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        fields = read_header(files.model_path(file)[1]).metadata
+        try:
+            recipe = json.loads(fields[METADATA_KEY])["recipe"]
+        except (KeyError, ValueError, TypeError):
+            raise RecipeError(f"The file '{file}' tells no recipe; it was not written by this pack.") from None
+        return io.NodeOutput(Recipe.from_dict(recipe))

@@ -1,0 +1,78 @@
+"""From a loaded model's weights and a recipe to quantized tensors, taken from the disk cache where they are in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import comfy.utils
+import folder_paths
+from torch import Tensor
+
+from ..quant import Recipe, Report
+from ..quant.api import file_metadata
+from ..quant.checkpoint import CheckpointWriter
+from ..quant.engine import Cancel, OnProgress, Run
+from ..quant.errors import CheckpointError
+from ..quant.sinks import FileSink, StateDictSink
+from ..quant.sources import as_float
+from . import host_run
+from .cache import Cache
+from .weights import LoadedWeights
+
+
+@dataclass(frozen=True)
+class Result:
+    """kept: the tensors were found on disk, and nothing was rounded."""
+
+    tensors: Mapping[str, Tensor]
+    report: Report
+    kept: bool
+
+
+def cache() -> Cache:
+    return Cache(os.path.join(folder_paths.get_user_directory(), "calibrated_rounding", "cache"))
+
+
+def quantize_weights(
+    weights: LoadedWeights, stamp: str, recipe: Recipe, device_choice: str, node_id: str | None
+) -> Result:
+    """Quantize a loaded model's weights. ``stamp`` identifies their file; without one, every value is hashed."""
+    device, store = host_run.device_name(device_choice), cache()
+    digest = weights.digest(quick=bool(stamp), tick=host_run.stop_if_interrupted)
+    path = store.path(f"{stamp} {digest}", recipe, device)
+    entry = store.find(path)
+    if entry is not None:
+        return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, kept=True)
+    sizes = (spec.shape[0] * spec.shape[1] for spec in weights.tensors.values() if len(spec.shape) == 2)
+    host_run.make_room(device, max(sizes, default=0))
+    made = host_run.run(lambda progress, cancel: _make(weights, recipe, device, progress, cancel, path), node_id)
+    if isinstance(made, Result):
+        return made
+    entry = store.complete(path, made)
+    return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, kept=False)
+
+
+def _make(
+    weights: LoadedWeights, recipe: Recipe, device: str, progress: OnProgress, cancel: Cancel, path: os.PathLike[str]
+) -> Report | Result:
+    """Write the quantized tensors to ``path``; where the disk has no room for them, keep them in memory."""
+    run = Run(recipe, device, {}, progress, cancel)
+    source = as_float(weights, recipe.dequantize)
+    plan = run.plan(source)
+    metadata = file_metadata({}, plan.markers, recipe, "")
+    with ExitStack() as stack:
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            writer = stack.enter_context(CheckpointWriter(path, plan.layout, metadata))
+        except (CheckpointError, OSError) as error:
+            sink = StateDictSink()
+            report = run.execute(plan, source, sink)
+            report.notes.append(f"The result was not kept on disk: {error}")
+            return Result(sink.tensors, report, kept=False)
+        report = run.execute(plan, source, FileSink(writer))
+        run.tick()
+        writer.commit()
+    return report

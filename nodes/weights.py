@@ -1,0 +1,47 @@
+"""A loaded model's weights as a source of the engine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..quant.plan import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAMPLE = 1024
+"""Values of each tensor that a quick digest looks at."""
+
+
+class LoadedWeights:
+    """Tensors of a loaded model, on whatever device each lies; ``read`` gives a copy on the CPU that the engine owns.
+
+    The copy matters: a model's weights are inference tensors, with which no optimizer outside inference mode works.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._data = tensors
+        self.tensors = {name: Spec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+        self.metadata: dict[str, str] = {}
+
+    def read(self, name: str) -> Tensor:
+        with torch.inference_mode(False):
+            return self._data[name].detach().to("cpu", copy=True)
+
+    def digest(self, *, quick: bool, tick: Callable[[], None] = lambda: None) -> str:
+        """SHA-256 over names, dtypes, shapes and values; ``quick`` looks at the first `SAMPLE` values of each only.
+
+        ``tick`` is called before each tensor and may raise to stop.
+        """
+        found = hashlib.sha256()
+        for name, tensor in self._data.items():
+            tick()
+            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            values = tensor.detach().reshape(-1)
+            values = (values[:SAMPLE] if quick else values).to("cpu").contiguous()
+            found.update(values.view(torch.uint8).numpy().data)
+        return found.hexdigest()

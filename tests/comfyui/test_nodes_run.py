@@ -1,0 +1,138 @@
+"""How a node runs the engine: progress in the node, an interrupt in the middle of a layer, and no room on the disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from calibrated_rounding.tests.comfyui.harness import PACK, Host
+
+SETUP = """
+import os, sys, threading
+from types import SimpleNamespace
+import comfy.model_management as management, comfy.utils
+inside.load_pack(root)
+from calibrated_rounding.nodes import quantize
+from calibrated_rounding.nodes.weights import LoadedWeights
+from calibrated_rounding.quant import Recipe, layer
+
+folder = quantize.cache().folder
+weights = LoadedWeights({f"layers.{i}.weight": torch.randn(64 * (i + 1), 64) for i in range(3)})
+recipe = Recipe(format="int8_row", profile="generic", rounding="svd")
+
+def run():
+    return quantize.quantize_weights(weights, "", recipe, "cpu", "7")
+"""
+
+INTERRUPT = (
+    SETUP
+    + """
+real, inside_layer, release = layer.round_svd, threading.Event(), threading.Event()
+
+def endless(*arguments):
+    # Like one decomposition of a huge matrix: it looks at nothing until it is done.
+    inside_layer.set()
+    release.wait()
+    return real(*arguments)
+
+layer.round_svd = endless
+threading.Thread(target=lambda: (inside_layer.wait(), management.interrupt_current_processing())).start()
+try:
+    run()
+    outputs["ended"] = "finished"
+except BaseException as error:
+    outputs["ended"] = type(error).__name__
+outputs["still in the layer"] = not release.is_set()
+release.set()
+for thread in threading.enumerate():
+    if thread.name == "calibrated-rounding":
+        thread.join()
+outputs["left"] = os.listdir(folder)
+layer.round_svd = real
+outputs["afterwards"] = len(run().report.layers)
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def interrupted(host: Host) -> dict[str, Any]:
+    return host.run(INTERRUPT, root=str(PACK))
+
+
+def test_an_interrupt_does_not_wait_for_the_layer(interrupted: dict[str, Any]) -> None:
+    """Were it looked at only between the steps of the engine, this would never end."""
+    assert interrupted["ended"] == "InterruptProcessingException"
+    assert interrupted["still in the layer"]
+
+
+def test_an_interrupted_run_leaves_no_file(interrupted: dict[str, Any]) -> None:
+    assert interrupted["left"] == []
+
+
+def test_the_next_run_works(interrupted: dict[str, Any]) -> None:
+    assert interrupted["afterwards"] == 3
+
+
+PROGRESS = (
+    SETUP
+    + """
+lines, bars = [], []
+server = SimpleNamespace(send_progress_text=lambda text, node: lines.append((text, node)))
+sys.modules["server"] = SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
+comfy.utils.set_progress_bar_global_hook(lambda now, total, preview, node_id: bars.append((now, total, node_id)))
+run()
+outputs["lines"], outputs["bars"] = lines, bars
+"""
+)
+
+
+def test_progress_is_shown_in_the_node_by_weights(host: Host) -> None:
+    shown = host.run(PROGRESS, root=str(PACK))
+    weights = 64 * 64 * (1 + 2 + 3)
+    assert shown["bars"][-1] == [weights, weights, "7"]
+    assert shown["lines"][-1][0].startswith("3 of 3 layers")
+    assert {node for _, node in shown["lines"]} == {"7"}
+
+
+NO_ROOM = (
+    SETUP
+    + """
+from calibrated_rounding.quant.errors import CheckpointError
+
+class Full:
+    def __init__(self, path, *arguments):
+        raise CheckpointError(f"{path} cannot be written: the disk is full.")
+
+quantize.CheckpointWriter = Full
+first, second = run(), run()
+outputs["layers"] = len(first.report.layers)
+outputs["tensors"] = sorted(first.tensors)
+outputs["notes"] = first.report.notes
+outputs["kept"] = second.kept
+"""
+)
+
+
+def test_a_full_disk_costs_the_kept_result_and_nothing_else(host: Host) -> None:
+    made = host.run(NO_ROOM, root=str(PACK))
+    assert made["layers"] == 3
+    assert "layers.0.weight_scale" in made["tensors"]
+    assert any("the disk is full" in note for note in made["notes"])
+    assert made["kept"] is False
+
+
+DAMAGED = (
+    SETUP
+    + """
+first = run()
+del first
+(path,) = folder.glob("*.safetensors")
+path.write_bytes(path.read_bytes()[:100])
+second, third = run(), run()
+outputs["kept"] = [second.kept, third.kept]
+"""
+)
+
+
+def test_a_damaged_kept_result_is_made_anew(host: Host) -> None:
+    assert host.run(DAMAGED, root=str(PACK))["kept"] == [False, True]

@@ -1,0 +1,154 @@
+"""The nodes through ComfyUI's own server: offered to the front end, run in graphs, kept, and interrupted."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.tests.comfyui.harness import HostError, Server, example_model
+from safetensors.torch import load_file, save_file
+
+NODES = ("QuantizeModel", "QuantizeTextEncoder", "SaveModel", "SaveTextEncoder", "QuantizeFile", "Recipe", "LoadRecipe")
+STEPS = {"iterations": 20, "learning_rate": 0.0}
+DIRECTIONS = {"top_p": 0.2, "min_k": 64, "max_k": 256, "exact_svd": False, "random_seed": 0}
+
+
+def node(kind: str, /, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": f"CalibratedRounding{kind}", "inputs": inputs}
+
+
+def quantizing(**settings: Any) -> dict[str, Any]:
+    """Inputs as the API format has them; what is not named takes the node's default."""
+    return {"format": "int8_row", "profile": "auto", "rounding": "nearest", **settings}
+
+
+def svd(optimizer: str, **steps: Any) -> dict[str, Any]:
+    nested = {f"rounding.optimizer.{key}": value for key, value in steps.items()}
+    flat = {f"rounding.{key}": value for key, value in DIRECTIONS.items()}
+    return {"rounding": "svd", "rounding.optimizer": optimizer, **nested, **flat}
+
+
+def loader(name: str) -> dict[str, Any]:
+    return {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
+
+
+@pytest.fixture(scope="module")
+def digits(server: Server) -> str:
+    return server.add_model("diffusion_models", example_model("digits_wan.safetensors"), "digits.safetensors")
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_node_and_input_is_described(server: Server, name: str) -> None:
+    info = server.object_info(f"CalibratedRounding{name}")
+    given = {key: spec for group in info["input"].values() for key, spec in group.items()}
+    visible = {key: spec for key, spec in given.items() if key not in info["input"].get("hidden", {})}
+    assert info["description"]
+    assert info["category"].startswith("model/")
+    assert all(spec[1]["tooltip"] for spec in visible.values())
+
+
+def test_the_example_model_is_listed_by_the_stock_loader(server: Server) -> None:
+    listed = server.object_info("UNETLoader")["input"]["required"]["unet_name"][0]
+    assert "digits_wan.safetensors" in listed
+
+
+def test_formats_and_profiles_are_offered(server: Server) -> None:
+    required = server.object_info("CalibratedRoundingQuantizeModel")["input"]["required"]
+    assert required["format"][1]["options"] == list(FORMATS)
+    assert required["profile"][1]["options"][0] == "auto"
+    assert {"wan", "flux"} <= set(required["profile"][1]["options"])
+    assert "t5xxl" not in required["profile"][1]["options"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "feedback"])
+def test_a_graph_quantizes_and_saves_a_model_that_the_loader_lists(server: Server, digits: str, optimizer: str) -> None:
+    steps = {} if optimizer == "feedback" else STEPS
+    graph = {
+        "1": loader(digits),
+        "2": node("QuantizeModel", model=["1", 0], **quantizing(**svd(optimizer, **steps))),
+        "3": node("SaveModel", model=["2", 0], filename_prefix=f"diffusion_models/{optimizer}"),
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}},
+    }
+    outputs = server.execute(graph)
+    assert "19 layers quantized" in outputs["4"]["text"][0]
+    report = outputs["2"]["calibrated_rounding"][0]
+    assert report["recipe"]["svd"]["optimizer"] == optimizer
+    name = Path(outputs["3"]["text"][0]).name
+    listed = server.object_info("UNETLoader")["input"]["required"]["unet_name"][0]
+    assert name in listed
+    written = load_file(server.output / "diffusion_models" / name)
+    assert sum(key.endswith(".comfy_quant") for key in written) == len(report["layers"])
+
+
+def test_a_result_is_kept_beside_the_graphs_own_cache(server: Server, digits: str) -> None:
+    def quantize(**settings: Any) -> str:
+        model = node("QuantizeModel", model=["1", 0], **quantizing(**svd("original", **STEPS), **settings))
+        save = node("SaveModel", model=["2", 0], filename_prefix="diffusion_models/kept")
+        text: str = server.execute({"1": loader(digits), "2": model, "3": save})["2"]["text"][0]
+        return text
+
+    assert "nothing was rounded" not in quantize(device="auto")
+    # Another value that means the same here, so that the node runs again.
+    assert "nothing was rounded" in quantize(device="cpu")
+
+
+def test_one_recipe_serves_a_file_and_a_model(server: Server, digits: str) -> None:
+    graph = {
+        "1": node("Recipe", **quantizing(format="float8_e5m2")),
+        "2": node("QuantizeFile", file=f"diffusion_models/{digits}", name="of_file", recipe=["1", 0], **quantizing()),
+        "3": loader(digits),
+        "4": node("QuantizeModel", model=["3", 0], recipe=["1", 0], **quantizing()),
+        "5": node("SaveModel", model=["4", 0], filename_prefix="diffusion_models/of_model"),
+    }
+    server.execute(graph)
+    folder = server.output / "diffusion_models"
+    of_file = load_file(next(folder.glob("of_file_*.safetensors")))
+    of_model = load_file(next(folder.glob("of_model_*.safetensors")))
+    assert of_file.keys() == of_model.keys()
+    for key, tensor in of_file.items():
+        if tensor.dtype == torch.float8_e5m2:
+            assert torch.equal(tensor.view(torch.uint8), of_model[key].view(torch.uint8)), key
+    again = {
+        "1": node("LoadRecipe", file="diffusion_models/of_file_00001_.safetensors"),
+        "2": node("QuantizeFile", file=f"diffusion_models/{digits}", name="again", recipe=["1", 0], **quantizing()),
+    }
+    server.execute(again)
+    first, second = (folder / f"{name}_00001_.safetensors" for name in ("of_file", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_refusal_reaches_the_user_as_one_sentence(server: Server, digits: str) -> None:
+    graph = {
+        "1": loader(digits),
+        "2": node("QuantizeModel", model=["1", 0], **quantizing(profile="flux")),
+        "3": node("SaveModel", model=["2", 0], filename_prefix="diffusion_models/never"),
+    }
+    with pytest.raises(HostError, match=r"ProfileError: .*'flux' does not describe"):
+        server.execute(graph)
+
+
+def test_a_name_outside_the_output_folder_is_refused(server: Server, digits: str) -> None:
+    graph = {"1": node("QuantizeFile", file=f"diffusion_models/{digits}", name="../../../escaped", **quantizing())}
+    with pytest.raises(HostError, match="outside the output folder"):
+        server.execute(graph)
+    assert not list(server.base.parent.rglob("escaped*"))
+
+
+def test_an_interrupt_ends_the_prompt_and_leaves_no_file(server: Server, tmp_path: Path) -> None:
+    save_file({"layer.weight": torch.randn(512, 512)}, tmp_path / "one_layer.safetensors")
+    name = server.add_model("diffusion_models", tmp_path / "one_layer.safetensors")
+    settings = quantizing(profile="generic", **svd("adamw", iterations=10000, learning_rate=0.0))
+    prompt = server.queue({"1": node("QuantizeFile", file=f"diffusion_models/{name}", name="endless", **settings)})
+    folder = server.output / "diffusion_models"
+    while not list(folder.glob(".endless*")):
+        time.sleep(0.05)
+    server.interrupt()
+    entry = server.wait(prompt)
+    assert "execution_interrupted" in [message[0] for message in entry["status"]["messages"]]
+    while list(folder.glob(".endless*")):
+        time.sleep(0.05)
+    assert not list(folder.glob("endless*"))
