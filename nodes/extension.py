@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import examples
 from .conditioning import LoadClassConditioning
+from .nodes_calibration import CalibrateModel, CollectCalibration, LoadCalibration, RecordCalibration, SaveCalibration
 from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEncoder
 from .nodes_quantize import QuantizeModel, QuantizeTextEncoder
 from .nodes_recipe import LoadRecipe, QuantizationRecipe
@@ -24,5 +25,10 @@ class CalibratedRounding(ComfyExtension):
             QuantizeFile,
             QuantizationRecipe,
             LoadRecipe,
+            RecordCalibration,
+            CollectCalibration,
+            CalibrateModel,
+            SaveCalibration,
+            LoadCalibration,
             LoadClassConditioning,
         ]

@@ -27,6 +27,9 @@ OUTPUT_NAMES = {"text_encoders": "clip"}
 
 SUFFIXES = (".safetensors", ".sft")
 
+CALIBRATIONS = "calibrations"
+"""The folder in the output folder that holds calibrations."""
+
 
 def output_file(filename_prefix: str) -> Path:
     """The next free numbered file for a prefix in the output folder, as stock save nodes name theirs."""
@@ -61,6 +64,23 @@ def model_path(choice: str) -> tuple[str, str]:
     if path is None:
         raise QuantError(f"There is no model file '{choice}'; it was moved or deleted.")
     return folder, path
+
+
+def calibration_files() -> list[str]:
+    """Every safetensors file below `CALIBRATIONS`, by its name there."""
+    folder = _calibrations()
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+
+
+def calibration_path(name: str) -> Path:
+    """The full path of one of `calibration_files`."""
+    if name not in calibration_files():
+        raise QuantError(f"There is no calibration '{name}' in {_calibrations()}; it was moved or deleted.")
+    return _calibrations() / name
+
+
+def _calibrations() -> Path:
+    return Path(folder_paths.get_output_directory()) / CALIBRATIONS
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

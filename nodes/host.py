@@ -15,12 +15,16 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..quant import QuantError, Recipe, Report
 from ..quant.checkpoint import read_header
 
 ATTACHMENT = "calibrated_rounding"
+RECORDING = "calibrated_rounding_recording"
+"""Key of the wrapper that records what layers are fed; a rebuilt model does not keep it."""
+
 PREFIX = "diffusion_model."
 
 
@@ -87,7 +91,9 @@ def rebuild_model(patcher: Any, tensors: Mapping[str, Tensor], made: Made) -> An
     ``tensors`` are named as `diffusion_tensors` names them. The source keeps its own model and stays usable.
     """
     origin = origin_of(patcher)
-    return detached_clone(patcher, _load(origin, tensors), made, _reload, origin.options)
+    clone = detached_clone(patcher, _load(origin, tensors), made, _reload, origin.options)
+    clone.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, RECORDING)
+    return clone
 
 
 def _reload(origin: Origin, disable_dynamic: bool = False) -> Any:

@@ -9,11 +9,12 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from ..quant import QuantError, quantize_file
+from ..quant.calibration import Calibration
 from . import files, host_run
 from .host import ATTACHMENT, source_metadata
 from .host_clip import quantized_parts
 from .nodes_quantize import CATEGORY, device_input, report_output, shown
-from .recipe_inputs import make_recipe, recipe_inputs, recipe_link
+from .recipe_inputs import calibration_link, make_recipe, recipe_inputs, recipe_link, unused_note
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
 
@@ -115,6 +116,7 @@ class QuantizeFile(io.ComfyNode):
                 ),
                 device_input(),
                 recipe_link(),
+                calibration_link(),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written."), report_output()],
             hidden=[io.Hidden.unique_id],
@@ -127,18 +129,21 @@ class QuantizeFile(io.ComfyNode):
         return stat and (stat.st_mtime_ns, stat.st_size)
 
     @classmethod
-    def execute(cls, file: str, name: str, device: str = "auto", **values: Any) -> io.NodeOutput:
+    def execute(
+        cls, file: str, name: str, device: str = "auto", calibration: Calibration | None = None, **values: Any
+    ) -> io.NodeOutput:
         recipe = make_recipe(values)
         kind, source = files.model_path(file)
         target = files.output_file(f"{files.OUTPUT_NAMES.get(kind, kind)}/{name}")
         where = host_run.device_name(device)
         report = host_run.run(
             lambda progress, cancel: quantize_file(
-                source, target, recipe, device=where, progress=progress, cancel=cancel
+                source, target, recipe, device=where, statistics=calibration, progress=progress, cancel=cancel
             ),
             cls.hidden.unique_id,
         )
-        return io.NodeOutput(str(target), report.table(), ui=shown(report))
+        ui = shown(report, unused=unused_note(recipe, calibration))
+        return io.NodeOutput(str(target), report.table(), ui=ui)
 
 
 def _written(paths: object, note: str) -> io.NodeOutput:

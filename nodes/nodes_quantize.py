@@ -8,11 +8,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant import Report
+from ..quant.calibration import Calibration
 from .host import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
 from .host_clip import part_tensors, rebuild_clip, runnable_parts
 from .host_run import DEVICES
 from .quantize import Result, quantize_weights
-from .recipe_inputs import make_recipe, recipe_inputs, recipe_link
+from .recipe_inputs import calibration_link, make_recipe, recipe_inputs, recipe_link, unused_note
 from .weights import LoadedWeights
 
 CATEGORY = "model/quantization"
@@ -34,10 +35,10 @@ def report_output() -> io.Output:
     return io.String.Output("report", tooltip="What was done, layer by layer, and what it cost.")
 
 
-def shown(report: Report, kept: bool = False) -> dict[str, Any]:
+def shown(report: Report, kept: bool = False, unused: str = "") -> dict[str, Any]:
     """What a node shows: the totals as text, and the whole report for the pack's front end."""
     note = "\nTaken from the results kept on disk; nothing was rounded." if kept else ""
-    return {UI_KEY: [report.to_dict()], "text": [report.summary() + note]}
+    return {UI_KEY: [report.to_dict()], "text": [report.summary() + note + unused]}
 
 
 class QuantizeModel(io.ComfyNode):
@@ -55,19 +56,23 @@ class QuantizeModel(io.ComfyNode):
                 *recipe_inputs("diffusion"),
                 device_input(),
                 recipe_link(),
+                calibration_link(),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model."), report_output()],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model: Any, device: str = "auto", **values: Any) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, device: str = "auto", calibration: Calibration | None = None, **values: Any
+    ) -> io.NodeOutput:
         recipe = make_recipe(values)
         weights = LoadedWeights(diffusion_tensors(origin_of(model)))
-        result = quantize_weights(weights, source_stamp(model), recipe, device, cls.hidden.unique_id)
+        result = quantize_weights(weights, source_stamp(model), recipe, device, cls.hidden.unique_id, calibration)
         made = Made(recipe, result.report, source_metadata(model))
         quantized = rebuild_model(model, result.tensors, made)
-        return io.NodeOutput(quantized, result.report.table(), ui=shown(result.report, result.kept))
+        ui = shown(result.report, result.kept, unused_note(recipe, calibration))
+        return io.NodeOutput(quantized, result.report.table(), ui=ui)
 
 
 class QuantizeTextEncoder(io.ComfyNode):
@@ -82,7 +87,7 @@ class QuantizeTextEncoder(io.ComfyNode):
             search_aliases=["quantize clip", "quantize t5", "fp8 text encoder", "int8 text encoder"],
             inputs=[
                 io.Clip.Input("clip", tooltip="A text encoder in 16 or 32 bits."),
-                *recipe_inputs("text_encoder"),
+                *recipe_inputs("text_encoder", calibrated=False),
                 device_input(),
                 recipe_link(),
             ],

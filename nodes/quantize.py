@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..quant import Recipe, Report
 from ..quant.api import file_metadata
+from ..quant.calibration import Calibration
 from ..quant.checkpoint import CheckpointWriter
-from ..quant.engine import Cancel, OnProgress, Run
+from ..quant.engine import Run
 from ..quant.errors import CheckpointError
 from ..quant.sinks import FileSink, StateDictSink
 from ..quant.sources import as_float
@@ -37,32 +38,38 @@ def cache() -> Cache:
 
 
 def quantize_weights(
-    weights: LoadedWeights, stamp: str, recipe: Recipe, device_choice: str, node_id: str | None
+    weights: LoadedWeights,
+    stamp: str,
+    recipe: Recipe,
+    device_choice: str,
+    node_id: str | None,
+    calibration: Calibration | None = None,
 ) -> Result:
     """Quantize a loaded model's weights. ``stamp`` identifies their file; without one, every value is hashed."""
+    calibration = calibration if recipe.uses_statistics else None
     device, store = host_run.device_name(device_choice), cache()
     digest = weights.digest(quick=bool(stamp), tick=host_run.stop_if_interrupted)
-    path = store.path(f"{stamp} {digest}", recipe, device)
+    calibrated = "" if calibration is None else f" {calibration.digest}"
+    path = store.path(f"{stamp} {digest}{calibrated}", recipe, device)
     entry = store.find(path)
     if entry is not None:
         return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, kept=True)
     sizes = (spec.shape[0] * spec.shape[1] for spec in weights.tensors.values() if len(spec.shape) == 2)
     host_run.make_room(device, max(sizes, default=0))
-    made = host_run.run(lambda progress, cancel: _make(weights, recipe, device, progress, cancel, path), node_id)
+    made = host_run.run(
+        lambda progress, cancel: _make(weights, Run(recipe, device, calibration or {}, progress, cancel), path), node_id
+    )
     if isinstance(made, Result):
         return made
     entry = store.complete(path, made)
     return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, kept=False)
 
 
-def _make(
-    weights: LoadedWeights, recipe: Recipe, device: str, progress: OnProgress, cancel: Cancel, path: os.PathLike[str]
-) -> Report | Result:
+def _make(weights: LoadedWeights, run: Run, path: os.PathLike[str]) -> Report | Result:
     """Write the quantized tensors to ``path``; where the disk has no room for them, keep them in memory."""
-    run = Run(recipe, device, {}, progress, cancel)
-    source = as_float(weights, recipe.dequantize)
+    source = as_float(weights, run.recipe.dequantize)
     plan = run.plan(source)
-    metadata = file_metadata({}, plan.markers, recipe, "")
+    metadata = file_metadata({}, plan.markers, run.recipe, "")
     with ExitStack() as stack:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -7,30 +7,56 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant import Recipe, SvdSettings
+from ..quant.calibration import Calibration
 from ..quant.errors import RecipeError
 from ..quant.formats import FLOATS, FORMATS
 from ..quant.profiles import get_profile, profile_names
 from ..quant.recipe import SOURCE
 from ..quant.rotation import GROUP_SIZES
-from ..quant.rounding import OPTIMIZERS
+from ..quant.rounding import OPTIMIZERS, CalibratedSettings
 from ..quant.scales import METHODS
 
 QuantRecipe = io.Custom("QUANT_RECIPE")
+QuantCalibration = io.Custom("QUANT_CALIBRATION")
 
 AUTO, NONE = "auto", "none"
 FEEDBACK = "feedback"
-DEFAULTS, SVD = Recipe(), SvdSettings()
+PLAIN = (
+    *("scale", "fallback", "heuristics", "embeddings", "keep_dtype", "full_precision_matrix_mult", "dequantize"),
+    *("bias_correction", "input_scale"),
+)
+"""Inputs whose value is that of the recipe's field of the same name."""
+DEFAULTS, SVD, CALIBRATED = Recipe(), SvdSettings(), CalibratedSettings()
 
 
-def recipe_inputs(*kinds: str) -> list[io.Input]:
-    """Inputs for a model of the given kinds of profile (``diffusion``, ``text_encoder``); none given: of any kind."""
-    return [_format(), _profile(kinds), _rounding(), *_advanced()]
+def recipe_inputs(*kinds: str, calibrated: bool = True) -> list[io.Input]:
+    """Inputs for a model of the given kinds of profile (``diffusion``, ``text_encoder``); none given: of any kind.
+
+    calibrated: also offer what is made from recorded inputs.
+    """
+    measured = _measured() if calibrated else []
+    return [_format(), _profile(kinds), _rounding(calibrated), *_advanced(), *measured]
 
 
 def recipe_link() -> io.Input:
     return QuantRecipe.Input(
         "recipe", optional=True, tooltip="A recipe from another node. It replaces every quantization setting here."
     )
+
+
+def calibration_link() -> io.Input:
+    return QuantCalibration.Input(
+        "calibration",
+        optional=True,
+        tooltip="Recorded inputs of this model's layers, for calibrated rounding, bias_correction and input_scale.",
+    )
+
+
+def unused_note(recipe: Recipe, calibration: Calibration | None) -> str:
+    """Says so if a calibration is linked that changes nothing; else empty."""
+    if calibration is None or recipe.uses_statistics:
+        return ""
+    return f"\nThe calibration was not used: the rounding is {recipe.rounding}."
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:
@@ -43,11 +69,12 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     settings["rounding"] = rounding["rounding"]
     if rounding["rounding"] == "svd":
         settings |= {"svd": _svd(rounding), "seed": rounding["random_seed"]}
+    if rounding["rounding"] == "calibrated":
+        settings["calibrated"] = CalibratedSettings(damping=rounding["damping"], passes=rounding["passes"])
     settings["rotation_group"] = int(values.get("rotation_group", DEFAULTS.rotation_group))
     settings["exclude"] = _lines(values.get("exclude", ""))
     settings["overrides"] = tuple(map(_override, _lines(values.get("overrides", ""))))
-    plain = ("scale", "fallback", "heuristics", "embeddings", "keep_dtype", "full_precision_matrix_mult", "dequantize")
-    return Recipe(**settings, **{name: values[name] for name in plain if name in values})
+    return Recipe(**settings, **{name: values[name] for name in PLAIN if name in values})
 
 
 def _svd(values: dict[str, Any]) -> SvdSettings:
@@ -95,13 +122,38 @@ def _profile(kinds: tuple[str, ...]) -> io.Input:
     )
 
 
-def _rounding() -> io.Input:
+def _rounding(calibrated: bool) -> io.Input:
+    recorded = [io.DynamicCombo.Option("calibrated", _calibrated_inputs())] if calibrated else []
+    best = " calibrated: learn it from recorded inputs, which the calibration input gives; closest." * calibrated
     return io.DynamicCombo.Input(
         "rounding",
-        options=[io.DynamicCombo.Option("nearest", []), io.DynamicCombo.Option("svd", _svd_inputs())],
+        options=[io.DynamicCombo.Option("nearest", []), io.DynamicCombo.Option("svd", _svd_inputs()), *recorded],
         tooltip="nearest: round each weight on its own, seconds. svd: learn which way to round from the leading "
-        "directions of each layer's weight, minutes; never worse than nearest on those.",
+        f"directions of each layer's weight, minutes; never worse than nearest on those.{best}",
     )
+
+
+def _calibrated_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "damping",
+            default=CALIBRATED.damping,
+            min=0.0001,
+            max=10.0,
+            step=0.001,
+            round=0.0001,
+            advanced=True,
+            tooltip="How little the recorded inputs are trusted: more for few of them.",
+        ),
+        io.Int.Input(
+            "passes",
+            default=CALIBRATED.passes,
+            min=0,
+            max=20,
+            advanced=True,
+            tooltip="Rounds of improving every weight once more; each takes about as long as the first rounding.",
+        ),
+    ]
 
 
 def _svd_inputs() -> list[io.Input]:
@@ -183,6 +235,18 @@ def _advanced() -> list[io.Input]:
         _switch("embeddings", "Quantize token embeddings too."),
         _switch("full_precision_matrix_mult", "Ask ComfyUI to dequantize and multiply in 16 bits."),
         _switch("dequantize", "Accept a model that is quantized already, and dequantize it first."),
+    ]
+
+
+def _measured() -> list[io.Input]:
+    return [
+        _choice(
+            "bias_correction",
+            ["off", "measured"],
+            DEFAULTS.bias_correction,
+            "measured: biases take up the mean error of each layer's output; needs a calibration.",
+        ),
+        _switch("input_scale", "Write the scales of FP8 inputs from a calibration, so that none is computed in runs."),
     ]
 
 

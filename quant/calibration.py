@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -144,18 +146,31 @@ class Calibration(Mapping[str, InputStatistics]):
     def __len__(self) -> int:
         return len(self.shared)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that is known: calibrations with the same one quantize alike."""
+        found = hashlib.sha256(self._described().encode())
+        for name, tensor in sorted(self._tensors().items()):
+            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all. Raises CheckpointError if that is not possible."""
-        tensors: dict[str, Tensor] = {}
-        for layer, known in self.samples.items():
-            tensors |= {f"{layer}.{name}": getattr(known, name) for name in ("rows", "mean")}
-        extremes = {layer: {"absmax": known.absmax, "count": known.count} for layer, known in self.samples.items()}
-        described = {"shared": self.shared, "fingerprints": self.fingerprints, "inputs": extremes}
+        tensors = self._tensors()
         layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        with CheckpointWriter(path, layout, {METADATA_KEY: json.dumps(described, sort_keys=True)}) as writer:
+        with CheckpointWriter(path, layout, {METADATA_KEY: self._described()}) as writer:
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
             writer.commit()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{layer}.{name}": getattr(k, name) for layer, k in self.samples.items() for name in ("rows", "mean")}
+
+    def _described(self) -> str:
+        extremes = {layer: {"absmax": known.absmax, "count": known.count} for layer, known in self.samples.items()}
+        described = {"shared": self.shared, "fingerprints": self.fingerprints, "inputs": extremes}
+        return json.dumps(described, sort_keys=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:

@@ -71,6 +71,12 @@ class Run:
             )
         measured = frozenset(name for name, known in self.statistics.items() if known.absmax is not None)
         plan = make_plan(source.tensors, self.recipe, measured)
+        known = [self._known(layer.name, plan.prefix) for layer in plan.layers.values()]
+        if self.statistics and all(inputs is NOTHING_KNOWN for inputs in known):
+            raise ProfileError(
+                f"The calibration is of another model: it knows the layer '{next(iter(self.statistics))}' and others, "
+                "and none of those to quantize; record it again with this model."
+            )
         choose_formats(plan, source, self.recipe, self.device, self.tick)
         return plan
 

@@ -82,6 +82,11 @@ class Recipe:
         if self.max_error is not None and not self.max_error > 0:
             raise RecipeError(f"max_error is {self.max_error}; it is a relative error and must be above 0.")
 
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether anything is made from measured inputs, so that a calibration matters."""
+        return self.rounding == "calibrated" or self.bias_correction == "measured" or self.input_scale
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them: lists, numbers, strings."""
         pairs = [list(pair) for pair in self.overrides]

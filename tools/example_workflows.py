@@ -98,6 +98,37 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "path": Node("PreviewAny", (840, 190), (360, 130), {}, {"source": ("save", 0)}, "The file"),
         "report": Node("PreviewAny", (840, 380), (360, 340), {}, {"source": ("quantize", 1)}, "Layer by layer"),
     },
+    "calibrate_quantize_sample": {
+        "model": LOADER,
+        "record": Node(
+            "CalibratedRoundingRecordCalibration",
+            (420, 40),
+            (320, 120),
+            {},
+            {"model": ("model", 0)},
+            "Record what its layers are fed",
+        ),
+        **digit_inputs(190),
+        **sampling(("record", 0), "float", 800, 40, "Sample as ever, with the float model"),
+        "collect": Node(
+            "CalibratedRoundingCollectCalibration",
+            (420, 400),
+            (320, 90),
+            {},
+            {"recorder": ("record", 1), "after": ("float sampler", 0)},
+        ),
+        "recorded": Node("PreviewAny", (420, 560), (320, 160), {}, {"source": ("collect", 1)}, "What was recorded"),
+        "quantize": Node(
+            QUANTIZE,
+            (800, 400),
+            (360, 640),
+            {"format": "float8_e4m3fn", "rounding": "calibrated"},
+            {"model": ("model", 0), "calibration": ("collect", 0)},
+            "Round by what was recorded",
+        ),
+        **sampling(("quantize", 0), "calibrated", 1220, 400, "Sample the quantized model"),
+        "report": Node("PreviewAny", (1220, 760), (540, 280), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+    },
     "sample_saved_file": {
         "model": Node(
             "UNETLoader",

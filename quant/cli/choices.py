@@ -42,6 +42,8 @@ def without_effect(given: Mapping[str, Any], recipe: Recipe) -> list[str]:
     formats = {recipe.format, recipe.upgrade, recipe.fallback, *(fmt for _, fmt in recipe.overrides)}
     if "rotation_group" in given and not any(fmt.rotated for name, fmt in FORMATS.items() if name in formats):
         notes.append(f"--convrot-group-size has no effect: {recipe.format} is not rotated.")
+    if "calibration" in given and not recipe.uses_statistics:
+        notes.append(f"--calibration has no effect: {recipe.rounding} rounding alone uses no recorded inputs.")
     return notes
 
 
@@ -77,4 +79,4 @@ def _rounding(given: Mapping[str, Any], svd: bool, default: str) -> str:
     if len(set(asked.values())) > 1:
         texts = ", ".join(f"{spelling} asks for {wish}" for spelling, wish in asked.items())
         raise RecipeError(f"The rounding is contradictory: {texts}.")
-    return next(iter(asked.values()), default)
+    return next(iter(asked.values()), "calibrated" if "calibration" in given else default)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..api import plan_file, quantize_file
+from ..calibration import Calibration
 from ..checkpoint import refuse_same_file
 from ..checkpoint.reader import INDEX_SUFFIX
 from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError
@@ -74,12 +75,16 @@ def _dry_run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path
 
 def _run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
     device = _checked_device(given.get("device", "cpu"))
-    _refuse_existing(source, target, "overwrite" in given)
-    report_path = _checked_report(given.get("report"), source, "overwrite" in given)
+    sources = [given[name] for name in ("input", "calibration") if name in given]
+    _refuse_existing(sources, target, "overwrite" in given)
+    report_path = _checked_report(given.get("report"), sources, "overwrite" in given)
+    calibration = Calibration.load(given["calibration"]) if "calibration" in given else None
     with stop_on_signals() as stop:
         try:
             with progress_bar(given.get("quiet", False)) as progress:
-                report = quantize_file(source, target, recipe, device=device, progress=progress, cancel=stop)
+                report = quantize_file(
+                    source, target, recipe, device=device, statistics=calibration, progress=progress, cancel=stop
+                )
         except Cancelled as error:
             fail(error)
             return 128 + (stop.number or 0)
@@ -96,8 +101,8 @@ def _short(report: Report) -> str:
     return "\n".join([*left, *report.notes, report.summary()])
 
 
-def _refuse_existing(source: str, target: Path, overwrite: bool) -> None:
-    refuse_same_file([source], target)
+def _refuse_existing(sources: Sequence[str], target: Path, overwrite: bool) -> None:
+    refuse_same_file(sources, target)
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists; add --overwrite to replace it, or choose another name.")
 
@@ -111,14 +116,14 @@ def _checked_device(name: str) -> str:
     return name
 
 
-def _checked_report(name: str | None, source: str, overwrite: bool) -> Path | None:
+def _checked_report(name: str | None, sources: Sequence[str], overwrite: bool) -> Path | None:
     """Refuse before the work what could not be written after it."""
     if name is None:
         return None
     path = Path(name)
     if path.suffix not in REPORT_SUFFIXES:
         raise RecipeError(f"--report {path} must end in .json or .txt.")
-    _refuse_existing(source, path, overwrite)
+    _refuse_existing(sources, path, overwrite)
     if os.path.isdir(path) or not os.access(path.parent, os.W_OK):
         raise RecipeError(f"--report {path} cannot be written: it is a folder, or its folder is missing or read-only.")
     return path

@@ -164,6 +164,12 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
     "rounding": (
         Option(("--rounding",), "rounding", "how codes are chosen (default: nearest)", _one_of(ROUNDINGS)),
         Option(("--simple",), "simple", "the same as --rounding nearest", FLAG),
+        Option(
+            ("--calibration",),
+            "calibration",
+            "recorded inputs of this model's layers, as the graph's calibration nodes save them; implies calibrated",
+            FILE,
+        ),
         Option(("--optimizer",), "svd.optimizer", f"{', '.join(OPTIMIZERS)}; this and the next six imply svd", TEXT),
         Option(("--num-iter",), "svd.iterations", "iterations", WHOLE),
         Option(("--lr",), "svd.lr", "learning rate (default: the optimizer's own)", REAL),

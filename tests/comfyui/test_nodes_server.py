@@ -12,7 +12,10 @@ from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.tests.comfyui.harness import HostError, Server, example_model
 from safetensors.torch import load_file, save_file
 
-NODES = ("QuantizeModel", "QuantizeTextEncoder", "SaveModel", "SaveTextEncoder", "QuantizeFile", "Recipe", "LoadRecipe")
+NODES = (
+    *("QuantizeModel", "QuantizeTextEncoder", "SaveModel", "SaveTextEncoder", "QuantizeFile", "Recipe", "LoadRecipe"),
+    *("RecordCalibration", "CollectCalibration", "CalibrateModel", "SaveCalibration", "LoadCalibration"),
+)
 STEPS = {"iterations": 20, "learning_rate": 0.0}
 DIRECTIONS = {"top_p": 0.2, "min_k": 64, "max_k": 256, "exact_svd": False, "random_seed": 0}
 

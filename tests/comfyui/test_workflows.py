@@ -71,6 +71,17 @@ def test_quantize_and_sample_draws_the_digit_with_both_models(server: Server, ha
     assert any(different), "the quantized model must not be the float model"
 
 
+def test_calibrate_quantize_sample_draws_the_digit_with_both_models(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(workflow("calibrate_quantize_sample"))
+    outputs = server.execute(graph)
+    floats, quantized = shown_by(outputs, graph, "SaveImage")
+    for images in (floats["images"], quantized["images"]):
+        assert digits_seen(server, handwriting, images).count(ASKED) >= 3
+    (shown,) = shown_by(outputs, graph, "CalibratedRoundingQuantizeModel")
+    layers = shown["calibrated_rounding"][0]["layers"]
+    assert all(layer["output_error"] is not None for layer in layers)
+
+
 def test_quantize_and_save_writes_a_file_that_the_loaders_list(server: Server, saved: Path) -> None:
     assert saved.is_relative_to(server.output)
     recipe = Recipe(format="int8_convrot")

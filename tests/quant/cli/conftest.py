@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibrated_rounding.quant.calibration import Collector
 from calibrated_rounding.quant.cli import main
-from safetensors.torch import save_file
+from calibrated_rounding.quant.statistics import fingerprint
+from safetensors.torch import load_file, save_file
 
 
 @dataclass(frozen=True)
@@ -53,4 +55,19 @@ def tiny_path(tmp_path: Path) -> Path:
     }
     path = tmp_path / "tiny.safetensors"
     save_file(tensors, path, metadata={"origin": "a test"})
+    return path
+
+
+@pytest.fixture
+def calibration_path(tiny_path: Path) -> Path:
+    """A calibration of that model, in a folder of its own: correlated inputs of both layers."""
+    collector, generator = Collector(rows=512), torch.Generator().manual_seed(2)
+    weights = {layer: load_file(tiny_path)[f"{layer}.weight"] for layer in ("a", "b")}
+    for layer, weight in weights.items():
+        width = weight.shape[1]
+        mixing = torch.randn(width, width, generator=generator) * torch.arange(1, width + 1) ** -0.7
+        collector.add(layer, torch.randn(512, width, generator=generator) @ mixing.T)
+    path = tiny_path.parent / "recorded" / "c.safetensors"
+    path.parent.mkdir()
+    collector.finish({layer: fingerprint(weight) for layer, weight in weights.items()}).save(path)
     return path

@@ -1,0 +1,253 @@
+"""Calibration in the graph: recording the inputs of a model's layers in any sampling, and keeping them as a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+from comfy_api.latest import io
+
+from ..quant.calibration import BUDGET, ROWS, Calibration
+from . import files, host_run
+from .host_calibration import Recorder, record
+from .nodes_quantize import CATEGORY
+from .recipe_inputs import QuantCalibration
+
+CalibrationRecorder = io.Custom("CALIBRATION_RECORDER")
+
+GIB = 2**30
+FOR_QUANTIZING = "For the calibration input of quantize nodes."
+
+
+def size_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "rows",
+            default=ROWS,
+            min=64,
+            max=65536,
+            advanced=True,
+            tooltip="Input rows kept of each layer: a uniform sample over all steps, prompts and runs.",
+        ),
+        io.Float.Input(
+            "budget_gib",
+            default=BUDGET / GIB,
+            min=0.01,
+            max=1024.0,
+            step=0.25,
+            round=0.01,
+            advanced=True,
+            tooltip="Memory that all rows together may take, in GiB of the computer's memory, however many steps there "
+            "are; beyond it, fewer rows of every layer are kept.",
+        ),
+    ]
+
+
+def described(calibration: Calibration) -> str:
+    """Layers, rows and size, in a sentence, and the layer that was fed least."""
+    samples = calibration.samples.values()
+    rows = [0 if known.rows is None else len(known.rows) for known in samples]
+    size = sum(0 if known.rows is None else known.rows.nbytes for known in samples) / 1e6
+    least = min(calibration.samples, key=lambda layer: calibration.samples[layer].count)
+    return (
+        f"{len(calibration)} layers calibrated, in {len(rows)} samples; {min(rows)} to {max(rows)} rows each of "
+        f"{sum(known.count for known in samples)} seen; {size:.1f} MB.\n"
+        f"Fed least: {least}, {calibration.samples[least].count} rows."
+    )
+
+
+def given(calibration: Calibration) -> io.NodeOutput:
+    text = described(calibration)
+    return io.NodeOutput(calibration, text, ui={"text": [text]})
+
+
+def calibration_outputs() -> list[io.Output]:
+    return [
+        QuantCalibration.Output("calibration", tooltip=FOR_QUANTIZING),
+        io.String.Output("report", tooltip="How many layers and rows, and how large."),
+    ]
+
+
+class RecordCalibration(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingRecordCalibration",
+            display_name="Record Calibration",
+            category=CATEGORY,
+            description="Passes a diffusion model on so that every sampling with it also records what its layers are "
+            "fed. Images stay the same, bit for bit. Recordings add up while this node stays as it is: queue again "
+            "with other seeds and prompts to widen the sample; change an input here, or restart, to begin anew.",
+            search_aliases=["calibration", "activation statistics", "quantization calibration"],
+            inputs=[io.Model.Input("model", tooltip="The float diffusion model, with its LoRAs."), *size_inputs()],
+            outputs=[
+                io.Model.Output(tooltip="Sample with this one; any sampler, any number of times."),
+                CalibrationRecorder.Output("recorder", tooltip="For Collect Calibration."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, rows: int, budget_gib: float) -> io.NodeOutput:
+        return io.NodeOutput(*record(model, rows, int(budget_gib * GIB)))
+
+
+class CollectCalibration(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingCollectCalibration",
+            display_name="Collect Calibration",
+            category=CATEGORY,
+            description="Takes what Record Calibration has recorded when the sampling is done.",
+            search_aliases=["calibration", "finish calibration"],
+            inputs=[
+                CalibrationRecorder.Input("recorder", tooltip="From Record Calibration."),
+                io.AnyType.Input(
+                    "after",
+                    tooltip="Anything that comes out of the sampling (the last one, if there are several): collecting "
+                    "waits for it, and is done again whenever it changes, with all that was recorded by then.",
+                ),
+            ],
+            outputs=calibration_outputs(),
+        )
+
+    @classmethod
+    def execute(cls, recorder: Recorder, after: Any) -> io.NodeOutput:
+        return given(recorder.calibration())
+
+
+class CalibrateModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingCalibrateModel",
+            display_name="Calibrate Model",
+            category=CATEGORY,
+            description="Samples a few times and records what the model's layers are fed. For samplings of your own, "
+            "several prompts or other samplers take Record Calibration and Collect Calibration.",
+            search_aliases=["calibration", "activation statistics", "quantization calibration"],
+            inputs=[
+                io.Model.Input("model", tooltip="The float diffusion model, with its LoRAs."),
+                io.Conditioning.Input("positive", tooltip="What to sample, as for KSampler."),
+                io.Conditioning.Input("negative", tooltip="What to avoid, as for KSampler."),
+                io.Latent.Input("latent_image", tooltip="The size to sample; more in a batch widen the sample."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Of the first run; each further one takes the next.",
+                ),
+                io.Int.Input("runs", default=1, min=1, max=1000, tooltip="How many times to sample."),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of each run."),
+                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
+                io.Combo.Input(
+                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As you will sample later."
+                ),
+                io.Combo.Input(
+                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As you will sample later."
+                ),
+                *size_inputs(),
+            ],
+            outputs=calibration_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, seed: int, runs: int, rows: int, budget_gib: float, **settings: Any) -> io.NodeOutput:
+        recording, recorder = record(model, rows, int(budget_gib * GIB))
+        for run in range(runs):
+            host_run.send_text(f"run {run + 1} of {runs}", cls.hidden.unique_id)
+            sample(recording, seed=(seed + run) % 2**64, **settings)
+        return given(recorder.calibration())
+
+
+def sample(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent_image: dict[str, Any],
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+) -> None:
+    """Sample as KSampler does, for what it does to the model alone."""
+    empty = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
+    comfy.sample.sample(
+        model,
+        comfy.sample.prepare_noise(empty, seed, latent_image.get("batch_index")),
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        positive,
+        negative,
+        empty,
+        noise_mask=latent_image.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+
+
+class SaveCalibration(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingSaveCalibration",
+            display_name="Save Calibration",
+            category=CATEGORY,
+            description="Writes a calibration into the output folder, for Load Calibration and the command line's "
+            "--calibration.",
+            search_aliases=["export calibration"],
+            inputs=[
+                QuantCalibration.Input("calibration", tooltip="From Collect Calibration or Calibrate Model."),
+                io.String.Input(
+                    "name",
+                    default="calibration",
+                    tooltip=f"Name of the file in output/{files.CALIBRATIONS}; a number is added.",
+                ),
+            ],
+            outputs=[io.String.Output("path", tooltip="The file that was written.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, calibration: Calibration, name: str) -> io.NodeOutput:
+        path = files.output_file(f"{files.CALIBRATIONS}/{name}")
+        calibration.save(path)
+        return io.NodeOutput(str(path), ui={"text": [f"{path}\n{described(calibration)}"]})
+
+
+class LoadCalibration(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingLoadCalibration",
+            display_name="Load Calibration",
+            category=CATEGORY,
+            description="A calibration that Save Calibration has written. It serves the model that it was recorded "
+            "with, and is refused for any other.",
+            search_aliases=["import calibration"],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=files.calibration_files(), tooltip=f"A file in output/{files.CALIBRATIONS}."
+                )
+            ],
+            outputs=calibration_outputs(),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None) -> Any:
+        stat = files.calibration_path(file).stat() if file else None
+        return stat and (stat.st_mtime_ns, stat.st_size)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return given(Calibration.load(files.calibration_path(file)))

@@ -1,0 +1,102 @@
+"""The option --calibration: what it makes of the recipe and the file, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from calibrated_rounding.quant import Recipe, quantize_file
+from calibrated_rounding.quant.api import METADATA_KEY
+from calibrated_rounding.quant.calibration import Calibration
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from .conftest import Run
+
+
+def written(path: Path) -> Path:
+    return path.with_name("tiny_float8_e4m3fn.safetensors")
+
+
+def rounding_of(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return str(json.loads(file.metadata()[METADATA_KEY])["recipe"]["rounding"])
+
+
+def test_the_file_is_the_one_that_the_engine_makes(run: Run, tiny_path: Path, calibration_path: Path) -> None:
+    assert run("-i", tiny_path, "--calibration", calibration_path).code == 0
+    wanted = tiny_path.with_name("api.safetensors")
+    recipe = Recipe(format="float8_e4m3fn", rounding="calibrated")
+    quantize_file(tiny_path, wanted, recipe, statistics=Calibration.load(calibration_path))
+    assert written(tiny_path).read_bytes() == wanted.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "rounding"),
+    [
+        ((), "calibrated"),
+        (("--rounding", "nearest"), "nearest"),
+        (("--simple",), "nearest"),
+        (("--num_iter", 2), "svd"),
+    ],
+)
+def test_it_implies_calibrated_rounding_unless_another_is_asked_for(
+    run: Run, tiny_path: Path, calibration_path: Path, words: tuple[object, ...], rounding: str
+) -> None:
+    ran = run("-i", tiny_path, "--calibration", calibration_path, *words)
+    assert ran.code == 0
+    assert rounding_of(written(tiny_path)) == rounding
+    assert ("--calibration has no effect" in ran.err) == (rounding != "calibrated")
+
+
+def test_it_serves_biases_and_input_scales_of_nearest_rounding(
+    run: Run, tiny_path: Path, calibration_path: Path
+) -> None:
+    words = ("--simple", "--bias_correction", "measured", "--input_scale")
+    ran = run("-i", tiny_path, "--calibration", calibration_path, *words)
+    assert "no effect" not in ran.err
+    made = load_file(written(tiny_path))
+    assert not torch.equal(made["a.bias"], load_file(tiny_path)["a.bias"])
+    assert {"a.input_scale", "b.input_scale"} <= made.keys()
+
+
+def test_calibrated_rounding_without_it_is_refused(run: Run, tiny_path: Path) -> None:
+    ran = run("-i", tiny_path, "--rounding", "calibrated")
+    assert ran.code != 0
+    assert "needs recorded inputs" in ran.error
+    assert not written(tiny_path).exists()
+
+
+def test_a_calibration_of_other_weights_is_refused_by_layer(run: Run, tiny_path: Path, calibration_path: Path) -> None:
+    tensors = load_file(tiny_path)
+    save_file(tensors | {"b.weight": -tensors["b.weight"]}, tiny_path)
+    ran = run("-i", tiny_path, "--calibration", calibration_path)
+    assert ran.code != 0
+    assert "'b'" in ran.error and "another model" in ran.error
+    assert not written(tiny_path).exists()
+
+
+def test_a_calibration_of_other_layers_is_refused(run: Run, tiny_path: Path, calibration_path: Path) -> None:
+    save_file({f"other.{key}": tensor for key, tensor in load_file(tiny_path).items()}, tiny_path)
+    ran = run("-i", tiny_path, "--calibration", calibration_path)
+    assert ran.code != 0
+    assert "another model" in ran.error
+
+
+@pytest.mark.parametrize("wrong", ["missing", "a model"])
+def test_what_is_no_calibration_is_refused_by_name(run: Run, tiny_path: Path, wrong: str) -> None:
+    named = tiny_path if wrong == "a model" else tiny_path.with_name("missing.safetensors")
+    ran = run("-i", tiny_path, "--calibration", named)
+    assert ran.code != 0
+    assert named.name in ran.error
+    assert not written(tiny_path).exists()
+
+
+def test_the_calibration_is_never_overwritten(run: Run, tiny_path: Path, calibration_path: Path) -> None:
+    before = calibration_path.read_bytes()
+    ran = run("-i", tiny_path, "--calibration", calibration_path, "-o", calibration_path, "--overwrite")
+    assert ran.code != 0
+    assert "choose another output" in ran.error
+    assert calibration_path.read_bytes() == before
