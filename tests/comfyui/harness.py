@@ -61,7 +61,7 @@ class Host:
     python: Path
     version: str
 
-    def run(self, code: str, *, timeout: float = 240, **inputs: Any) -> dict[str, Any]:
+    def run(self, code: str, *, timeout: float = 600, **inputs: Any) -> dict[str, Any]:
         """Run Python code in the host's interpreter, on the CPU and under inference mode; give what it puts in outputs.
 
         ``inputs`` (tensors, paths as text, anything that JSON holds) are the code's global names, beside ``outputs``,
@@ -211,7 +211,7 @@ class Server:
     def interrupt(self) -> None:
         self.post("/interrupt")
 
-    def wait(self, prompt_id: str, timeout: float = 180) -> dict[str, Any]:
+    def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
         """The history entry of a prompt when it has ended, well or not: {"outputs", "status", ...}."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -223,7 +223,7 @@ class Server:
             time.sleep(0.1)
         raise HostError(f"The prompt did not end within {timeout:.0f} s.\n{tail(self.log)}")
 
-    def execute(self, graph: Graph, timeout: float = 180) -> dict[str, Any]:
+    def execute(self, graph: Graph, timeout: float = 600) -> dict[str, Any]:
         """Queue a workflow and wait: node id -> what the node shows (images, text). Raises HostError if it fails."""
         entry = self.wait(self.queue(graph), timeout)
         if entry["status"]["status_str"] != "success":
