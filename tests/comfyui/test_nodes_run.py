@@ -29,14 +29,15 @@ INTERRUPT = (
     + """
 real, inside_layer, release = layer.round_svd, threading.Event(), threading.Event()
 
-def endless(*arguments):
+def endless(*arguments, **options):
     # Like one decomposition of a huge matrix: it looks at nothing until it is done.
     inside_layer.set()
     release.wait()
-    return real(*arguments)
+    return real(*arguments, **options)
 
 layer.round_svd = endless
-threading.Thread(target=lambda: (inside_layer.wait(), management.interrupt_current_processing())).start()
+waiting = lambda: (inside_layer.wait(), management.interrupt_current_processing())
+threading.Thread(target=waiting, daemon=True).start()
 try:
     run()
     outputs["ended"] = "finished"
