@@ -139,7 +139,8 @@ def _signature(entry: dict[str, Any]) -> Signature:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    return data
 
 
 def _family(path: Path, shared: tuple[Rule, ...]) -> list[Profile]:
