@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..quant.calibration import BUDGET, ROWS, Calibration
 from . import files, host_run
-from .host_calibration import Recorder, record
+from .host_calibration import SamplingRecorder, record
 from .nodes_quantize import CATEGORY
 from .recipe_inputs import QuantCalibration
 
@@ -115,7 +115,7 @@ class CollectCalibration(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, recorder: Recorder, after: Any) -> io.NodeOutput:
+    def execute(cls, recorder: SamplingRecorder, after: Any) -> io.NodeOutput:
         return given(recorder.calibration())
 
 

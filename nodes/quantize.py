@@ -46,7 +46,6 @@ def quantize_weights(
     calibration: Calibration | None = None,
 ) -> Result:
     """Quantize a loaded model's weights. ``stamp`` identifies their file; without one, every value is hashed."""
-    calibration = calibration if recipe.uses_statistics else None
     device, store = host_run.device_name(device_choice), cache()
     digest = weights.digest(quick=bool(stamp), tick=host_run.stop_if_interrupted)
     calibrated = "" if calibration is None else f" {calibration.digest}"

@@ -11,10 +11,9 @@ from ..quant.calibration import Calibration
 from ..quant.errors import RecipeError
 from ..quant.formats import FLOATS, FORMATS
 from ..quant.profiles import get_profile, profile_names
-from ..quant.recipe import SOURCE
+from ..quant.recipe import INPUT_SCALES, SCALES, SOURCE
 from ..quant.rotation import GROUP_SIZES
-from ..quant.rounding import OPTIMIZERS, CalibratedSettings
-from ..quant.scales import METHODS
+from ..quant.rounding import METRICS, OPTIMIZERS, CalibratedSettings
 
 QuantRecipe = io.Custom("QUANT_RECIPE")
 QuantCalibration = io.Custom("QUANT_CALIBRATION")
@@ -53,10 +52,10 @@ def calibration_link() -> io.Input:
 
 
 def unused_note(recipe: Recipe, calibration: Calibration | None) -> str:
-    """Says so if a calibration is linked that changes nothing; else empty."""
-    if calibration is None or recipe.uses_statistics:
+    """Says so if a calibration is linked and nothing is learned from it; else empty."""
+    if calibration is None or recipe.learns:
         return ""
-    return f"\nThe calibration was not used: the rounding is {recipe.rounding}."
+    return f"\nThe calibration only measured the error: {recipe.rounding} rounding learns nothing from it."
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:
@@ -82,7 +81,7 @@ def _svd(values: dict[str, Any]) -> SvdSettings:
     steps = {}
     if optimizer["optimizer"] != FEEDBACK:
         steps = {"iterations": optimizer["iterations"], "lr": optimizer["learning_rate"] or None}
-    directions = {name: values[name] for name in ("top_p", "min_k", "max_k")}
+    directions = {name: values[name] for name in ("top_p", "min_k", "max_k", "metric")}
     return SvdSettings(optimizer=optimizer["optimizer"], full=values["exact_svd"], **steps, **directions)
 
 
@@ -170,6 +169,12 @@ def _svd_inputs() -> list[io.Input]:
         ),
         io.Int.Input("min_k", default=SVD.min_k, min=1, max=8192, tooltip="At least so many directions."),
         io.Int.Input("max_k", default=SVD.max_k, min=1, max=8192, tooltip="At most so many directions."),
+        io.Combo.Input(
+            "metric",
+            options=list(METRICS),
+            default=SVD.metric,
+            tooltip="Whose directions: the weight's own, or those of recorded inputs (calibration).",
+        ),
         io.Boolean.Input("exact_svd", default=SVD.full, tooltip="Exact decomposition: slow, and rarely better."),
         io.Int.Input("random_seed", default=DEFAULTS.seed, min=0, max=2**31 - 1, tooltip="Seed of the decomposition."),
     ]
@@ -203,7 +208,13 @@ def _advanced() -> list[io.Input]:
             optional=True,
             tooltip="Layers to keep in floating point: regular expressions, one a line.",
         ),
-        _choice("scale", list(METHODS), DEFAULTS.scale, "absmax: the largest weight fits. mse: smallest square error."),
+        _choice(
+            "scale",
+            list(SCALES),
+            DEFAULTS.scale,
+            "absmax: the largest weight fits. mse: smallest square error. auto: the better one for each layer, by the "
+            "error of its output on recorded inputs.",
+        ),
         _choice(
             "rotation_group",
             [str(size) for size in sorted(GROUP_SIZES, reverse=True)],
@@ -246,7 +257,13 @@ def _measured() -> list[io.Input]:
             DEFAULTS.bias_correction,
             "measured: biases take up the mean error of each layer's output; needs a calibration.",
         ),
-        _switch("input_scale", "Write the scales of FP8 inputs from a calibration, so that none is computed in runs."),
+        _choice(
+            "input_scale",
+            list(INPUT_SCALES),
+            DEFAULTS.input_scale,
+            "Write the scales of FP8 inputs from a calibration, so that none is computed in runs. absmax: of the "
+            "largest input. percentile: of all but one in ten thousand. mse: smallest square error.",
+        ),
     ]
 
 

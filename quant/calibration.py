@@ -22,6 +22,9 @@ ROWS = 2048
 BUDGET = 2 << 30
 """Bytes of input rows kept for all layers together."""
 
+CHUNK_ELEMENTS = 1 << 24
+"""Input values looked at together: a recording needs little of the memory of the device that the model fills."""
+
 
 @dataclass
 class Reservoir:
@@ -94,6 +97,11 @@ class Collector:
         self._leaders[layer] = layer
         self._last = (inputs, layer)
         rows = inputs.detach().reshape(-1, inputs.shape[-1])
+        for part in torch.split(rows, max(1, CHUNK_ELEMENTS // rows.shape[1])):
+            self._sample(layer, part)
+        self._fit_budget()
+
+    def _sample(self, layer: str, rows: Tensor) -> None:
         finite = torch.isfinite(rows).all(dim=1)
         rows = rows if bool(finite.all()) else rows[finite]
         if rows.shape[0] == 0:
@@ -102,7 +110,6 @@ class Collector:
             seed = zlib.crc32(layer.encode()) ^ self.seed
             self._reservoirs[layer] = Reservoir.empty(rows.shape[1], self.rows, seed)
         self._reservoirs[layer].add(rows)
-        self._fit_budget()
 
     def release(self) -> None:
         """Let go of the last input seen, which is held only to recognise layers that share it."""
@@ -145,6 +152,13 @@ class Calibration(Mapping[str, InputStatistics]):
 
     def __len__(self) -> int:
         return len(self.shared)
+
+    def under(self, prefix: str) -> Calibration:
+        """What is known of the layers whose names begin with ``prefix``, named without it."""
+        inside = {layer.removeprefix(prefix): layer for layer in self if layer.startswith(prefix)}
+        prints = {layer: self.fingerprints[full] for layer, full in inside.items() if full in self.fingerprints}
+        shared = {layer: self.shared[full] for layer, full in inside.items()}
+        return Calibration({leader: self.samples[leader] for leader in shared.values()}, shared, prints)
 
     @cached_property
     def digest(self) -> str:

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from . import bias, marker
 from .errors import Cancelled, ProfileError, RecipeError
-from .layer import QuantizedLayer, Task, dequantize_layer, layer_seed, quantize_layer
+from .input_scales import input_scale
+from .layer import dequantize_layer, quantize_layer
 from .mixed import choose_formats
 from .plan import WEIGHT, LayerPlan, Plan, Spec, make_plan
-from .recipe import Recipe
+from .recipe import OFF, Recipe
 from .report import KeptReport, LayerReport, Report, decibels
 from .sinks import Sink
 from .sources import Source
 from .statistics import NOTHING_KNOWN, InputStatistics, Statistics, fingerprint
+from .task import QuantizedLayer, Task, layer_seed
+from .text import shortened
 from .version import versions
 
 
@@ -92,7 +95,7 @@ class Run:
         for name in source.tensors:
             self.tick()
             if name in plan.layers:
-                report.layers.append(self._layer(plan.layers[name], source, sink, means, plan.prefix))
+                report.layers.append(self._layer(plan.layers[name], plan, source, sink, means))
                 self._announce(plan, report)
             elif name in plan.kept:
                 kept = plan.kept[name]
@@ -107,15 +110,31 @@ class Run:
         return report
 
     def _known(self, layer: str, prefix: str) -> InputStatistics:
-        return self.statistics.get(layer) or self.statistics.get(layer.removeprefix(prefix), NOTHING_KNOWN)
+        return next(
+            (self.statistics[name] for name in (layer, layer.removeprefix(prefix)) if name in self.statistics),
+            NOTHING_KNOWN,
+        )
 
-    def _layer(
-        self, layer: LayerPlan, source: Source, sink: Sink, means: dict[str, Tensor], prefix: str
-    ) -> LayerReport:
+    def _refuse_mismatch(self, layer: LayerPlan, weight: Tensor, plan: Plan, source: Source) -> None:
+        """Raise ProfileError, naming every layer that is not the calibrated one, if this is not it."""
+        if not self._is_other(layer, weight, plan.prefix):
+            return
+        others = plan.layers.values()
+        wrong = [other.name for other in others if self._is_other(other, source.read(other.name + WEIGHT), plan.prefix)]
+        raise ProfileError(
+            f"The calibration is of another model: {len(wrong)} of {len(others)} layers have other weights than those "
+            f"that were calibrated ({shortened(wrong)}); record it again with this model."
+        )
+
+    def _is_other(self, layer: LayerPlan, weight: Tensor, prefix: str) -> bool:
+        print_ = self._known(layer.name, prefix).fingerprint
+        return print_ is not None and print_ != fingerprint(weight)
+
+    def _layer(self, layer: LayerPlan, plan: Plan, source: Source, sink: Sink, means: dict[str, Tensor]) -> LayerReport:
         started = time.perf_counter()
         weight = source.read(layer.name + WEIGHT)
-        known = self._known(layer.name, prefix)
-        _refuse_mismatch(layer.name, weight, known)
+        known = self._known(layer.name, plan.prefix)
+        self._refuse_mismatch(layer, weight, plan, source)
         result = quantize_layer(
             Task(layer.name, weight, layer.format, layer.group, self.recipe, known, self.device, self.tick)
         )
@@ -123,7 +142,7 @@ class Run:
             sink.write(f"{layer.name}.{suffix}", tensor.to(weight.device))
         sink.write(layer.name + marker.SUFFIX, marker.to_tensor(layer.marker))
         if layer.input_scale:
-            sink.write(f"{layer.name}.input_scale", torch.tensor((known.absmax or 1.0) / layer.format.grid.maximum))
+            sink.write(f"{layer.name}.input_scale", input_scale(self.recipe.input_scale, known, layer.format))
         if layer.name in means:
             name = f"{layer.name}.bias"
             sink.write(name, _corrected(source.read(name), weight, result, layer, means[layer.name]))
@@ -131,7 +150,7 @@ class Run:
 
     def _input_means(self, plan: Plan) -> dict[str, Tensor]:
         """The mean input of every layer whose bias is to be corrected."""
-        if self.recipe.bias_correction == "off":
+        if self.recipe.bias_correction == OFF:
             return {}
         biased = [layer for layer in plan.layers.values() if f"{layer.name}.bias" in plan.kept]
         means = {layer.name: self._input_mean(layer, plan.prefix) for layer in biased}
@@ -158,7 +177,7 @@ class Run:
         notes = []
         if not plan.certain:
             notes.append("The model was not recognised: the generic rules were used.")
-        if self.recipe.input_scale and not all(layer.input_scale for layer in plan.layers.values()):
+        if self.recipe.input_scale != OFF and not all(layer.input_scale for layer in plan.layers.values()):
             missing = sum(not layer.input_scale for layer in plan.layers.values())
             notes.append(
                 f"No input scale was written for {missing} layers: none was measured, or the format takes none."
@@ -169,14 +188,6 @@ class Run:
         return notes
 
 
-def _refuse_mismatch(layer: str, weight: Tensor, known: InputStatistics) -> None:
-    if known.fingerprint is not None and known.fingerprint != fingerprint(weight):
-        raise ProfileError(
-            f"The calibration is of another model: the weight of layer '{layer}' is not the one that was calibrated; "
-            "record it again with this model."
-        )
-
-
 def _corrected(old: Tensor, weight: Tensor, result: QuantizedLayer, layer: LayerPlan, mean: Tensor) -> Tensor:
     rounded = dequantize_layer(result.codes, result.scale, layer.format, layer.group, layer.shape)
     error = rounded - weight.to(rounded.device, torch.float32)
@@ -184,6 +195,7 @@ def _corrected(old: Tensor, weight: Tensor, result: QuantizedLayer, layer: Layer
 
 
 def _layer_report(layer: LayerPlan, result: QuantizedLayer, seconds: float) -> LayerReport:
+    output, before = result.output, result.output_nearest
     return LayerReport(
         name=layer.name,
         shape=layer.shape,
@@ -195,8 +207,10 @@ def _layer_report(layer: LayerPlan, result: QuantizedLayer, seconds: float) -> L
         sqnr_db=decibels(result.error),
         projected_error=result.projected,
         projected_nearest=result.projected_nearest,
-        output_error=result.output,
-        output_nearest=result.output_nearest,
+        output_error=None if output is None else output.float_inputs,
+        output_nearest=None if before is None else before.float_inputs,
+        run_error=None if output is None else output.as_run,
+        run_nearest=None if before is None else before.as_run,
         given_back=result.given_back,
         seconds=seconds,
         reason=layer.reason,

@@ -23,6 +23,9 @@ from .grids import E4M3, E5M2, INT8, Grid
 Shape = tuple[int, int]
 
 
+ROWS = PerRow()
+
+
 @dataclass(frozen=True)
 class Format:
     """How a weight ``[N, K]`` is stored.
@@ -30,7 +33,8 @@ class Format:
     name: what a recipe calls it. marker: the ``format`` that ComfyUI knows it by. multiple: N and K must divide by
     these, as the host's matrix products ask. padded: N and K are padded with zeros up to these. power_of_two: scales
     are exponents (E8M0) instead of float32. rotated: inputs are rotated in groups before rounding (see `rotation`).
-    static_input: the host can quantize this layer's input with a measured ``input_scale``.
+    static_input: the host can quantize this layer's input with a measured ``input_scale``. inputs: which of a layer's
+    inputs ``[R, K]`` share a scale where the host rounds them to the same grid.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Format:
     power_of_two: bool = False
     rotated: bool = False
     static_input: bool = False
+    inputs: Granularity = ROWS
 
     @property
     def bits(self) -> int:
@@ -92,15 +97,20 @@ FORMATS: Mapping[str, Format] = {
     f.name: f
     for f in (
         # torch._scaled_mm wants both sides of the product to be multiples of 16.
-        Format(
-            "float8_e4m3fn", "FP8 E4M3, per tensor", "float8_e4m3fn", E4M3, PerTensor(), (16, 16), static_input=True
+        *(
+            Format(name, title, name, grid, PerTensor(), (16, 16), static_input=True, inputs=PerTensor())
+            for name, title, grid in (
+                ("float8_e4m3fn", "FP8 E4M3, per tensor", E4M3),
+                ("float8_e5m2", "FP8 E5M2, per tensor", E5M2),
+            )
         ),
-        Format("float8_e5m2", "FP8 E5M2, per tensor", "float8_e5m2", E5M2, PerTensor(), (16, 16), static_input=True),
         # torch._int_mm wants multiples of 8 on CUDA.
         Format("int8_tensor", "INT8, per tensor", "int8_tensorwise", INT8, PerTensor(), multiple=(8, 8)),
         Format("int8_row", "INT8, per row", "int8_tensorwise", INT8, PerRow(), multiple=(8, 8)),
         Format("int8_convrot", "INT8, per row, rotated", "int8_tensorwise", INT8, PerRow(), (8, 8), rotated=True),
-        Format("mxfp8", "MXFP8", "mxfp8", E4M3, PerBlock(1, 32), padded=(32, 32), power_of_two=True),
+        Format(
+            "mxfp8", "MXFP8", "mxfp8", E4M3, PerBlock(1, 32), padded=(32, 32), power_of_two=True, inputs=PerBlock(1, 32)
+        ),
     )
 }
 

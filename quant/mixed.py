@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .formats import FORMATS
-from .layer import Task, quantize_layer
+from .layer import quantize_layer
 from .plan import LayerPlan, Plan, keep, with_format
 from .recipe import Recipe
 from .sources import Source
+from .task import Task
 
 
 def choose_formats(plan: Plan, source: Source, recipe: Recipe, device: str, tick: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from . import heuristics, marker
 from .errors import ProfileError
 from .formats import FLOATS, FORMATS, Format, Shape
 from .profiles import Recognition, match, recognise
-from .recipe import SOURCE, Recipe
+from .recipe import OFF, SOURCE, Recipe
 from .rotation import largest_group
 
 WEIGHT = ".weight"
@@ -229,7 +229,7 @@ def _plan_layer(
         reason=choice.reason,
         notes=(*choice.notes, *notes),
         full_precision=recipe.full_precision_matrix_mult,
-        input_scale=recipe.input_scale and choice.format.static_input and bool({layer, bare} & measured),
+        input_scale=recipe.input_scale != OFF and choice.format.static_input and bool({layer, bare} & measured),
     )
 
 

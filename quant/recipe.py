@@ -13,13 +13,18 @@ from typing import Any
 
 from .errors import RecipeError
 from .formats import FLOATS, FORMATS, format_name
+from .input_scales import METHODS as INPUT_SCALE_METHODS
 from .rotation import GROUP_SIZES
 from .rounding import CalibratedSettings, SvdSettings
 from .scales import METHODS as SCALE_METHODS
 
 ROUNDINGS = ("nearest", "svd", "calibrated")
-BIAS_CORRECTIONS = ("off", "measured", "synthetic")
 SOURCE = "source"
+AUTO = "auto"
+OFF = "off"
+SCALES = (*SCALE_METHODS, AUTO)
+BIAS_CORRECTIONS = (OFF, "measured", "synthetic")
+INPUT_SCALES = (OFF, *INPUT_SCALE_METHODS)
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,9 @@ class Recipe:
     nothing. embeddings: quantize token embeddings too. keep_dtype: dtype of what stays in floating point, ``source``
     for no change. upgrade and max_error, given together: a layer whose relative weight error exceeds max_error takes
     the upgrade format if that stays below, else it is kept. bias_correction: one of `BIAS_CORRECTIONS`.
-    full_precision_matrix_mult: ask the host to dequantize and multiply in 16 bits. input_scale: write measured static
-    input scales (FP8). dequantize: accept an input that is already quantized and dequantize it first. seed: of
-    everything random.
+    full_precision_matrix_mult: ask the host to dequantize and multiply in 16 bits. input_scale: how static scales of
+    FP8 inputs are found from measured ones, one of `INPUT_SCALES`. dequantize: accept an input that is already
+    quantized and dequantize it first. seed: of everything random.
 
     Raises RecipeError for an unknown or contradictory setting.
     """
@@ -56,9 +61,9 @@ class Recipe:
     keep_dtype: str = SOURCE
     upgrade: str | None = None
     max_error: float | None = None
-    bias_correction: str = "off"
+    bias_correction: str = OFF
     full_precision_matrix_mult: bool = False
-    input_scale: bool = False
+    input_scale: str = OFF
     dequantize: bool = False
     seed: int = 0
 
@@ -73,19 +78,21 @@ class Recipe:
         for name, value in normalised.items():
             object.__setattr__(self, name, value)
         _choose("rounding", self.rounding, ROUNDINGS)
-        _choose("scale", self.scale, tuple(SCALE_METHODS))
+        _choose("scale", self.scale, SCALES)
         _choose("rotation_group", self.rotation_group, GROUP_SIZES)
         _choose("keep_dtype", self.keep_dtype, (SOURCE, *FLOATS))
         _choose("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+        _choose("input_scale", self.input_scale, INPUT_SCALES)
         if (self.upgrade is None) != (self.max_error is None):
             raise RecipeError("upgrade and max_error belong together: give both, or neither.")
         if self.max_error is not None and not self.max_error > 0:
             raise RecipeError(f"max_error is {self.max_error}; it is a relative error and must be above 0.")
 
     @property
-    def uses_statistics(self) -> bool:
-        """Whether anything is made from measured inputs, so that a calibration matters."""
-        return self.rounding == "calibrated" or self.bias_correction == "measured" or self.input_scale
+    def learns(self) -> bool:
+        """Whether anything is made from measured inputs; if not, a calibration only measures."""
+        measured = (self.bias_correction == "measured", self.input_scale != OFF, self.scale == AUTO)
+        return self.rounding == "calibrated" or self.svd.metric == "inputs" or any(measured)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them: lists, numbers, strings."""

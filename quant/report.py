@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .text import dimensions, left_lines, megabytes, table
+
+PAIRS = (
+    ("projected", "projected_error", "projected_nearest"),
+    ("output", "output_error", "output_nearest"),
+    ("as run", "run_error", "run_nearest"),
+)
+"""What is shown of a layer beside nearest's: a title, the figure, and that of nearest rounding."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +23,9 @@ class LayerReport:
     """One quantized layer. error: ||W_q - W|| / ||W||; sqnr_db: the same as a signal-to-noise ratio in decibels.
 
     projected_error and projected_nearest: the error left on the leading singular directions, after rounding, and what
-    nearest rounding leaves there. output_error and output_nearest: the error of the layer's output on held-out inputs,
-    and nearest's. Each is None where not computed. seconds: wall time of the layer.
+    nearest rounding leaves there. output_error and output_nearest: the error of the layer's output on inputs that
+    nothing was learned from, and nearest's. run_error and run_nearest: the same where the host rounds the inputs too,
+    as its 8-bit products do. Each is None where not computed. seconds: wall time of the layer.
     """
 
     name: str
@@ -31,6 +40,8 @@ class LayerReport:
     projected_nearest: float | None
     output_error: float | None
     output_nearest: float | None
+    run_error: float | None
+    run_nearest: float | None
     given_back: bool
     seconds: float
     reason: str
@@ -75,7 +86,12 @@ class Report:
     @property
     def mean_error(self) -> float:
         """Relative weight error, root mean square over the layers."""
-        return math.sqrt(sum(layer.error**2 for layer in self.layers) / len(self.layers)) if self.layers else 0.0
+        return self.mean("error") or 0.0
+
+    def mean(self, figure: str) -> float | None:
+        """Root mean square of a relative error over the layers that have it; None if none has."""
+        values = [value for layer in self.layers if (value := getattr(layer, figure)) is not None]
+        return math.sqrt(sum(value**2 for value in values) / len(values)) if values else None
 
     @property
     def given_back(self) -> int:
@@ -88,6 +104,7 @@ class Report:
             "bytes_after": self.bytes_after,
             "mean_error": self.mean_error,
             "given_back": self.given_back,
+            **{figure: self.mean(figure) for _, *pair in PAIRS for figure in pair},
         }
         return asdict(self) | {"totals": totals}
 
@@ -105,10 +122,12 @@ class Report:
 
     def table(self) -> str:
         """A readable table: a line for each layer, what was left and why, and the totals."""
-        head = ("layer", "shape", "format", "MB", "error", "dB", "objective", "nearest", "notes")
-        rows = [head, *map(_layer_row, self.layers)]
+        pairs = [pair for pair in PAIRS if self.mean(pair[1]) is not None]
+        head = ("layer", "shape", "format", "MB", "error", "dB", *(t for pair in pairs for t in (pair[0], "nearest")))
+        rows = [(*head, "notes"), *(_layer_row(layer, pairs) for layer in self.layers)]
         left = left_lines(((kept.name, kept.reason, kept.source) for kept in self.kept), self.removed)
-        return "\n".join([*table(rows, right=frozenset(range(3, 8))), "", *left, *self.notes, self.summary()])
+        lines = table(rows, right=frozenset(range(3, len(head))))
+        return "\n".join([*lines, "", *left, *self.notes, self.summary()])
 
     def summary(self) -> str:
         """The totals in one line."""
@@ -118,6 +137,9 @@ class Report:
             f"{megabytes(self.bytes_before)} -> {megabytes(self.bytes_after)} MB ({ratio:.0%}), "
             f"weight error {self.mean_error:.4f}, {self.seconds:.1f} s"
         )
+        error, before = self.mean("run_error"), self.mean("run_nearest")
+        if error is not None and before is not None:
+            text += f", output error as run {error:.4f} (nearest {before:.4f})"
         return text + (f", {self.given_back} given back as nearest" if self.given_back else "")
 
 
@@ -126,21 +148,17 @@ def decibels(error: float) -> float | None:
     return -20 * math.log10(error) if error > 0 else None
 
 
-def _layer_row(layer: LayerReport) -> tuple[str, ...]:
+def _layer_row(layer: LayerReport, pairs: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
     noise = "-" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}"
-    pair = (layer.projected_error, layer.projected_nearest)
-    if layer.output_error is not None:
-        pair = (layer.output_error, layer.output_nearest)
-    objective = ["-" if error is None else f"{error:.5f}" for error in pair]
+    errors = [getattr(layer, figure) for _, *pair in pairs for figure in pair]
     notes = [*layer.notes, *(["given back as nearest"] if layer.given_back else [])]
-    size = megabytes(layer.bytes_after)
     return (
         layer.name,
         dimensions(layer.shape),
         layer.format,
-        size,
+        megabytes(layer.bytes_after),
         f"{layer.error:.5f}",
         noise,
-        *objective,
+        *("-" if error is None else f"{error:.5f}" for error in errors),
         "; ".join(notes),
     )

@@ -42,8 +42,8 @@ def without_effect(given: Mapping[str, Any], recipe: Recipe) -> list[str]:
     formats = {recipe.format, recipe.upgrade, recipe.fallback, *(fmt for _, fmt in recipe.overrides)}
     if "rotation_group" in given and not any(fmt.rotated for name, fmt in FORMATS.items() if name in formats):
         notes.append(f"--convrot-group-size has no effect: {recipe.format} is not rotated.")
-    if "calibration" in given and not recipe.uses_statistics:
-        notes.append(f"--calibration has no effect: {recipe.rounding} rounding alone uses no recorded inputs.")
+    if "calibration" in given and not recipe.learns:
+        notes.append(f"--calibration only measures the error: {recipe.rounding} rounding learns nothing from inputs.")
     return notes
 
 

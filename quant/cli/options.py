@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..formats import FLOATS, FORMATS
-from ..recipe import BIAS_CORRECTIONS, ROUNDINGS
+from ..recipe import BIAS_CORRECTIONS, INPUT_SCALES, ROUNDINGS, SCALES
 from ..rotation import GROUP_SIZES
-from ..rounding import OPTIMIZERS
-from ..scales import METHODS
+from ..rounding import METRICS, OPTIMIZERS
 from ..version import VERSION
 from .console import PROGRAM, Parser
 
@@ -124,14 +123,19 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
             f"largest group of inputs to rotate: {', '.join(map(str, GROUP_SIZES))} (default: {GROUP_SIZES[0]})",
             WHOLE,
         ),
-        Option(("--scale",), "scale", "how scales are found (default: absmax)", _one_of(tuple(METHODS))),
+        Option(("--scale",), "scale", "how scales are found (default: absmax)", _one_of(SCALES)),
         Option(
             ("--full-precision-matrix-mult",),
             "full_precision_matrix_mult",
             "ask the host to multiply in 16 bits",
             SWITCH,
         ),
-        Option(("--input-scale",), "input_scale", "write static input scales where they were measured (FP8)", SWITCH),
+        Option(
+            ("--input-scale",),
+            "input_scale",
+            f"write static input scales where inputs were measured (FP8): {', '.join(INPUT_SCALES[1:])} (default: off)",
+            {"nargs": "?", "const": INPUT_SCALES[1], "choices": INPUT_SCALES},
+        ),
         Option(
             ("--comfy-quant", "--save-quant-metadata"),
             "comfy_quant",
@@ -170,7 +174,10 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
             "recorded inputs of this model's layers, as the graph's calibration nodes save them; implies calibrated",
             FILE,
         ),
-        Option(("--optimizer",), "svd.optimizer", f"{', '.join(OPTIMIZERS)}; this and the next six imply svd", TEXT),
+        Option(("--optimizer",), "svd.optimizer", f"{', '.join(OPTIMIZERS)}; this and the next seven imply svd", TEXT),
+        Option(
+            ("--metric",), "svd.metric", "whose directions count: the weight's, or recorded inputs'", _one_of(METRICS)
+        ),
         Option(("--num-iter",), "svd.iterations", "iterations", WHOLE),
         Option(("--lr",), "svd.lr", "learning rate (default: the optimizer's own)", REAL),
         Option(("--top-p",), "svd.top_p", "share of the singular directions that counts", REAL),

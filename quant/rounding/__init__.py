@@ -1,15 +1,17 @@
-"""Rounding methods: which of the two grid points around a scaled weight becomes its code."""
+"""Rounding methods: which of the grid points around a scaled weight becomes its code."""
 
-from .calibrated import FEWEST_ROWS, CalibratedSettings, round_calibrated
+from .calibrated import CalibratedSettings, round_calibrated
+from .held_out import keep_better
 from .nearest import round_nearest
-from .svd import OPTIMIZERS, SvdResult, SvdSettings, round_svd
+from .svd import METRICS, OPTIMIZERS, SvdResult, SvdSettings, round_svd
 
 __all__ = [
-    "FEWEST_ROWS",
+    "METRICS",
     "OPTIMIZERS",
     "CalibratedSettings",
     "SvdResult",
     "SvdSettings",
+    "keep_better",
     "round_calibrated",
     "round_nearest",
     "round_svd",

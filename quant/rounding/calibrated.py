@@ -1,9 +1,7 @@
-"""Calibrated rounding: error feedback in the metric of the inputs that the layer really sees, judged on held-out
-inputs.
+"""Calibrated rounding: error feedback in the metric of the inputs that the layer really sees.
 
 The metric is the damped second moment of a sample of input rows, so that what is made small is the error of the layer's
-output. A sample can be learned by heart; so part of it is held out, and each row of the weight takes the calibrated
-codes only if they are better there, else the nearest ones.
+output. A sample can be learned by heart: `held_out` decides what of the result is kept.
 """
 
 from __future__ import annotations
@@ -17,13 +15,6 @@ from torch import Tensor
 from ..errors import RecipeError
 from ..formats import Format
 from .feedback import round_feedback
-from .nearest import round_nearest
-
-FEWEST_ROWS = 8
-"""Fewer input rows than this are no sample: nearest rounding it is."""
-
-CERTAINTY = 3.0
-"""By how many standard errors a weight row's held-out error must be below nearest's; less could be chance."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +24,8 @@ class CalibratedSettings:
     passes: of coordinate descent after the error feedback.
     """
 
-    damping: float = 0.01
-    held_out: float = 0.25
+    damping: float = 0.03
+    held_out: float = 0.125
     passes: int = 1
 
     def __post_init__(self) -> None:
@@ -48,19 +39,6 @@ class CalibratedSettings:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be {range_text}.")
 
 
-@dataclass(frozen=True)
-class CalibratedResult:
-    """codes ``[N, K]``; output error on held-out inputs, ||X (W_q - W)^T|| / ||X W^T||, of the codes and of nearest.
-
-    rows_given_back: rows of the weight that kept the nearest codes.
-    """
-
-    codes: Tensor
-    error: float
-    nearest_error: float
-    rows_given_back: int
-
-
 def round_calibrated(
     weight: Tensor,
     scale: Tensor,
@@ -68,38 +46,12 @@ def round_calibrated(
     inputs: Tensor,
     settings: CalibratedSettings,
     tick: Callable[[], None] = lambda: None,
-) -> CalibratedResult:
-    """Round float32 ``weight [N, K]`` given float32 ``inputs [R, K]``, in the basis that the weight is stored in.
+) -> Tensor:
+    """Codes ``[N, K]`` for float32 ``weight [N, K]`` given float32 ``inputs [R, K]`` in the basis that it is stored in.
 
     ``tick`` is called often and may raise to stop.
     """
-    nearest = round_nearest(weight, scale, fmt)
-    if len(inputs) < FEWEST_ROWS:
-        return CalibratedResult(nearest, 0.0, 0.0, len(weight))
-    split = max(1, round(len(inputs) * settings.held_out))
-    held_out, learned = inputs[:split], inputs[split:]
-    metric = second_moment(learned, settings.damping)
-    codes = round_feedback(weight, scale, fmt, metric, tick, passes=settings.passes)
-    squares, nearest_squares = ((held_out @ (fmt.dequantize(c, scale) - weight).T).square_() for c in (codes, nearest))
-    better = _surely_less(squares, nearest_squares)
-    kept = torch.where(better, squares, nearest_squares)
-    size = (held_out @ weight.T).norm().clamp(min=torch.finfo(torch.float32).tiny)
-    return CalibratedResult(
-        # Selecting by bytes, as not every 8-bit float dtype can be selected by `where`.
-        torch.where(better[:, None], codes.view(torch.uint8), nearest.view(torch.uint8)).view(codes.dtype),
-        float(kept.sum().sqrt() / size),
-        float(nearest_squares.sum().sqrt() / size),
-        int((~better).sum()),
-    )
-
-
-def _surely_less(squares: Tensor, others: Tensor) -> Tensor:
-    """For which columns the mean of ``squares [R, N]`` is below that of ``others``, beyond doubt (a paired test),
-    ``[N]``.
-    """
-    difference = squares - others
-    doubt = difference.std(dim=0, correction=0) / len(difference) ** 0.5
-    return difference.mean(dim=0).lt(-CERTAINTY * doubt)
+    return round_feedback(weight, scale, fmt, second_moment(inputs, settings.damping), tick, passes=settings.passes)
 
 
 def second_moment(inputs: Tensor, damping: float) -> Tensor:

@@ -20,6 +20,10 @@ from ..grids import Grid
 
 BLOCK = 128
 
+FIRST_DAMPING = 1e-6
+DAMPINGS = 7
+"""What a singular metric's diagonal is raised by first, relative to its mean, and how often ten times more is tried."""
+
 Tick = Callable[[], None]
 
 
@@ -53,13 +57,16 @@ def round_feedback(
 
     ``metric`` is H, float32 ``[K, K]``, symmetric positive definite. With ``adjacent`` no code moves by more than one
     step from nearest. ``passes`` of coordinate descent follow, each of which can only lower the cost. ``tick`` is
-    called once a block. Raises torch.linalg.LinAlgError if the metric is not positive definite.
+    called once a block. A metric that is singular in float32 is damped until it is not. Raises
+    torch.linalg.LinAlgError for one that holds NaN.
     """
     shape = (weight.shape[0], weight.shape[1])
     # What matters most is rounded first, that is last in this order, while all the others can still make up for it.
     order = metric.diagonal().argsort()
+    # Bound to the same name: of a metric as large as this, one copy less is held.
+    metric = metric[order[:, None], order]
     wide = fmt.granularity.expand(scale, shape).expand(shape)
-    problem = Problem(_by_input(weight, order), _by_input(wide, order), metric[order][:, order], fmt.grid, adjacent)
+    problem = Problem(_by_input(weight, order), _by_input(wide, order), metric, fmt.grid, adjacent)
     errors = _feed_back(problem, tick)
     for _ in range(passes):
         _descend(problem, errors, tick)
@@ -75,8 +82,8 @@ def _by_input(x: Tensor, order: Tensor) -> Tensor:
 def _feed_back(problem: Problem, tick: Tick) -> Tensor:
     """The errors ``[K, N]`` after rounding every input in turn, from the last to the first."""
     tick()
-    factor = torch.linalg.cholesky(problem.metric)
-    unit = factor / factor.diagonal()
+    unit = _factor(problem.metric)
+    unit.div_(unit.diagonal().clone())
     errors = torch.zeros_like(problem.weight)
     for stop in range(len(unit), 0, -BLOCK):
         tick()
@@ -88,6 +95,20 @@ def _feed_back(problem: Problem, tick: Tick) -> Tensor:
             target = targets[i] - within[i, i + 1 :] @ errors[k + 1 : stop]
             errors[k] = problem.rounded(target, k) - problem.weight[k]
     return errors
+
+
+def _factor(metric: Tensor) -> Tensor:
+    """The lower Cholesky factor; the metric's diagonal is raised in place for as long as there is none."""
+    step = FIRST_DAMPING * float(metric.diagonal().mean())
+    factor: Tensor
+    for _ in range(DAMPINGS):
+        factor, failed = torch.linalg.cholesky_ex(metric)
+        if not failed:
+            return factor
+        metric.diagonal().add_(step)
+        step *= 10
+    factor = torch.linalg.cholesky(metric)
+    return factor
 
 
 def _descend(problem: Problem, errors: Tensor, tick: Tick) -> None:

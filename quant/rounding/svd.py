@@ -1,4 +1,5 @@
-"""Learned rounding against the leading singular directions of the weight: minimise ``||U_k^T (W_q - W) V_k||``.
+"""Learned rounding against leading directions: those of the weight, ``||U_k^T (W_q - W) V_k||``, or of the inputs that
+the layer really sees, ``||(W_q - W) V_k S_k||`` with ``X = U S V^T``.
 
 The objective is always evaluated on the grid: the position that an optimizer moves is continuous, but every loss and
 gradient is that of the codes it rounds to (a straight-through estimate, Bengio et al., arXiv 1308.3432), and the best
@@ -22,6 +23,8 @@ from .steppers import STEPPERS
 
 OPTIMIZERS = (*STEPPERS, "feedback")
 
+METRICS = ("weight", "inputs")
+
 OVERSAMPLING = 2
 """How many times k directions the randomized SVD looks for, the rest of which are dropped after it (Halko et al., arXiv
 0909.4061, section 1.6). Weights have flat spectra: with k + 10 the space found is not the true leading one, in which
@@ -36,7 +39,7 @@ class SvdSettings:
     """optimizer: one of `OPTIMIZERS`. iterations and lr (None: the optimizer's own) steer all but feedback.
 
     The number of directions k is ``top_p`` of the weight's smaller side, at least ``min_k`` and at most ``max_k``.
-    full: an exact SVD instead of the randomized one.
+    full: an exact SVD instead of the randomized one. metric: whose directions they are, one of `METRICS`.
     """
 
     optimizer: str = "original"
@@ -46,10 +49,13 @@ class SvdSettings:
     min_k: int = 64
     max_k: int = 256
     full: bool = False
+    metric: str = "weight"
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise RecipeError(f"Unknown optimizer '{self.optimizer}'; choose one of {', '.join(OPTIMIZERS)}.")
+        if self.metric not in METRICS:
+            raise RecipeError(f"Unknown metric '{self.metric}'; choose one of {', '.join(METRICS)}.")
         checks = {
             "iterations": (self.iterations >= 1, "at least 1"),
             "lr": (self.lr is None or self.lr > 0, "above 0"),
@@ -68,24 +74,28 @@ class SvdSettings:
 
 @dataclass(frozen=True)
 class Projection:
-    """The objective: float32 ``weight [N, K]`` and orthonormal ``left [N, k]``, ``right [K, k]``."""
+    """The objective: float32 ``weight [N, K]``, ``right [K, k]`` with orthogonal columns, the longest of length 1, and
+    orthonormal ``left [N, k]``, or None for all outputs.
+    """
 
     weight: Tensor
-    left: Tensor
+    left: Tensor | None
     right: Tensor
 
     def residual(self, rounded: Tensor) -> Tensor:
-        """``U^T (W_q - W) V``, ``[k, k]``, of a dequantized weight."""
-        return self.left.T @ ((rounded - self.weight) @ self.right)
+        """``U^T (W_q - W) V``, ``[k, k]``, or ``[N, k]`` for all outputs, of a dequantized weight."""
+        right = (rounded - self.weight) @ self.right
+        return right if self.left is None else self.left.T @ right
 
     def gradient(self, residual: Tensor) -> Tensor:
         """Gradient of half the squared objective with respect to the dequantized weight, ``[N, K]``."""
-        return (self.left @ residual) @ self.right.T
+        wide = residual if self.left is None else self.left @ residual
+        return wide @ self.right.T
 
 
 @dataclass(frozen=True)
 class SvdResult:
-    """codes ``[N, K]``; the projected error of the codes and of nearest rounding, relative to ``||U^T W V||``."""
+    """codes ``[N, K]``; the objective for the codes and for nearest rounding, relative to that of the weight itself."""
 
     codes: Tensor
     error: float
@@ -101,12 +111,14 @@ def round_svd(
     tick: Callable[[], None] = lambda: None,
     *,
     seed: int = 0,
+    inputs: Tensor | None = None,
 ) -> SvdResult:
     """Round float32 ``weight [N, K]`` with float32 ``scale`` (as `Format` shapes it) by the `svd` method.
 
-    ``tick`` is called at every iteration and may raise to stop. ``seed`` is that of the randomized SVD.
+    ``tick`` is called at every iteration and may raise to stop. ``seed`` is that of the randomized SVD. ``inputs``:
+    float32 ``[R, K]`` in the basis that the weight is stored in; given, their directions count and not the weight's.
     """
-    objective = project(weight, settings, seed)
+    objective = project(weight, settings, seed) if inputs is None else project_inputs(weight, inputs, settings, seed)
     nearest = round_nearest(weight, scale, fmt)
     solve = _feedback if settings.optimizer == "feedback" else _descend
     codes = solve(objective, scale, fmt, settings, tick)
@@ -119,16 +131,30 @@ def round_svd(
 
 def project(weight: Tensor, settings: SvdSettings, seed: int = 0) -> Projection:
     """The objective of ``weight``: its k leading left and right singular vectors."""
-    k = settings.rank((weight.shape[0], weight.shape[1]))
-    if settings.full:
-        left, _, right_t = torch.linalg.svd(weight, full_matrices=False)
+    left, _, right = _leading(weight, settings.rank((weight.shape[0], weight.shape[1])), settings.full, seed)
+    return Projection(weight, left, right)
+
+
+def project_inputs(weight: Tensor, inputs: Tensor, settings: SvdSettings, seed: int = 0) -> Projection:
+    """The objective of all outputs of ``weight [N, K]`` in the k leading directions of ``inputs [R, K]``, as heavy as
+    inputs lie in them.
+    """
+    k = min(settings.rank((weight.shape[0], weight.shape[1])), *inputs.shape)
+    _, sizes, right = _leading(inputs, k, settings.full, seed)
+    return Projection(weight, None, right * (sizes / sizes[0].clamp(min=torch.finfo(sizes.dtype).tiny)))
+
+
+def _leading(matrix: Tensor, k: int, full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k leading left singular vectors, singular values and right singular vectors."""
+    if full:
+        left, sizes, right_t = torch.linalg.svd(matrix, full_matrices=False)
         right = right_t.T
     else:
         # It draws from the global generator, which belongs to the caller.
-        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
             torch.manual_seed(seed)
-            left, _, right = torch.svd_lowrank(weight, q=min(OVERSAMPLING * k, *weight.shape), niter=2)
-    return Projection(weight, left[:, :k].contiguous(), right[:, :k].contiguous())
+            left, sizes, right = torch.svd_lowrank(matrix, q=min(OVERSAMPLING * k, *matrix.shape), niter=2)
+    return left[:, :k].contiguous(), sizes[:k], right[:, :k].contiguous()
 
 
 def _descend(

@@ -232,7 +232,7 @@ outputs["texts"] = [
     quantize(model, "float8_e4m3fn", CALIBRATED, calibration=loaded).ui["text"][0],
     quantize(model, "float8_e4m3fn", calibration=loaded).ui["text"][0],
 ]
-scaled = quantize(model, "float8_e4m3fn", calibration=loaded, input_scale=True, bias_correction="measured").args[0]
+scaled = quantize(model, "float8_e4m3fn", calibration=loaded, input_scale="absmax", bias_correction="measured").args[0]
 outputs["scales"] = sum(key.endswith(".input_scale") for key in scaled.model.state_dict())
 outputs["biases"] = not torch.equal(
     *(m.model.state_dict()["diffusion_model.blocks.0.self_attn.q.bias"] for m in (model, scaled))

@@ -29,9 +29,9 @@ from calibrated_rounding.quant import (
 )
 from calibrated_rounding.quant.calibration import Calibration, Collector
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.layer import layer_seed
 from calibrated_rounding.quant.sources import StateDictSource, as_float
 from calibrated_rounding.quant.statistics import fingerprint
+from calibrated_rounding.quant.task import layer_seed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -239,7 +239,7 @@ def test_synthetic_bias_correction_only_when_asked(digits: Tensors) -> None:
 
 
 def test_measured_input_scale_is_written(digits: Tensors) -> None:
-    recipe = Recipe(format="float8_e4m3fn", input_scale=True)
+    recipe = Recipe(format="float8_e4m3fn", input_scale="absmax")
     result, report = quantize_state_dict(digits, recipe, statistics={LAYER: InputStatistics(absmax=896.0)})
     scales = {key: value for key, value in result.items() if key.endswith(".input_scale")}
     assert {key: float(value) for key, value in scales.items()} == {f"{LAYER}.input_scale": 2.0}

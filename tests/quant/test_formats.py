@@ -6,7 +6,8 @@ import torch
 from calibrated_rounding.quant import Recipe
 from calibrated_rounding.quant.errors import RecipeError
 from calibrated_rounding.quant.formats import ALIASES, FORMATS, Format, format_name
-from calibrated_rounding.quant.layer import Task, dequantize_layer, quantize_layer
+from calibrated_rounding.quant.layer import dequantize_layer, quantize_layer
+from calibrated_rounding.quant.task import Task
 from comfy_kitchen.backends.eager import quantization as host
 
 

@@ -139,9 +139,10 @@ def test_full_precision_is_in_the_marker() -> None:
 
 def test_input_scale_only_where_measured_and_taken() -> None:
     tensors = specs({"a.weight": (64, 64), "b.weight": (64, 64)})
-    plan = make_plan(tensors, Recipe(format="fp8", input_scale=True), frozenset({"a"}))
+    plan = make_plan(tensors, Recipe(format="fp8", input_scale="absmax"), frozenset({"a"}))
     assert "a.input_scale" in plan.layout
     assert "b.input_scale" not in plan.layout
     assert (
-        "a.input_scale" not in make_plan(tensors, Recipe(format="int8_row", input_scale=True), frozenset({"a"})).layout
+        "a.input_scale"
+        not in make_plan(tensors, Recipe(format="int8_row", input_scale="absmax"), frozenset({"a"})).layout
     )

@@ -14,9 +14,7 @@ def state(done: int) -> Progress:
     """Four layers of equal size, of which ``done`` are done."""
     last = None
     if done:
-        last = LayerReport(
-            f"l{done}", (8, 8), "int8_row", None, 1, 1, 0.0125, None, None, None, None, None, False, 0.0, ""
-        )
+        last = LayerReport(f"l{done}", (8, 8), "int8_row", None, 1, 1, 0.0125, *[None] * 7, False, 0.0, "")
     return Progress(done, 4, 10 * done, 40, f"l{done + 1}" if done < 4 else None, last)
 
 

@@ -49,7 +49,7 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "--full_matrix": SVD | {"svd": SvdSettings(full=True)},
     "--heur": {"format": DEFAULT_FORMAT, "heuristics": True},
     "--full_precision_matrix_mult": {"format": DEFAULT_FORMAT, "full_precision_matrix_mult": True},
-    "--input_scale": {"format": DEFAULT_FORMAT, "input_scale": True},
+    "--input_scale": {"format": DEFAULT_FORMAT, "input_scale": "absmax"},
     "--exclude_layers a.b": {"format": DEFAULT_FORMAT, "exclude": ("a.b",)},
     "--exclude_layers a --exclude_layers b": {"format": DEFAULT_FORMAT, "exclude": ("a", "b")},
     "--scale mse": {"format": DEFAULT_FORMAT, "scale": "mse"},

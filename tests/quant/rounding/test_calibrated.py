@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from calibrated_rounding.quant import Recipe
 from calibrated_rounding.quant.errors import RecipeError
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.rounding import round_nearest
-from calibrated_rounding.quant.rounding.calibrated import CalibratedSettings, round_calibrated
-from calibrated_rounding.quant.scales import absmax
+from calibrated_rounding.quant.layer import quantize_layer
+from calibrated_rounding.quant.recipe import ROUNDINGS
+from calibrated_rounding.quant.rotation import largest_group, rotate
+from calibrated_rounding.quant.rounding import SvdSettings
+from calibrated_rounding.quant.rounding.calibrated import CalibratedSettings
+from calibrated_rounding.quant.statistics import InputStatistics
+from calibrated_rounding.quant.task import QuantizedLayer, Task
 
-FORMAT_NAMES = ["float8_e4m3fn", "int8_row", "int8_tensor", "mxfp8"]
+Draw = Callable[[int, int, int], torch.Tensor]
 
 
 def correlated(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -24,63 +31,114 @@ def independent_outliers(rows: int, width: int, seed: int) -> torch.Tensor:
     return inputs
 
 
-def output_error(
-    codes: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, inputs: torch.Tensor, name: str
-) -> float:
-    return float((inputs @ (FORMATS[name].dequantize(codes, scale) - weight).T).norm())
-
-
-@pytest.mark.parametrize("name", FORMAT_NAMES)
-def test_output_error_on_unseen_inputs_halves(name: str, trained: torch.Tensor) -> None:
+def quantized(weight: torch.Tensor, name: str, inputs: torch.Tensor | None, **recipe: object) -> QuantizedLayer:
     fmt = FORMATS[name]
-    scale = absmax(trained, fmt)
-    result = round_calibrated(trained, scale, fmt, correlated(2048, 256, seed=1), CalibratedSettings())
-    unseen = correlated(2048, 256, seed=2)
-    before = output_error(round_nearest(trained, scale, fmt), scale, trained, unseen, name)
-    assert output_error(result.codes, scale, trained, unseen, name) < 0.55 * before
-    assert result.error < 0.55 * result.nearest_error
+    known = InputStatistics(
+        rows=inputs, absmax=None if inputs is None or not len(inputs) else float(inputs.abs().max())
+    )
+    group = largest_group(weight.shape[1], 256) if fmt.rotated else None
+    return quantize_layer(Task("l", weight, fmt, group, Recipe(**recipe), known))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES)
+def output_error(result: QuantizedLayer, weight: torch.Tensor, inputs: torch.Tensor, name: str) -> float:
+    fmt = FORMATS[name]
+    if fmt.rotated:
+        weight, inputs = rotate(weight, 256), rotate(inputs, 256)
+    return float((inputs @ (fmt.dequantize(result.codes, result.scale) - weight).T).norm())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_output_error_on_unseen_inputs_halves(name: str, trained: torch.Tensor) -> None:
+    result = quantized(trained, name, correlated(2048, 256, 1), rounding="calibrated")
+    unseen = correlated(2048, 256, 2)
+    before = output_error(quantized(trained, name, None), trained, unseen, name)
+    assert output_error(result, trained, unseen, name) < 0.55 * before
+    assert result.output is not None and result.output_nearest is not None
+    assert result.output.float_inputs < 0.55 * result.output_nearest.float_inputs
+    assert result.output.as_run < result.output_nearest.as_run
+
+
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("rows", [8, 16, 256, 2048])
 @pytest.mark.parametrize("draw", [correlated, independent_outliers])
-def test_never_worse_than_nearest_on_held_out_inputs(name: str, rows: int, draw: object, trained: torch.Tensor) -> None:
-    fmt = FORMATS[name]
-    scale = absmax(trained, fmt)
-    result = round_calibrated(trained, scale, fmt, draw(rows, 256, seed=3), CalibratedSettings())  # type: ignore[operator]
-    assert result.error <= result.nearest_error
+def test_never_worse_than_nearest_on_held_out_inputs(name: str, rows: int, draw: Draw, trained: torch.Tensor) -> None:
+    result = quantized(trained, name, draw(rows, 256, 3), rounding="calibrated")
+    assert result.output is not None and result.output_nearest is not None
+    assert result.output.float_inputs <= result.output_nearest.float_inputs
+    assert result.output.as_run <= result.output_nearest.as_run
 
 
 @pytest.mark.parametrize("name", ["int8_row", "float8_e4m3fn"])
 def test_independent_outliers_are_no_worse_on_unseen_inputs(name: str, trained: torch.Tensor) -> None:
-    fmt = FORMATS[name]
-    scale = absmax(trained, fmt)
-    result = round_calibrated(trained, scale, fmt, independent_outliers(2048, 256, seed=1), CalibratedSettings())
-    unseen = independent_outliers(4096, 256, seed=2)
-    nearest = round_nearest(trained, scale, fmt)
-    assert output_error(result.codes, scale, trained, unseen, name) <= output_error(
-        nearest, scale, trained, unseen, name
-    )
+    result = quantized(trained, name, independent_outliers(2048, 256, 1), rounding="calibrated")
+    unseen = independent_outliers(4096, 256, 2)
+    nearest = quantized(trained, name, None)
+    assert output_error(result, trained, unseen, name) <= output_error(nearest, trained, unseen, name)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
-def test_too_few_rows_give_nearest(rows: int, trained: torch.Tensor) -> None:
-    fmt = FORMATS["int8_row"]
-    scale = absmax(trained, fmt)
-    result = round_calibrated(trained, scale, fmt, correlated(rows, 256, seed=1), CalibratedSettings())
-    assert torch.equal(result.codes, round_nearest(trained, scale, fmt))
-    assert result.rows_given_back == 512
+def test_too_few_rows_give_nearest_and_say_so(rows: int, trained: torch.Tensor) -> None:
+    result = quantized(trained, "int8_row", correlated(rows, 256, 1), rounding="calibrated")
+    assert torch.equal(result.codes, quantized(trained, "int8_row", None).codes)
+    assert result.notes == ("rounded to nearest: no inputs were recorded",)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-20, 1e15])
 def test_constant_inputs(value: float, trained: torch.Tensor) -> None:
     """All channels constant, or one constant and the rest dead: a moment of rank one, or zero."""
-    fmt = FORMATS["int8_row"]
-    scale = absmax(trained, fmt)
     for inputs in (torch.full((64, 256), value), torch.zeros(64, 256).index_fill_(1, torch.tensor([5]), value)):
-        result = round_calibrated(trained, scale, fmt, inputs, CalibratedSettings())
-        assert result.error <= result.nearest_error
-        assert torch.isfinite(torch.tensor(result.error))
+        result = quantized(trained, "int8_row", inputs, rounding="calibrated")
+        assert result.output is not None and result.output_nearest is not None
+        assert result.output.as_run <= result.output_nearest.as_run < float("inf")
+
+
+def test_a_sample_of_low_rank_with_hardly_any_damping_still_has_a_factor(trained: torch.Tensor) -> None:
+    inputs = torch.randn(512, 3) @ torch.randn(3, 256) * 1e3
+    result = quantized(trained, "int8_row", inputs, rounding="calibrated", calibrated=CalibratedSettings(damping=1e-12))
+    assert result.output is not None and result.output_nearest is not None
+    assert result.output.float_inputs < 0.55 * result.output_nearest.float_inputs
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_every_method_says_what_it_costs_the_output_where_inputs_are_known(
+    rounding: str, trained: torch.Tensor
+) -> None:
+    inputs = correlated(256, 256, 1)
+    result = quantized(trained, "int8_row", inputs, rounding=rounding)
+    held_out = inputs[:32]
+    before = quantized(trained, "int8_row", None)
+    assert result.output is not None and result.output_nearest is not None
+    for found, said in ((result, result.output), (before, result.output_nearest)):
+        error = output_error(found, trained, held_out, "int8_row") / float((held_out @ trained.T).norm())
+        assert said.float_inputs == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["original", "adamw", "feedback"])
+def test_svd_that_knows_the_inputs_beats_nearest_on_unseen_ones(optimizer: str, trained: torch.Tensor) -> None:
+    settings = SvdSettings(optimizer=optimizer, metric="inputs", iterations=40)
+    result = quantized(trained, "float8_e4m3fn", correlated(1024, 256, 1), rounding="svd", svd=settings)
+    unseen = correlated(2048, 256, 2)
+    nearest = quantized(trained, "float8_e4m3fn", None)
+    before = output_error(nearest, trained, unseen, "float8_e4m3fn")
+    assert output_error(result, trained, unseen, "float8_e4m3fn") < 0.9 * before
+
+
+def test_svd_without_the_inputs_that_it_asks_for_says_so(trained: torch.Tensor) -> None:
+    result = quantized(trained, "int8_row", None, rounding="svd", svd=SvdSettings(metric="inputs", iterations=2))
+    assert result.notes == ("the weight's own directions counted: no inputs were recorded",)
+
+
+@pytest.mark.parametrize("name", ["int8_row", "float8_e4m3fn", "mxfp8"])
+@pytest.mark.parametrize("rounding", ["nearest", "calibrated"])
+def test_auto_scale_is_the_better_of_the_two_and_named(name: str, rounding: str, trained: torch.Tensor) -> None:
+    inputs = correlated(512, 256, 1)
+    errors = {}
+    for scale in ("absmax", "mse", "auto"):
+        result = quantized(trained, name, inputs, rounding=rounding, scale=scale)
+        assert result.output is not None
+        errors[scale] = result.output.as_run
+    assert errors["auto"] == min(errors["absmax"], errors["mse"])
+    assert result.notes[-1] in ("scale: absmax", "scale: mse")
 
 
 @pytest.mark.parametrize(("setting", "value"), [("damping", 0.0), ("held_out", 0.0), ("held_out", 1.0), ("passes", -1)])
