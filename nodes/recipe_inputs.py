@@ -69,7 +69,7 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     if rounding["rounding"] == "svd":
         settings |= {"svd": _svd(rounding), "seed": rounding["random_seed"]}
     if rounding["rounding"] == "calibrated":
-        settings["calibrated"] = CalibratedSettings(damping=rounding["damping"], passes=rounding["passes"])
+        settings["calibrated"] = CalibratedSettings(damping=rounding["damping"] or None, passes=rounding["passes"])
     settings["rotation_group"] = int(values.get("rotation_group", DEFAULTS.rotation_group))
     settings["exclude"] = _lines(values.get("exclude", ""))
     settings["overrides"] = tuple(map(_override, _lines(values.get("overrides", ""))))
@@ -136,13 +136,13 @@ def _calibrated_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "damping",
-            default=CALIBRATED.damping,
-            min=0.0001,
+            default=0.0,
+            min=0.0,
             max=10.0,
             step=0.001,
             round=0.0001,
             advanced=True,
-            tooltip="How little the recorded inputs are trusted: more for few of them.",
+            tooltip="How little the recorded inputs are trusted; 0 finds it from them.",
         ),
         io.Int.Input(
             "passes",

@@ -137,15 +137,17 @@ class Calibration(Mapping[str, InputStatistics]):
     """What is known of the layers' inputs, by layer name: a mapping as `quantize_file` takes for ``statistics``.
 
     samples: by leading layer. shared: the leading layer of each layer. fingerprints: of the weights of the model that
-    ran, by layer.
+    ran, by layer. sensitivities: as in `InputStatistics`, of the layers that were probed.
     """
 
     samples: dict[str, InputStatistics]
     shared: dict[str, str]
     fingerprints: dict[str, str]
+    sensitivities: dict[str, float] = field(default_factory=dict)
 
     def __getitem__(self, layer: str) -> InputStatistics:
-        return replace(self.samples[self.shared[layer]], fingerprint=self.fingerprints.get(layer))
+        prints, sensitivity = self.fingerprints.get(layer), self.sensitivities.get(layer)
+        return replace(self.samples[self.shared[layer]], fingerprint=prints, sensitivity=sensitivity)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shared)
@@ -158,7 +160,8 @@ class Calibration(Mapping[str, InputStatistics]):
         inside = {layer.removeprefix(prefix): layer for layer in self if layer.startswith(prefix)}
         prints = {layer: self.fingerprints[full] for layer, full in inside.items() if full in self.fingerprints}
         shared = {layer: self.shared[full] for layer, full in inside.items()}
-        return Calibration({leader: self.samples[leader] for leader in shared.values()}, shared, prints)
+        probed = {layer: self.sensitivities[full] for layer, full in inside.items() if full in self.sensitivities}
+        return Calibration({leader: self.samples[leader] for leader in shared.values()}, shared, prints, probed)
 
     @cached_property
     def digest(self) -> str:
@@ -184,6 +187,7 @@ class Calibration(Mapping[str, InputStatistics]):
     def _described(self) -> str:
         extremes = {layer: {"absmax": known.absmax, "count": known.count} for layer, known in self.samples.items()}
         described = {"shared": self.shared, "fingerprints": self.fingerprints, "inputs": extremes}
+        described |= {"sensitivities": self.sensitivities} if self.sensitivities else {}
         return json.dumps(described, sort_keys=True)
 
     @classmethod
@@ -201,7 +205,8 @@ class Calibration(Mapping[str, InputStatistics]):
                     )
                     for layer, known in described["inputs"].items()
                 }
-                return cls(samples, dict(described["shared"]), dict(described["fingerprints"]))
+                probed = {layer: float(value) for layer, value in described.get("sensitivities", {}).items()}
+                return cls(samples, dict(described["shared"]), dict(described["fingerprints"]), probed)
             except (KeyError, ValueError, TypeError, AttributeError):
                 raise CheckpointError(f"{path} is not a calibration file of this pack.") from None
 

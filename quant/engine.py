@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from . import bias, marker
 from .errors import Cancelled, ProfileError, RecipeError
 from .input_scales import input_scale
 from .layer import dequantize_layer, quantize_layer
-from .mixed import choose_formats
+from .measure import Gauge
+from .mixed import Settling
 from .plan import WEIGHT, LayerPlan, Plan, Spec, make_plan
 from .recipe import OFF, Recipe
 from .report import KeptReport, LayerReport, Report, decibels
@@ -80,14 +81,17 @@ class Run:
                 f"The calibration is of another model: it knows the layer '{next(iter(self.statistics))}' and others, "
                 "and none of those to quantize; record it again with this model."
             )
-        choose_formats(plan, source, self.recipe, self.device, self.tick)
-        return plan
+        probed = all(inputs.sensitivity is not None for inputs in known)
+        gauge = Gauge(self.recipe, self.device, self.tick, by_sensitivity=probed)
+        precision = Settling(plan, source, self.recipe, lambda name: self._known(name, plan.prefix), gauge).settle()
+        return replace(plan, precision=precision)
 
     @torch.no_grad()
     def execute(self, plan: Plan, source: Source, sink: Sink) -> Report:
         """Carry out the plan in the source's order, each tensor read once."""
         started = time.perf_counter()
         report = Report(plan.profile, plan.certain, self.recipe.to_dict(), versions(), removed=dict(plan.removed))
+        report.precision = plan.precision
         report.notes += self._notes(plan)
         means = self._input_means(plan)
         corrected = {f"{layer}.bias" for layer in means}

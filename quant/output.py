@@ -26,11 +26,6 @@ class OutputError:
     as_run: float
     power: float
 
-    @property
-    def noise(self) -> float:
-        """Mean over inputs of the squared error of the output as run."""
-        return self.as_run**2 * self.power
-
 
 @dataclass(frozen=True)
 class Judge:

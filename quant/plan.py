@@ -6,7 +6,7 @@ A plan fixes the layout of the output completely, so a file can be written as a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,9 +15,10 @@ import torch
 from . import heuristics, marker
 from .errors import ProfileError
 from .formats import FLOATS, FORMATS, Format, Shape
+from .precision import Precision
 from .profiles import Recognition, match, recognise
-from .recipe import OFF, SOURCE, Recipe
-from .rotation import largest_group
+from .recipe import AUTO, OFF, SOURCE, Recipe
+from .rotation import GROUP_SIZES, largest_group
 
 WEIGHT = ".weight"
 
@@ -49,7 +50,11 @@ class Spec:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A layer to quantize. name: its full key without ``.weight``. group: rotation group, None where not rotated."""
+    """A layer to quantize. name: its full key without ``.weight``. group: rotation group, None where not rotated.
+
+    measured: the absolute maximum of its inputs is known. fixed: the user names its format, so that no measurement
+    changes it.
+    """
 
     name: str
     source: TensorSpec
@@ -59,6 +64,8 @@ class LayerPlan:
     notes: tuple[str, ...] = ()
     full_precision: bool = False
     input_scale: bool = False
+    measured: bool = False
+    fixed: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -85,18 +92,29 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor that stays in floating point (or is no float at all), in ``dtype``, and why."""
+    """A tensor that stays in floating point (or is no float at all), in ``dtype``, and why.
+
+    open: it could be quantized, so that a measurement may decide otherwise.
+    """
 
     name: str
     source: TensorSpec
     dtype: torch.dtype
     reason: str
     origin: str = ""
+    open: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return Spec(self.dtype, self.source.shape).nbytes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every tensor of the source in exactly one of layers (by weight key), kept and removed; in the source's order."""
+    """Every tensor of the source in exactly one of layers (by weight key), kept and removed; in the source's order.
+
+    precision: what was measured to choose the formats, if it was.
+    """
 
     profile: str
     prefix: str
@@ -104,12 +122,28 @@ class Plan:
     layers: dict[str, LayerPlan] = field(default_factory=dict)
     kept: dict[str, Kept] = field(default_factory=dict)
     removed: dict[str, str] = field(default_factory=dict)
+    precision: Precision | None = None
 
     @property
     def layout(self) -> Layout:
         """Dtype and shape of every tensor of the output."""
         kept = {name: (entry.dtype, entry.source.shape) for name, entry in self.kept.items()}
         return kept | {key: spec for layer in self.layers.values() for key, spec in layer.layout.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors of the output."""
+        return sum(Spec(*spec).nbytes for spec in self.layout.values())
+
+    def nbytes_of(self, key: str) -> int:
+        """Of the tensors that take the place of the weight ``key``."""
+        return self.layers[key].nbytes if key in self.layers else self.kept[key].nbytes
+
+    def sort(self, names: Iterable[str]) -> None:
+        """Put the layers in the order of ``names`` again, after some have moved."""
+        ordered = {key: self.layers[key] for key in names if key in self.layers}
+        self.layers.clear()
+        self.layers.update(ordered)
 
     @property
     def markers(self) -> dict[str, marker.Marker]:
@@ -134,16 +168,21 @@ def make_plan(tensors: Mapping[str, TensorSpec], recipe: Recipe, measured: froze
     return plan
 
 
-def with_format(layer: LayerPlan, fmt: Format, recipe: Recipe, note: str) -> LayerPlan:
+def with_format(layer: LayerPlan, fmt: Format, recipe: Recipe) -> LayerPlan:
     """The same layer in another format that takes its shape."""
-    group, notes = _rotation(fmt, layer.shape, recipe)
-    return replace(layer, format=fmt, group=group, notes=(*layer.notes, note, *notes))
+    choice = _Choice(fmt, layer.reason)
+    return _plan_layer(layer.name, layer.source, choice, recipe, measured=layer.measured)
 
 
-def keep(plan: Plan, key: str, reason: str, recipe: Recipe) -> None:
-    """Move a planned layer back to what stays in floating point."""
-    source = plan.layers.pop(key).source
-    plan.kept[key] = Kept(key, source, _kept_dtype(source, recipe.keep_dtype), reason)
+def layer_like(kept: Kept, recipe: Recipe) -> LayerPlan:
+    """A layer that is kept, as if it were to be quantized; its inputs are measured."""
+    choice = _Choice(_first_format(recipe), f"a measurement decides, not: {kept.reason}")
+    return _plan_layer(kept.name.removesuffix(WEIGHT), kept.source, choice, recipe, measured=True)
+
+
+def kept_like(layer: LayerPlan, recipe: Recipe, reason: str) -> Kept:
+    """A planned layer as it stays in floating point."""
+    return Kept(layer.name + WEIGHT, layer.source, _kept_dtype(layer.source, recipe.keep_dtype), reason)
 
 
 def _place(
@@ -154,68 +193,82 @@ def _place(
     if removal is not None:
         plan.removed[name] = removal.reason
         return
-    outcome = _layer_format(name, spec, found, recipe) if inside else ("outside the recognised model", "")
-    if isinstance(outcome, tuple):
+    outcome = _layer_format(name, spec, found, recipe) if inside else _Left("outside the recognised model")
+    if isinstance(outcome, _Left):
         dtype = _kept_dtype(spec, recipe.keep_dtype)
-        plan.kept[name] = Kept(name, spec, dtype, *outcome)
+        plan.kept[name] = Kept(name, spec, dtype, outcome.reason, outcome.origin, outcome.open)
     elif isinstance(outcome, torch.dtype):
         plan.kept[name] = Kept(name, spec, outcome, "an override asks for this dtype", "recipe")
     else:
         layer = name.removesuffix(WEIGHT)
-        plan.layers[name] = _plan_layer(layer, layer.removeprefix(found.prefix), spec, outcome, recipe, measured)
+        known = bool({layer, layer.removeprefix(found.prefix)} & measured)
+        plan.layers[name] = _plan_layer(layer, spec, outcome, recipe, known)
 
 
 @dataclass(frozen=True)
 class _Choice:
+    """A format to quantize to."""
+
     format: Format
     reason: str
     notes: tuple[str, ...] = ()
+    fixed: bool = False
 
 
-def _layer_format(
-    name: str, spec: TensorSpec, found: Recognition, recipe: Recipe
-) -> _Choice | torch.dtype | tuple[str, str]:
-    """A format to quantize to, a dtype to cast to, or the reason and origin of leaving the tensor."""
+@dataclass(frozen=True)
+class _Left:
+    """Why a tensor is left; open: as in `Kept`."""
+
+    reason: str
+    origin: str = ""
+    open: bool = False
+
+
+def _layer_format(name: str, spec: TensorSpec, found: Recognition, recipe: Recipe) -> _Choice | torch.dtype | _Left:
+    """A format to quantize to, a dtype to cast to, or why the tensor is left."""
     if not name.endswith(WEIGHT):
-        return "not a layer's weight", "structure"
+        return _Left("not a layer's weight", "structure")
     if not spec.dtype.is_floating_point or spec.dtype.itemsize == 1:
-        return f"stored as {_dtype_name(spec.dtype)}", "structure"
+        return _Left(f"stored as {_dtype_name(spec.dtype)}", "structure")
     if len(spec.shape) != 2:
-        return f"{len(spec.shape)}-dimensional: a norm or a convolution", "structure"
+        return _Left(f"{len(spec.shape)}-dimensional: a norm or a convolution", "structure")
     layer = name.removesuffix(WEIGHT)
     if any(re.search(pattern, layer) for pattern in recipe.exclude):
-        return "excluded by the recipe", "recipe"
+        return _Left("excluded by the recipe", "recipe")
     decision = found.profile.decide(layer.removeprefix(found.prefix), spec.shape, embeddings=recipe.embeddings)
     wanted = next((fmt for pattern, fmt in recipe.overrides if re.search(pattern, layer)), None)
     if wanted is not None and wanted in FLOATS:
         return FLOATS[wanted]
     if decision.action == "keep" and (wanted is None or decision.firm):
-        return decision.reason, decision.source
+        return _Left(decision.reason, decision.source, open=not decision.firm)
     shape = (spec.shape[0], spec.shape[1])
     leave = heuristics.reason_to_leave(shape) if recipe.heuristics and wanted is None else None
     if leave is not None:
-        return leave, "heuristics"
+        return _Left(leave, "heuristics")
     reason = decision.reason if wanted is None else "an override asks for this format"
-    return _fitting(FORMATS[wanted or recipe.format], shape, recipe, reason)
+    outcome = _fitting(FORMATS[wanted] if wanted else _first_format(recipe), shape, recipe, reason)
+    return replace(outcome, fixed=wanted is not None) if isinstance(outcome, _Choice) else outcome
 
 
-def _fitting(fmt: Format, shape: Shape, recipe: Recipe, reason: str) -> _Choice | torch.dtype | tuple[str, str]:
+def _fitting(fmt: Format, shape: Shape, recipe: Recipe, reason: str) -> _Choice | torch.dtype | _Left:
     """The format if it takes the shape, else the recipe's fall-back."""
     if 0 in shape:
-        return "empty", "structure"
+        return _Left("empty", "structure")
     if fmt.takes(shape):
         return _Choice(fmt, reason)
     why = f"{shape[0]} x {shape[1]} does not divide by {fmt.multiple[0]} x {fmt.multiple[1]}, as {fmt.name} needs"
     if recipe.fallback in FLOATS:
         return FLOATS[recipe.fallback]
     if recipe.fallback == SOURCE or not FORMATS[recipe.fallback].takes(shape):
-        return why, "format"
+        return _Left(why, "format", open=True)
     return _Choice(FORMATS[recipe.fallback], reason, (f"fell back: {why}",))
 
 
-def _plan_layer(
-    layer: str, bare: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, measured: frozenset[str]
-) -> LayerPlan:
+def _first_format(recipe: Recipe) -> Format:
+    return FORMATS[recipe.formats[0] if recipe.format == AUTO else recipe.format]
+
+
+def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, measured: bool) -> LayerPlan:
     shape = (spec.shape[0], spec.shape[1])
     group, notes = _rotation(choice.format, shape, recipe)
     if choice.format.padded_shape(shape) != shape:
@@ -229,18 +282,21 @@ def _plan_layer(
         reason=choice.reason,
         notes=(*choice.notes, *notes),
         full_precision=recipe.full_precision_matrix_mult,
-        input_scale=recipe.input_scale != OFF and choice.format.static_input and bool({layer, bare} & measured),
+        input_scale=recipe.input_scale != OFF and choice.format.static_input and measured,
+        measured=measured,
+        fixed=choice.fixed,
     )
 
 
 def _rotation(fmt: Format, shape: Shape, recipe: Recipe) -> tuple[int | None, tuple[str, ...]]:
     if not fmt.rotated:
         return None, ()
-    group = largest_group(shape[1], recipe.rotation_group)
+    wanted = GROUP_SIZES[0] if isinstance(recipe.rotation_group, str) else recipe.rotation_group
+    group = largest_group(shape[1], wanted)
     if group is None:
         return None, (f"not rotated: {shape[1]} inputs do not divide by 16",)
-    if group != recipe.rotation_group:
-        return group, (f"rotated in groups of {group}: {shape[1]} inputs do not divide by {recipe.rotation_group}",)
+    if group != wanted:
+        return group, (f"rotated in groups of {group}: {shape[1]} inputs do not divide by {wanted}",)
     return group, ()
 
 

@@ -24,6 +24,8 @@ AUTO = "auto"
 OFF = "off"
 SCALES = (*SCALE_METHODS, AUTO)
 BIAS_CORRECTIONS = (OFF, "measured", "synthetic")
+LISTS = ("formats", "exclude")
+TARGETS = ("target_gb", "target_share", "target_error")
 INPUT_SCALES = (OFF, *INPUT_SCALE_METHODS)
 
 
@@ -31,9 +33,12 @@ INPUT_SCALES = (OFF, *INPUT_SCALE_METHODS)
 class Recipe:
     """How to quantize a model.
 
-    format: a name of `formats.FORMATS` (or an alias). profile: a profile's name, or ``auto``. rounding: one of
-    `ROUNDINGS`; ``svd`` and ``calibrated`` hold their settings. scale: ``absmax`` or ``mse``. rotation_group: largest
-    group that a rotated format uses. overrides: (regular expression, format) pairs searched in layer names, the first
+    format: a name of `formats.FORMATS` (or an alias), or ``auto``: for each layer one of ``formats``, so that the
+    summed measured error is least. With one of the targets layers may also stay, and the size is at most ``target_gb``
+    (10^9 bytes) or ``target_share`` of the source, or the error at most ``target_error``. profile: a profile's name, or
+    ``auto``. rounding: one of `ROUNDINGS`; ``svd`` and ``calibrated`` hold their settings. scale: ``absmax`` or
+    ``mse``. rotation_group: largest group that a rotated format uses, or ``auto``: the group of each layer that leaves
+    the least measured error, or none. overrides: (regular expression, format) pairs searched in layer names, the first
     match decides; a floating-point format keeps the layer. exclude: expressions of layers to keep. fallback: the format
     of layers that the chosen one cannot take, ``source`` to keep them. heuristics: also leave layers whose shape gains
     nothing. embeddings: quantize token embeddings too. keep_dtype: dtype of what stays in floating point, ``source``
@@ -47,12 +52,16 @@ class Recipe:
     """
 
     format: str = "int8_row"
+    formats: tuple[str, ...] = ("int8_convrot", "float8_e4m3fn")
+    target_gb: float | None = None
+    target_share: float | None = None
+    target_error: float | None = None
     profile: str = "auto"
     rounding: str = "nearest"
     svd: SvdSettings = field(default_factory=SvdSettings)
     calibrated: CalibratedSettings = field(default_factory=CalibratedSettings)
     scale: str = "absmax"
-    rotation_group: int = 256
+    rotation_group: int | str = 256
     overrides: tuple[tuple[str, str], ...] = ()
     exclude: tuple[str, ...] = ()
     fallback: str = SOURCE
@@ -69,7 +78,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         normalised = {
-            "format": _quantized(self.format),
+            "format": self.format if self.format == AUTO else _quantized(self.format),
+            "formats": tuple(dict.fromkeys(map(_quantized, self.formats))),
             "overrides": tuple((_pattern(pattern), format_name(fmt)) for pattern, fmt in self.overrides),
             "exclude": tuple(_pattern(pattern) for pattern in self.exclude),
             "fallback": self.fallback if self.fallback == SOURCE else format_name(self.fallback),
@@ -79,25 +89,44 @@ class Recipe:
             object.__setattr__(self, name, value)
         _choose("rounding", self.rounding, ROUNDINGS)
         _choose("scale", self.scale, SCALES)
-        _choose("rotation_group", self.rotation_group, GROUP_SIZES)
+        _choose("rotation_group", self.rotation_group, (*GROUP_SIZES, AUTO))
         _choose("keep_dtype", self.keep_dtype, (SOURCE, *FLOATS))
         _choose("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
         _choose("input_scale", self.input_scale, INPUT_SCALES)
+        self._check_targets()
         if (self.upgrade is None) != (self.max_error is None):
             raise RecipeError("upgrade and max_error belong together: give both, or neither.")
         if self.max_error is not None and not self.max_error > 0:
             raise RecipeError(f"max_error is {self.max_error}; it is a relative error and must be above 0.")
 
+    def _check_targets(self) -> None:
+        targets = {name: value for name in TARGETS if (value := getattr(self, name)) is not None}
+        if len(targets) > 1:
+            raise RecipeError(f"{' and '.join(targets)} exclude each other; give one target.")
+        for name, value in targets.items():
+            if self.format != AUTO:
+                raise RecipeError(f"{name} needs the format {AUTO}; {self.format} leaves nothing to choose.")
+            if not value > 0:
+                raise RecipeError(f"{name} is {value}; it must be above 0.")
+        if self.format == AUTO and (not self.formats or self.upgrade is not None):
+            raise RecipeError("The format auto needs at least one of formats to choose from, and takes no upgrade.")
+
+    @property
+    def has_target(self) -> bool:
+        return any(getattr(self, name) is not None for name in TARGETS)
+
     @property
     def learns(self) -> bool:
         """Whether anything is made from measured inputs; if not, a calibration only measures."""
-        measured = (self.bias_correction == "measured", self.input_scale != OFF, self.scale == AUTO)
+        chosen = AUTO in (self.format, self.scale, self.rotation_group)
+        measured = (self.bias_correction == "measured", self.input_scale != OFF, chosen)
         return self.rounding == "calibrated" or self.svd.metric == "inputs" or any(measured)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them: lists, numbers, strings."""
         pairs = [list(pair) for pair in self.overrides]
-        return asdict(self) | {"overrides": pairs, "exclude": list(self.exclude)}
+        lists = {name: list(getattr(self, name)) for name in LISTS}
+        return asdict(self) | lists | {"overrides": pairs}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), sort_keys=True)
@@ -117,8 +146,7 @@ class Recipe:
                     values[name] = settings(**values[name])
             if "overrides" in values:
                 values["overrides"] = tuple((pattern, fmt) for pattern, fmt in values["overrides"])
-            if "exclude" in values:
-                values["exclude"] = tuple(values["exclude"])
+            values |= {name: tuple(values[name]) for name in LISTS if name in values}
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"The recipe cannot be read: {error}.") from None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .precision import Precision
 from .text import dimensions, left_lines, megabytes, table
 
 PAIRS = (
@@ -62,7 +63,7 @@ class KeptReport:
 @dataclass
 class Report:
     """The whole run. kept: tensors left in floating point, with the reason. removed: tensors dropped, with the
-    reason.
+    reason. precision: where the formats were chosen by measurement, what every size would cost.
     """
 
     profile: str
@@ -74,6 +75,7 @@ class Report:
     removed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    precision: Precision | None = None
 
     @property
     def bytes_before(self) -> int:
@@ -118,6 +120,7 @@ class Report:
             LayerReport(**{**row, "shape": tuple(row["shape"]), "notes": tuple(row["notes"])}) for row in data["layers"]
         ]
         values["kept"] = [KeptReport(**{**row, "shape": tuple(row["shape"])}) for row in data["kept"]]
+        values["precision"] = Precision.from_dict(data["precision"]) if data.get("precision") else None
         return cls(**values)
 
     def table(self) -> str:
@@ -127,7 +130,8 @@ class Report:
         rows = [(*head, "notes"), *(_layer_row(layer, pairs) for layer in self.layers)]
         left = left_lines(((kept.name, kept.reason, kept.source) for kept in self.kept), self.removed)
         lines = table(rows, right=frozenset(range(3, len(head))))
-        return "\n".join([*lines, "", *left, *self.notes, self.summary()])
+        chosen = [] if self.precision is None else [*self.precision.lines(), ""]
+        return "\n".join([*lines, "", *chosen, *left, *self.notes, self.summary()])
 
     def summary(self) -> str:
         """The totals in one line."""

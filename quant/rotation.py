@@ -40,4 +40,9 @@ def rotate(weight: Tensor, group: int) -> Tensor:
 
 def largest_group(width: int, wanted: int) -> int | None:
     """The largest group size up to ``wanted`` that divides ``width``, or None."""
-    return next((size for size in GROUP_SIZES if size <= wanted and width % size == 0), None)
+    return next((size for size in group_sizes(width) if size <= wanted), None)
+
+
+def group_sizes(width: int) -> list[int]:
+    """The group sizes that divide ``width``, largest first."""
+    return [size for size in GROUP_SIZES if width % size == 0]

@@ -20,6 +20,7 @@ class InputStatistics:
 
     mean: float32 ``[K]``, the average input row. absmax: the largest magnitude of any input. rows: ``[R, K]``, a
     uniform sample of the ``count`` input rows that the layer saw. fingerprint: of the weight that was fed them.
+    sensitivity: by how much the model's output changes, mean square, for a change of 1 of the layer's, mean square.
     """
 
     mean: Tensor | None = None
@@ -27,6 +28,7 @@ class InputStatistics:
     rows: Tensor | None = None
     count: int = 0
     fingerprint: str | None = None
+    sensitivity: float | None = None
 
 
 NOTHING_KNOWN = InputStatistics()

@@ -16,21 +16,23 @@ from ..errors import RecipeError
 from ..formats import Format
 from .feedback import round_feedback
 
+SMALLEST_DAMPING = 1e-3
+"""Of a sample that is found certain; below this, float32 hardly tells a wide layer's metric from a singular one."""
+
 
 @dataclass(frozen=True)
 class CalibratedSettings:
-    """damping: added to the metric's diagonal, relative to its mean. held_out: share of the sample that decides.
-
-    passes: of coordinate descent after the error feedback.
+    """damping: added to the metric's diagonal, relative to its mean; None: found from the sample. held_out: share of
+    the sample that decides. passes: of coordinate descent after the error feedback.
     """
 
-    damping: float = 0.03
+    damping: float | None = None
     held_out: float = 0.125
     passes: int = 1
 
     def __post_init__(self) -> None:
         checks = {
-            "damping": (self.damping > 0, "above 0"),
+            "damping": (self.damping is None or self.damping > 0, "above 0"),
             "held_out": (0 < self.held_out < 1, "between 0 and 1"),
             "passes": (self.passes >= 0, "0 or more"),
         }
@@ -54,11 +56,26 @@ def round_calibrated(
     return round_feedback(weight, scale, fmt, second_moment(inputs, settings.damping), tick, passes=settings.passes)
 
 
-def second_moment(inputs: Tensor, damping: float) -> Tensor:
-    """``X^T X / R`` of ``inputs [R, K]``, its diagonal raised by ``damping`` times its mean: positive definite, ``[K,
+def second_moment(inputs: Tensor, damping: float | None = None) -> Tensor:
+    """``X^T X / R`` of ``inputs [R, K]`` with ``damping`` times its mean diagonal added to it: positive definite, ``[K,
     K]``.
+
+    None: as much as the sample is expected to be wrong by (Ledoit and Wolf, J. Multivariate Analysis 88, 2004, eq. 14).
     """
     moment = (inputs.T @ inputs).div_(len(inputs))
     mean = moment.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    moment.diagonal().add_(damping * mean)
+    share = max(_uncertainty(moment, inputs), SMALLEST_DAMPING) if damping is None else damping
+    moment.diagonal().add_(share * mean)
     return moment
+
+
+def _uncertainty(moment: Tensor, inputs: Tensor) -> float:
+    """How far the sample's second moment is expected to be from the true one, over how far that is from a multiple of
+    the identity, both squared; from 0 to 1.
+    """
+    # In units of the mean, so that nothing overflows.
+    mean = float(moment.diagonal().mean()) or 1.0
+    square = float((moment / mean).square_().sum())
+    fourth = float((inputs.square().sum(dim=1) / mean).square_().mean())
+    spread = square - len(moment)
+    return min(1.0, max(0.0, (fourth - square) / len(inputs) / spread)) if spread > 0 else 1.0

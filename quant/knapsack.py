@@ -1,0 +1,106 @@
+"""One option for each layer, so that the summed cost is least within a size: the multiple-choice knapsack.
+
+Solved by dynamic programming over sizes in units of a fraction of the range between the smallest and the largest total
+(Kellerer, Pferschy, Pisinger, Knapsack Problems, 2004, section 11.5). Sizes are rounded up to whole units, so a limit
+is never exceeded, and the optimum is missed by a unit a layer at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+UNITS = 1 << 14
+"""Sizes told apart between the smallest and the largest total."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """nbytes: the size. cost: anything that adds up over layers, finite and not negative."""
+
+    nbytes: int
+    cost: float
+
+
+Choice = tuple[int, ...]
+"""The index of each layer's option."""
+
+
+@dataclass(frozen=True)
+class Knapsack:
+    """The options of each layer, at least one each."""
+
+    layers: Sequence[Sequence[Option]]
+
+    @property
+    def smallest(self) -> int:
+        return sum(min(option.nbytes for option in options) for options in self.layers)
+
+    @property
+    def cheapest(self) -> Choice:
+        """The choice of least cost, whatever its size; the smaller of equals."""
+        return tuple(
+            min(range(len(options)), key=[(option.cost, option.nbytes) for option in options].__getitem__)
+            for options in self.layers
+        )
+
+    def total(self, choice: Choice) -> Option:
+        picked = [options[i] for options, i in zip(self.layers, choice, strict=True)]
+        return Option(sum(option.nbytes for option in picked), sum(option.cost for option in picked))
+
+    def within_size(self, nbytes: int) -> Choice:
+        """The choice of least cost that takes at most ``nbytes``. Raises ValueError below `smallest`."""
+        if nbytes < self.smallest:
+            raise ValueError(f"{nbytes} bytes are less than the smallest choice takes, {self.smallest}")
+        return self._trace(min(UNITS, (nbytes - self.smallest) // self._unit))
+
+    def within_cost(self, cost: float) -> Choice:
+        """The smallest choice that costs at most ``cost``. Raises ValueError where none does."""
+        fine = torch.nonzero(self._costs <= cost * (1 + 1e-9))
+        if not len(fine):
+            raise ValueError(f"no choice costs {cost} or less; the least is {float(self._costs[-1])}")
+        return self._trace(int(fine[0]))
+
+    def curve(self, points: int) -> list[Option]:
+        """Totals of the best choices at up to ``points`` sizes, smallest first; no two of the same size."""
+        places = torch.linspace(0, UNITS, points).round().long().tolist()
+        found = {total.nbytes: total for total in (self.total(self._trace(place)) for place in places)}
+        return [found[size] for size in sorted(found)]
+
+    @cached_property
+    def _unit(self) -> int:
+        largest = sum(max(option.nbytes for option in options) for options in self.layers)
+        return max(1, -(-(largest - self.smallest) // UNITS))
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, list[Tensor]]:
+        """The least cost in each number of units, float64 ``[UNITS + 1]``, and each layer's option in it."""
+        costs = torch.zeros(UNITS + 1, dtype=torch.float64)
+        picks = []
+        for options in self.layers:
+            tried = torch.full((len(options), UNITS + 1), torch.inf, dtype=torch.float64)
+            for row, units, option in zip(tried, self._units(options), options, strict=True):
+                row[units:] = costs[: UNITS + 1 - units] + option.cost
+            costs, pick = tried.min(dim=0)
+            picks.append(pick)
+        return costs, picks
+
+    @property
+    def _costs(self) -> Tensor:
+        return self._table[0]
+
+    def _units(self, options: Sequence[Option]) -> list[int]:
+        least = min(option.nbytes for option in options)
+        return [-(-(option.nbytes - least) // self._unit) for option in options]
+
+    def _trace(self, units: int) -> Choice:
+        """The best choice in so many units, from the last layer to the first."""
+        choice = []
+        for options, pick in zip(reversed(self.layers), reversed(self._table[1]), strict=True):
+            choice.append(int(pick[units]))
+            units -= self._units(options)[choice[-1]]
+        return tuple(reversed(choice))
