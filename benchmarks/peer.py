@@ -12,21 +12,19 @@ and memory, layers of the shipped digits model and, with --weights, of any train
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import _peer
 from _errors import Errors, Exact
 from _process import Usage, race
 from _table import Row, arguments, emit
 from _weights import save, save_large, synthetic, trained
 from torch import Tensor
 
-PEER = "convert-to-quant"
 OURS = (sys.executable, "-m", "calibrated_rounding.quant", "--quiet", "--overwrite")
 TOP_P, MAX_K = 0.2, 1280
 DIGITS = Path(__file__).parents[1] / "examples" / "models" / "diffusion_models" / "digits_wan.safetensors"
@@ -34,17 +32,16 @@ DIGITS = Path(__file__).parents[1] / "examples" / "models" / "diffusion_models" 
 
 @dataclass(frozen=True)
 class Kind:
-    """A format, as each converter's command line asks for it; svd: the projected error to reach, over nearest's."""
+    """A format, and the projected error that svd is to reach in it, over nearest's."""
 
-    ours: tuple[str, ...]
-    peer: tuple[str, ...]
+    format: str
     svd: float | None = None
 
 
 KINDS: Mapping[str, Kind] = {
-    "FP8": Kind(("--format", "float8_e4m3fn"), (), 0.60),
-    "INT8 row": Kind(("--format", "int8_row"), ("--int8", "--scaling-mode", "row"), 0.70),
-    "INT8 row, rotated": Kind(("--format", "int8_convrot"), ("--int8", "--scaling-mode", "row", "--convrot")),
+    "FP8": Kind("float8_e4m3fn", 0.60),
+    "INT8 row": Kind("int8_row", 0.70),
+    "INT8 row, rotated": Kind("int8_convrot"),
 }
 
 NEAREST_TIME, SVD_TIME, LARGE_MEMORY = 1.0, 0.25, 0.35
@@ -66,11 +63,11 @@ class Contest:
         self, source: Path, kind: Kind, ours: Sequence[str], peers: Mapping[str, Sequence[str]]
     ) -> dict[str, Usage]:
         """What "ours" and each of the peer's ways took; who failed is missing."""
-        commands = {"ours": [*OURS, "-i", str(source), "-o", str(self.target("ours")), *kind.ours, *ours]}
+        asked = ["-i", str(source), "-o", str(self.target("ours")), "--format", kind.format]
+        commands = {"ours": [*OURS, *asked, *ours]}
         if self.peer is not None:
             for name, options in peers.items():
-                files = ["-i", str(source), "-o", str(self.target(name)), "--save-quant-metadata"]
-                commands[name] = [self.peer, *files, *kind.peer, *options]
+                commands[name] = _peer.command(self.peer, source, self.target(name), kind.format, options)
         for name in commands:
             self.target(name).unlink(missing_ok=True)
         done = race(commands, self.runs)
@@ -83,7 +80,7 @@ class Contest:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--peer", default=shutil.which("ctq"), metavar="PATH", help="the peer's executable")
+    _peer.add_argument(parser)
     parser.add_argument("--weights", type=Path, metavar="FILE", help="also layers of this trained checkpoint")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each command (default 3)")
     parser.add_argument("--no-large", action="store_true", help="leave out the 2 GB file")
@@ -95,8 +92,7 @@ def main() -> None:
             rows += layer_rows(replace(contest, runs=1), f"trained, {path.stem}", trained(path), min_k=64)
         if not options.no_large:
             rows += large_rows(contest)
-    versions = {PEER: peer_version(options.peer)} if options.peer else {}
-    emit(rows, options.json, f"Against {PEER}", extra_versions=versions)
+    emit(rows, options.json, f"Against {_peer.PACKAGE}", extra_versions=_peer.versions(options.peer))
 
 
 def layer_rows(contest: Contest, title: str, weights: Mapping[str, Tensor], min_k: int) -> list[Row]:
@@ -108,7 +104,7 @@ def layer_rows(contest: Contest, title: str, weights: Mapping[str, Tensor], min_
     rows = []
     for name, kind in KINDS.items():
         case = f"{title}, {name}"
-        nearest = contest.usages(source, kind, ["--simple"], {"peer": ["--simple"]})
+        nearest = contest.usages(source, kind, ["--simple"], {"peer": _peer.NEAREST})
         before = {who: exact.errors(contest.target(who)) for who in nearest}
         rows += cost_rows(f"{case}, nearest", nearest, NEAREST_TIME)
         rows += error_rows(f"{case}, nearest", before)
@@ -129,7 +125,7 @@ def large_rows(contest: Contest) -> list[Row]:
     rows = []
     for name, kind in KINDS.items():
         case = f"2 GB, {name}, nearest"
-        peers = {"peer": ["--simple"], "peer, low memory": ["--simple", "--low-memory"]}
+        peers = {"peer": _peer.NEAREST, "peer, low memory": [*_peer.NEAREST, "--low-memory"]}
         usages = contest.usages(source, kind, ["--simple"], peers)
         rows += cost_rows(case, usages, NEAREST_TIME, LARGE_MEMORY, LARGE_MEGABYTES)
         thrifty = usages.get("peer, low memory")
@@ -175,13 +171,6 @@ def at_most(case: str, metric: str, value: float | None, unit: str, target: floa
     """A row whose target is an upper limit."""
     reached = None if value is None or target is None else value <= target
     return Row(case, metric, value, unit, target, reached)
-
-
-def peer_version(peer: str) -> str:
-    """The version installed beside the peer's executable."""
-    program = f"from importlib.metadata import version; print(version('{PEER}'))"
-    asked = [str(Path(peer).with_name("python")), "-c", program]
-    return subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

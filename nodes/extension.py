@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import examples
 from .conditioning import LoadClassConditioning
 from .nodes_calibration import CalibrateModel, CollectCalibration, LoadCalibration, RecordCalibration, SaveCalibration
+from .nodes_compare import CompareModels
 from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEncoder
 from .nodes_quantize import QuantizeModel, QuantizeTextEncoder
 from .nodes_recipe import LoadRecipe, QuantizationRecipe
@@ -30,5 +31,6 @@ class CalibratedRounding(ComfyExtension):
             CalibrateModel,
             SaveCalibration,
             LoadCalibration,
+            CompareModels,
             LoadClassConditioning,
         ]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.sample
-import comfy.samplers
-import comfy.utils
-import latent_preview
 from comfy_api.latest import io
 
 from ..quant.calibration import BUDGET, ROWS, Calibration
@@ -15,6 +11,7 @@ from . import files, host_run
 from .host_calibration import SamplingRecorder, record
 from .nodes_quantize import CATEGORY
 from .recipe_inputs import QuantCalibration
+from .sampling import RunsBar, Sampling, condition_inputs, step_inputs
 
 CalibrationRecorder = io.Custom("CALIBRATION_RECORDER")
 
@@ -131,9 +128,7 @@ class CalibrateModel(io.ComfyNode):
             search_aliases=["calibration", "activation statistics", "quantization calibration"],
             inputs=[
                 io.Model.Input("model", tooltip="The float diffusion model, with its LoRAs."),
-                io.Conditioning.Input("positive", tooltip="What to sample, as for KSampler."),
-                io.Conditioning.Input("negative", tooltip="What to avoid, as for KSampler."),
-                io.Latent.Input("latent_image", tooltip="The size to sample; more in a batch widen the sample."),
+                *condition_inputs(),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -143,14 +138,7 @@ class CalibrateModel(io.ComfyNode):
                     tooltip="Of the first run; each further one takes the next.",
                 ),
                 io.Int.Input("runs", default=1, min=1, max=1000, tooltip="How many times to sample."),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of each run."),
-                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
-                io.Combo.Input(
-                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As you will sample later."
-                ),
-                io.Combo.Input(
-                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As you will sample later."
-                ),
+                *step_inputs(),
                 *size_inputs(),
             ],
             outputs=calibration_outputs(),
@@ -160,40 +148,12 @@ class CalibrateModel(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, seed: int, runs: int, rows: int, budget_gib: float, **settings: Any) -> io.NodeOutput:
         recording, recorder = record(model, rows, int(budget_gib * GIB))
+        sampling = Sampling(**settings)
+        bar = RunsBar(runs, sampling.steps, cls.hidden.unique_id)
         for run in range(runs):
             host_run.send_text(f"run {run + 1} of {runs}", cls.hidden.unique_id)
-            sample(recording, seed=(seed + run) % 2**64, **settings)
+            sampling.run(recording, (seed + run) % 2**64, bar.follow(recording, run))
         return given(recorder.calibration())
-
-
-def sample(
-    model: Any,
-    positive: Any,
-    negative: Any,
-    latent_image: dict[str, Any],
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-) -> None:
-    """Sample as KSampler does, for what it does to the model alone."""
-    empty = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
-    comfy.sample.sample(
-        model,
-        comfy.sample.prepare_noise(empty, seed, latent_image.get("batch_index")),
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        positive,
-        negative,
-        empty,
-        noise_mask=latent_image.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
 
 
 class SaveCalibration(io.ComfyNode):

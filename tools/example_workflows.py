@@ -21,6 +21,7 @@ from PIL import Image
 EXAMPLES = PACK / "examples"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 DIGIT, NOTHING, PICTURES = 7, 10, 4
+THUMBNAIL_WIDTH = 768
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Node:
 
 def sampling(model: tuple[str, int], name: str, x: int, y: int, title: str) -> dict[str, Node]:
     """A sampler, a decoder and an image, in a row; ``name`` makes their keys and the image's file name."""
-    links = {"model": model, "positive": ("digit", 0), "negative": ("nothing", 0), "latent_image": ("latent", 0)}
-    values = {"seed": 1, "control_after_generate": "fixed", "steps": 20, "cfg": 3.0, "scheduler": "simple"}
+    links = conditioned(model=model)
+    values = {"seed": 1, "control_after_generate": "fixed", **STEPS}
     decoded = {"samples": (f"{name} sampler", 0), "vae": ("vae", 0)}
     return {
         f"{name} sampler": Node("KSampler", (x, y), (300, 270), values, links, title),
@@ -51,10 +52,10 @@ def sampling(model: tuple[str, int], name: str, x: int, y: int, title: str) -> d
     }
 
 
-def digit_inputs(y: int) -> dict[str, Node]:
+def digit_inputs(y: int, pictures: int = PICTURES) -> dict[str, Node]:
     """What sampling needs beside a model: the class asked for, nothing, an empty latent, the decoder."""
     table = "digits_conditioning.safetensors"
-    size = {"width": 64, "height": 64, "length": 1, "batch_size": PICTURES}
+    size = {"width": 64, "height": 64, "length": 1, "batch_size": pictures}
     load = "CalibratedRoundingLoadClassConditioning"
     return {
         "digit": Node(load, (40, y), (320, 90), {"table": table, "class_index": DIGIT}, title="The digit to draw"),
@@ -66,6 +67,32 @@ def digit_inputs(y: int) -> dict[str, Node]:
     }
 
 
+def conditioned(**models: tuple[str, int]) -> dict[str, tuple[str, int]]:
+    """Links of a node that samples by itself."""
+    return {**models, "positive": ("digit", 0), "negative": ("nothing", 0), "latent_image": ("latent", 0)}
+
+
+def comparison(name: str, y: int) -> dict[str, Node]:
+    """FP8 rounded in the way ``name``, compared with the float model, in a row."""
+    links = {"model": ("model", 0)} | ({"calibration": ("calibrate", 0)} if name == "calibrated" else {})
+    compared = conditioned(reference=("model", 0), candidate=(name, 0)) | {"vae": ("vae", 0)}
+    return {
+        name: Node(QUANTIZE, (800, y), (360, 640), {"format": "float8_e4m3fn", "rounding": name}, links),
+        f"{name} compared": Node(
+            "CalibratedRoundingCompareModels",
+            (1220, y),
+            (420, 640),
+            {"seeds": "1-4", **STEPS},
+            compared,
+            f"Float against {name} FP8",
+        ),
+        f"{name} report": Node(
+            "PreviewAny", (1700, y), (420, 640), {}, {"source": (f"{name} compared", 1)}, "Seed by seed, step by step"
+        ),
+    }
+
+
+STEPS = {"steps": 20, "cfg": 3.0, "scheduler": "simple"}
 LOADER = Node("UNETLoader", (40, 40), (320, 90), {"unet_name": "digits_wan.safetensors"})
 QUANTIZE = "CalibratedRoundingQuantizeModel"
 
@@ -129,6 +156,20 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         **sampling(("quantize", 0), "calibrated", 1220, 400, "Sample the quantized model"),
         "report": Node("PreviewAny", (1220, 760), (540, 280), {}, {"source": ("quantize", 1)}, "Layer by layer"),
     },
+    "calibrate_quantize_compare": {
+        "model": LOADER,
+        **digit_inputs(190, pictures=1),
+        "calibrate": Node(
+            "CalibratedRoundingCalibrateModel",
+            (420, 40),
+            (320, 420),
+            {"seed": 1000, "control_after_generate": "fixed", "runs": 4, **STEPS},
+            conditioned(model=("model", 0)),
+            "Calibrate at other seeds",
+        ),
+        **comparison("nearest", 40),
+        **comparison("calibrated", 740),
+    },
     "sample_saved_file": {
         "model": Node(
             "UNETLoader",
@@ -149,9 +190,10 @@ def main() -> None:
             workflow = ui_format(name, nodes, server)
             (EXAMPLES / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
             shown = server.execute(api_format(workflow))
-            images = [image for output in shown.values() for image in output.get("images", [])]
-            if images:
-                thumbnail([server.image(image) for image in images]).save(EXAMPLES / f"{name}.jpg", quality=90)
+            rows = [output["images"] for output in shown.values() if "images" in output]
+            if rows:
+                sheet = thumbnail([[server.image(image) for image in row] for row in rows])
+                sheet.save(EXAMPLES / f"{name}.jpg", quality=90)
         copy_thumbnail()
 
 
@@ -160,13 +202,17 @@ def copy_thumbnail() -> None:
     (EXAMPLES / "quantize_and_save.jpg").write_bytes((EXAMPLES / "sample_saved_file.jpg").read_bytes())
 
 
-def thumbnail(files: list[bytes]) -> Image.Image:
-    """All pictures in rows of `PICTURES`, three times enlarged."""
-    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-    side = 3 * pictures[0].width
-    sheet = Image.new("RGB", (PICTURES * side, -(-len(pictures) // PICTURES) * side))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (i % PICTURES * side, i // PICTURES * side))
+def thumbnail(rows: list[list[bytes]]) -> Image.Image:
+    """The pictures that each node shows as a row, as many as fit; small ones three times enlarged."""
+    first = Image.open(io.BytesIO(rows[0][0]))
+    columns = max(1, THUMBNAIL_WIDTH // (3 * first.width))
+    width = THUMBNAIL_WIDTH // columns
+    height = width * first.height // first.width
+    sheet = Image.new("RGB", (THUMBNAIL_WIDTH, len(rows) * height))
+    for i, row in enumerate(rows):
+        for j, file in enumerate(row[:columns]):
+            picture = Image.open(io.BytesIO(file)).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            sheet.paste(picture, (j * width, i * height))
     return sheet
 
 

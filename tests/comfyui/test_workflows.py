@@ -82,6 +82,19 @@ def test_calibrate_quantize_sample_draws_the_digit_with_both_models(server: Serv
     assert all(layer["output_error"] is not None for layer in layers)
 
 
+def test_calibrate_quantize_compare_shows_what_calibrating_gains(server: Server) -> None:
+    graph = api_format(workflow("calibrate_quantize_compare"))
+    nearest, calibrated = shown_by(server.execute(graph), graph, "CalibratedRoundingCompareModels")
+    assert len(nearest["images"]) == len(calibrated["images"]) == 4
+    assert mean_psnr(calibrated) >= mean_psnr(nearest) + 5
+
+
+def mean_psnr(shown: dict[str, Any]) -> float:
+    """Of the last line that Compare Models shows."""
+    last: str = shown["text"][0].splitlines()[-1]
+    return float(last.removeprefix("mean").split()[0])
+
+
 def test_quantize_and_save_writes_a_file_that_the_loaders_list(server: Server, saved: Path) -> None:
     assert saved.is_relative_to(server.output)
     recipe = Recipe(format="int8_convrot")
