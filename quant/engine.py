@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import bias, marker
 from .errors import Cancelled, ProfileError, RecipeError
+from .formats import pack_note
 from .layer import QuantizedLayer, Task, dequantize_layer, layer_seed, quantize_layer
 from .mixed import choose_formats
 from .plan import WEIGHT, LayerPlan, Plan, Spec, make_plan
@@ -155,7 +156,8 @@ class Run:
 
     def _notes(self, plan: Plan) -> list[str]:
         """What was asked for and could not be done, and what was assumed."""
-        notes = []
+        needed = pack_note(layer.format.marker for layer in plan.layers.values())
+        notes = [needed] if needed else []
         if not plan.certain:
             notes.append("The model was not recognised: the generic rules were used.")
         if self.recipe.input_scale and not all(layer.input_scale for layer in plan.layers.values()):

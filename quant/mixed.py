@@ -39,7 +39,7 @@ def choose_formats(plan: Plan, source: Source, recipe: Recipe, device: str, tick
 
 def _upgraded(layer: LayerPlan, recipe: Recipe) -> list[LayerPlan]:
     fmt = FORMATS[recipe.upgrade or recipe.format]
-    if not fmt.takes(layer.shape):
+    if not fmt.takes(layer.shape, layer.lookup):
         return []
     note = f"upgraded: {layer.format.name} exceeds a weight error of {recipe.max_error}"
     return [with_format(layer, fmt, recipe, note)]

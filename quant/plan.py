@@ -49,7 +49,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A layer to quantize. name: its full key without ``.weight``. group: rotation group, None where not rotated."""
+    """A layer to quantize. name: its full key without ``.weight``. group: rotation group, None where not rotated.
+    lookup: it is an embedding.
+    """
 
     name: str
     source: TensorSpec
@@ -59,6 +61,7 @@ class LayerPlan:
     notes: tuple[str, ...] = ()
     full_precision: bool = False
     input_scale: bool = False
+    lookup: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -170,6 +173,7 @@ class _Choice:
     format: Format
     reason: str
     notes: tuple[str, ...] = ()
+    lookup: bool = False
 
 
 def _layer_format(
@@ -185,7 +189,8 @@ def _layer_format(
     layer = name.removesuffix(WEIGHT)
     if any(re.search(pattern, layer) for pattern in recipe.exclude):
         return "excluded by the recipe", "recipe"
-    decision = found.profile.decide(layer.removeprefix(found.prefix), spec.shape, embeddings=recipe.embeddings)
+    bare = layer.removeprefix(found.prefix)
+    decision = found.profile.decide(bare, spec.shape, embeddings=recipe.embeddings)
     wanted = next((fmt for pattern, fmt in recipe.overrides if re.search(pattern, layer)), None)
     if wanted is not None and wanted in FLOATS:
         return FLOATS[wanted]
@@ -196,21 +201,25 @@ def _layer_format(
     if leave is not None:
         return leave, "heuristics"
     reason = decision.reason if wanted is None else "an override asks for this format"
-    return _fitting(FORMATS[wanted or recipe.format], shape, recipe, reason)
+    return _fitting(FORMATS[wanted or recipe.format], shape, recipe, reason, found.profile.looks_up(bare))
 
 
-def _fitting(fmt: Format, shape: Shape, recipe: Recipe, reason: str) -> _Choice | torch.dtype | tuple[str, str]:
-    """The format if it takes the shape, else the recipe's fall-back."""
+def _fitting(
+    fmt: Format, shape: Shape, recipe: Recipe, reason: str, lookup: bool
+) -> _Choice | torch.dtype | tuple[str, str]:
+    """The format if it takes the weight, else the recipe's fall-back."""
     if 0 in shape:
         return "empty", "structure"
-    if fmt.takes(shape):
-        return _Choice(fmt, reason)
+    if fmt.takes(shape, lookup):
+        return _Choice(fmt, reason, lookup=lookup)
     why = f"{shape[0]} x {shape[1]} does not divide by {fmt.multiple[0]} x {fmt.multiple[1]}, as {fmt.name} needs"
+    if lookup and not fmt.looked_up:
+        why = f"ComfyUI does not look embeddings up in {fmt.name}"
     if recipe.fallback in FLOATS:
         return FLOATS[recipe.fallback]
-    if recipe.fallback == SOURCE or not FORMATS[recipe.fallback].takes(shape):
+    if recipe.fallback == SOURCE or not FORMATS[recipe.fallback].takes(shape, lookup):
         return why, "format"
-    return _Choice(FORMATS[recipe.fallback], reason, (f"fell back: {why}",))
+    return _Choice(FORMATS[recipe.fallback], reason, (f"fell back: {why}",), lookup)
 
 
 def _plan_layer(
@@ -230,6 +239,7 @@ def _plan_layer(
         notes=(*choice.notes, *notes),
         full_precision=recipe.full_precision_matrix_mult,
         input_scale=recipe.input_scale and choice.format.static_input and bool({layer, bare} & measured),
+        lookup=choice.lookup,
     )
 
 

@@ -8,7 +8,7 @@ from calibrated_rounding.quant.rounding import round_nearest
 from calibrated_rounding.quant.rounding.calibrated import CalibratedSettings, round_calibrated
 from calibrated_rounding.quant.scales import absmax
 
-FORMAT_NAMES = ["float8_e4m3fn", "int8_row", "int8_tensor", "mxfp8"]
+FORMAT_NAMES = ["float8_e4m3fn", "int8_row", "int8_tensor", "mxfp8", "int8_blockwise"]
 
 
 def correlated(rows: int, width: int, seed: int) -> torch.Tensor:
