@@ -2,3 +2,9 @@
 
 `ops` has the functions and what they promise, `backend` chooses between implementations.
 """
+
+from __future__ import annotations
+
+from . import layouts
+
+layouts.register()

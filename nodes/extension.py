@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import examples
+from . import examples, host_formats
+from .blockwise_loader import LoadBlockwiseModel
 from .conditioning import LoadClassConditioning
 from .nodes_calibration import CalibrateModel, CollectCalibration, LoadCalibration, RecordCalibration, SaveCalibration
 from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEncoder
@@ -15,9 +16,10 @@ from .nodes_recipe import LoadRecipe, QuantizationRecipe
 class CalibratedRounding(ComfyExtension):
     async def on_load(self) -> None:
         examples.register()
+        host_formats.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
+        nodes: list[type[io.ComfyNode]] = [
             QuantizeModel,
             QuantizeTextEncoder,
             SaveQuantizedModel,
@@ -32,3 +34,4 @@ class CalibratedRounding(ComfyExtension):
             LoadCalibration,
             LoadClassConditioning,
         ]
+        return nodes if host_formats.is_loadable() else [*nodes, LoadBlockwiseModel]

@@ -53,8 +53,12 @@ def listing_note(path: Path, kind: str) -> str:
 
 def model_files() -> list[str]:
     """Every safetensors file of `FOLDERS`, as ``folder/name``."""
-    names = ((folder, name) for folder in FOLDERS for name in folder_paths.get_filename_list(folder))
-    return [f"{folder}/{name}" for folder, name in names if name.lower().endswith(SUFFIXES)]
+    return [f"{folder}/{name}" for folder in FOLDERS for name in names(folder)]
+
+
+def names(folder: str) -> list[str]:
+    """Every safetensors file of one kind of model folder."""
+    return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(SUFFIXES)]
 
 
 def model_path(choice: str) -> tuple[str, str]:
