@@ -42,8 +42,9 @@ class LoadBlockwiseModel(io.ComfyNode):
 def load(path: str, disable_dynamic: bool = False) -> Any:
     """A patcher as ComfyUI's loader makes it, with `operations` for layers. Raises QuantError for an unknown model."""
     tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
-    config = comfy.model_detection.model_config_from_unet(tensors, prefix, metadata=metadata)
+    prefixes = {comfy.model_detection.unet_prefix_from_state_dict(tensors): ""}
+    tensors = comfy.utils.state_dict_prefix_replace(dict(tensors), prefixes, filter_keys=True) or tensors
+    config = comfy.model_detection.model_config_from_unet(tensors, "", metadata=metadata)
     if config is None:
         raise QuantError(f"ComfyUI does not recognise the model in {path}.")
     device = comfy.model_management.get_torch_device()

@@ -32,12 +32,15 @@ ALGORITHM: Mapping[str, Any] = {
     "pack": layouts.PACK,
     "loaders": True,
 }
-"""The format's entry in ``QUANT_ALGOS``. pack and loaders are this pack's own: who made it, and that loaders obey it."""
+"""The format's entry in ``QUANT_ALGOS``; pack tells who made it, loaders that the host's loaders obey it."""
 
 LAYERS_ONLY: Mapping[str, Any] = {**ALGORITHM, "loaders": False}
 """The entry where the loaders cannot be taught: enough for the layers that `blockwise_loader` makes."""
 
 WRAPPED = ("_load_quantized_module", "_quantized_weight_state_dict")
+
+_installed: dict[str, Any] = {}
+"""The wrappers that `register` has put in place."""
 
 
 def register() -> str:
@@ -51,7 +54,8 @@ def register() -> str:
     elif not is_registered():
         comfy.quant_ops.QUANT_ALGOS[BLOCKWISE] = ALGORITHM
         for name, wrap in zip(WRAPPED, (_loading, _saving), strict=True):
-            setattr(comfy.ops, name, wrap(getattr(comfy.ops, name)))
+            _installed[name] = wrap(getattr(comfy.ops, name))
+            setattr(comfy.ops, name, _installed[name])
     return obstacle
 
 
@@ -61,9 +65,8 @@ def unregister() -> None:
     if algorithms.get(BLOCKWISE) is not ALGORITHM:
         return
     del algorithms[BLOCKWISE]
-    for name in WRAPPED:
-        function = getattr(comfy.ops, name)
-        if getattr(function, "pack", None) is ALGORITHM:
+    for name, function in _installed.items():
+        if getattr(comfy.ops, name) is function:
             setattr(comfy.ops, name, function.__wrapped__)
 
 
@@ -142,7 +145,6 @@ def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
             return load_layer(module, super_load, state_dict, prefix, *args)
         return original(module, super_load, state_dict, prefix, *args, **kwargs)
 
-    load.pack = ALGORITHM  # type: ignore[attr-defined]
     return load
 
 
@@ -152,7 +154,6 @@ def _saving(original: Callable[..., Any]) -> Callable[..., Any]:
         saved = original(module, sd, prefix, *args, **kwargs)
         return complete_marker(module, saved, prefix) if _active() else saved
 
-    save.pack = ALGORITHM  # type: ignore[attr-defined]
     return save
 
 
