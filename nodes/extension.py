@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import ComfyExtension, io
 
+from ..kernels.errors import KernelError
+from ..kernels.layouts import stock
 from . import examples, host_formats
 from .blockwise_loader import LoadBlockwiseModel
 from .conditioning import LoadClassConditioning
@@ -17,6 +21,10 @@ class CalibratedRounding(ComfyExtension):
     async def on_load(self) -> None:
         examples.register()
         host_formats.register()
+        try:
+            stock.apply_setting()
+        except KernelError as error:
+            logging.warning("calibrated-rounding: %s", error)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes: list[type[io.ComfyNode]] = [

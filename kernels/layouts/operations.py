@@ -102,7 +102,9 @@ def _multiplies(x: Any, weight: Any) -> bool:
 
 def _product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, weight: QuantizedTensor) -> Tensor:
     plain: Tensor = dequantize_args(x)
-    return ops.block_linear(plain, codes, scale, bias, weight._params.block_size)
+    rows = plain.reshape(-1, plain.shape[-1])
+    product = ops.block_linear(rows, codes, scale, bias, weight._params.block_size)
+    return product.reshape(*plain.shape[:-1], codes.shape[0])
 
 
 def _with(qt: QuantizedTensor, codes: Tensor, scale: Tensor) -> QuantizedTensor:
