@@ -92,9 +92,15 @@ def _obstacle(device: torch.device) -> str | None:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     try:
-        from .gpu import probe
+        from . import gpu
 
-        probe(device)
+        x = torch.ones(16, 16, device=device)
+        codes, scale = gpu.act_quant(x, None)
+        gpu.gemm(codes, scale, codes, scale, None, None, x.dtype, "triton")
     except Exception as error:  # whatever a broken driver, compiler or Triton raises, the reason is reported
-        return f"Triton failed a trial run ({type(error).__name__}: {str(error).strip().splitlines()[0:1]})"
+        return f"Triton failed a trial run ({type(error).__name__}: {_first_line(error)})"
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")

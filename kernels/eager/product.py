@@ -1,4 +1,4 @@
-"""INT8 products ``a @ b.T`` with per-row scales, or with 1 x block scales of ``a`` and block x block scales of ``b``."""
+"""INT8 products ``a @ b.T`` with scales per row, or per 1 x block of ``a`` and block x block of ``b``."""
 
 from __future__ import annotations
 
