@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from comfy_kitchen import registry
 from comfy_kitchen.constraints import FunctionConstraints, ParamConstraint
 from torch import Tensor
 
-from .. import ops
+from .. import ops, tables
 from ..checks import ACTIVATIONS, GROUPS, LONGEST
 from ..errors import KernelError
 
@@ -27,7 +26,6 @@ BACKEND = "calibrated_rounding"
 """The pack's name among comfy-kitchen's backends."""
 
 FUNCTION = "int8_linear"
-TABLES = Path(__file__).parent.parent / "tables"
 SPEEDUP = "stock_int8_speedup"
 """Key of a table: comfy-kitchen's time over the pack's, for the products of a diffusion model."""
 
@@ -97,18 +95,18 @@ def _others() -> list[str]:
 
 
 def _measured_speedup() -> float:
-    """As this GPU's table says; 0 where there is no GPU, no table or no such entry."""
+    """As this GPU's table says; 0 where there is no GPU, no Triton, no table or no such entry."""
     try:
-        table = json.loads((TABLES / f"{_architecture()}.json").read_text(encoding="utf-8"))
+        table = json.loads((tables.PACKAGED / f"{_architecture()}.json").read_text(encoding="utf-8"))
         return float(table[SPEEDUP])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ImportError, OSError, ValueError, KeyError, TypeError):
         return 0.0
 
 
 def _architecture() -> str:
-    """What tables are named by; empty without a GPU."""
+    """What the GPU's table is named by; empty without a GPU."""
     if not torch.cuda.is_available():
         return ""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    hip = torch.version.hip is not None
-    return str(properties.gcnArchName.split(":")[0] if hip else f"sm{properties.major}{properties.minor}")
+    from ..gpu.device import device_of
+
+    return device_of(torch.device("cuda")).arch

@@ -101,7 +101,10 @@ def test_a_block_wise_file_says_what_it_needs_and_runs_in_stock_nodes(server: Se
     saved = load_file(server.output / "diffusion_models" / "blocks_00001_.safetensors")
     stock = {
         "1": loader("blocks_00001_.safetensors"),
-        "2": {"class_type": "ModelSave", "inputs": {"model": ["1", 0], "filename_prefix": "diffusion_models/stock_blocks"}},
+        "2": {
+            "class_type": "ModelSave",
+            "inputs": {"model": ["1", 0], "filename_prefix": "diffusion_models/stock_blocks"},
+        },
     }
     server.execute(stock)
     again = load_file(server.output / "diffusion_models" / "stock_blocks_00001_.safetensors")

@@ -98,7 +98,7 @@ def test_it_chooses_itself_only_where_a_measurement_says_so(
     table: object, wins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sm89.json").write_text(json.dumps(table))
-    monkeypatch.setattr(stock, "TABLES", tmp_path)
+    monkeypatch.setattr(stock.tables, "PACKAGED", tmp_path)
     monkeypatch.setattr(stock, "_architecture", lambda: "sm89")
     stock.enable_if_faster()
     assert stock.is_enabled() is wins
