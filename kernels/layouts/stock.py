@@ -7,6 +7,7 @@ default) and a measurement in the table of this GPU's architecture has found the
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from ..checks import ACTIVATIONS, GROUPS, LONGEST
 from ..errors import KernelError
 
 VARIABLE = "CALIBRATED_ROUNDING_STOCK_INT8"
+logger = logging.getLogger(__name__)
+
 BACKEND = "calibrated_rounding"
 """The pack's name among comfy-kitchen's backends."""
 
@@ -43,6 +46,7 @@ def enable() -> None:
     constraints = FunctionConstraints({"x": ParamConstraint(dtypes=frozenset(ACTIVATIONS))})
     registry.register(BACKEND, sys.modules[__name__], {FUNCTION: constraints})
     registry.set_priority([BACKEND, *_others()])
+    logger.info("calibrated-rounding: ComfyUI's own int8_tensorwise layers are computed by this pack's kernels.")
 
 
 def disable() -> None:
@@ -53,10 +57,6 @@ def disable() -> None:
 def enable_if_faster() -> None:
     """`enable` where this GPU's table holds a measured speed-up above 1, else `disable`."""
     (enable if _measured_speedup() > 1 else disable)()
-
-
-def is_enabled() -> bool:
-    return BACKEND in registry._priority
 
 
 ACTIONS: Mapping[str, Callable[[], None]] = {"auto": enable_if_faster, "on": enable, "off": disable}

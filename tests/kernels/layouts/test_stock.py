@@ -67,7 +67,7 @@ def test_on_it_computes_stock_layers_alike_and_off_again_it_does_not(
     monkeypatch.setenv(stock.VARIABLE, "on")
     stock.apply_setting()
     stock.enable()
-    assert stock.is_enabled()
+    assert comfy_kitchen.registry._priority == [stock.BACKEND, *PRIORITY]
     during = torch.nn.functional.linear(x, weight, bias)
     assert rows == [64 if kind == "rotated" else None]
     exact = torch.nn.functional.linear(x.float(), weight.dequantize().float(), bias.float())
@@ -101,7 +101,7 @@ def test_it_chooses_itself_only_where_a_measurement_says_so(
     monkeypatch.setattr(stock.tables, "PACKAGED", tmp_path)
     monkeypatch.setattr(stock, "_architecture", lambda: "sm89")
     stock.enable_if_faster()
-    assert stock.is_enabled() is wins
+    assert (stock.BACKEND in comfy_kitchen.registry._priority) is wins
 
 
 def test_an_unknown_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
