@@ -203,7 +203,7 @@ def _fields(prefix: str, marker: Tensor) -> dict[str, Any]:
 
 
 def _refuse_misfits(layer: str, codes: Tensor, scale: Tensor | None, size: Any, shape: tuple[int, ...]) -> None:
-    if size not in BLOCKS:
+    if type(size) is not int or size not in BLOCKS:
         raise ValueError(
             f"Layer '{layer}' is in blocks of {size}, and only {' and '.join(map(str, BLOCKS))} can be run; quantize "
             "the file anew with --dequantize."

@@ -48,7 +48,8 @@ def _mm(qt: QuantizedTensor, args: Arguments, kwargs: Options) -> Any:
 
 def _addmm(qt: QuantizedTensor, args: Arguments, kwargs: Options) -> Any:
     bias, x, weight = args
-    if not _multiplies(x, weight) or bias.ndim != 1 or any(factor != 1 for factor in kwargs.values()):
+    scaled = any(factor != 1 for factor in kwargs.values())
+    if not _multiplies(x, weight) or scaled or bias.shape != weight.shape[1:]:
         return _dequantized(aten.addmm.default, args, kwargs)
     return _product(x, weight._qdata.t(), weight._params.scale.t(), bias, weight)
 
