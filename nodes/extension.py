@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import ComfyExtension, io
 
-from . import examples
+from ..kernels.errors import KernelError
+from ..kernels.layouts import stock
+from . import examples, host_formats
+from .blockwise_loader import LoadBlockwiseModel
 from .conditioning import LoadClassConditioning
 from .nodes_calibration import CalibrateModel, CollectCalibration, LoadCalibration, RecordCalibration, SaveCalibration
 from .nodes_compare import CompareModels
@@ -16,9 +21,14 @@ from .nodes_recipe import LoadRecipe, QuantizationRecipe
 class CalibratedRounding(ComfyExtension):
     async def on_load(self) -> None:
         examples.register()
+        host_formats.register()
+        try:
+            stock.apply_setting()
+        except KernelError as error:
+            logging.warning("calibrated-rounding: %s", error)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
+        nodes: list[type[io.ComfyNode]] = [
             QuantizeModel,
             QuantizeTextEncoder,
             SaveQuantizedModel,
@@ -34,3 +44,4 @@ class CalibratedRounding(ComfyExtension):
             CompareModels,
             LoadClassConditioning,
         ]
+        return nodes if host_formats.is_loadable() else [*nodes, LoadBlockwiseModel]

@@ -12,10 +12,10 @@ import folder_paths
 from comfy.cli_args import args
 from torch import Tensor
 
-from ..quant import QuantError
+from ..quant import QuantError, formats
 from ..quant.api import METADATA_KEY
 from ..quant.checkpoint import CheckpointWriter
-from ..quant.marker import HEADER_KEY, SUFFIX, from_tensor, to_header
+from ..quant.marker import HEADER_KEY, SUFFIX, from_header, from_tensor, to_header
 from ..quant.version import VERSION
 from .host import Made
 
@@ -51,10 +51,20 @@ def listing_note(path: Path, kind: str) -> str:
     return "" if listed else f" ComfyUI's loaders do not list this folder; begin the name with '{wanted}/'."
 
 
+def pack_note(metadata: Mapping[str, str]) -> str:
+    """Says so if a file with these header fields loads only while the pack is installed; else empty."""
+    note = formats.pack_note(str(fields.get("format")) for fields in from_header(metadata).values())
+    return f"\n{note}" if note else ""
+
+
 def model_files() -> list[str]:
     """Every safetensors file of `FOLDERS`, as ``folder/name``."""
-    names = ((folder, name) for folder in FOLDERS for name in folder_paths.get_filename_list(folder))
-    return [f"{folder}/{name}" for folder, name in names if name.lower().endswith(SUFFIXES)]
+    return [f"{folder}/{name}" for folder in FOLDERS for name in names(folder)]
+
+
+def names(folder: str) -> list[str]:
+    """Every safetensors file of one kind of model folder."""
+    return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(SUFFIXES)]
 
 
 def model_path(choice: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..quant import QuantError, quantize_file
 from ..quant.calibration import Calibration
+from ..quant.checkpoint import read_header
 from . import files, host_run
 from .host import ATTACHMENT, source_metadata
 from .host_clip import quantized_parts
@@ -54,7 +55,7 @@ class SaveQuantizedModel(io.ComfyNode):
         made = model.get_attachment(ATTACHMENT)
         metadata = files.header(tensors, made, source_metadata(model), len(model.patches))
         files.write(path, tensors, metadata | files.workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo))
-        return _written(path, files.listing_note(path, "diffusion_models"))
+        return _written(path, files.listing_note(path, "diffusion_models") + files.pack_note(metadata))
 
 
 class SaveQuantizedTextEncoder(io.ComfyNode):
@@ -92,7 +93,7 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
             metadata = files.header(own, made, source_metadata(clip.patcher), len(clip.patcher.patches))
             files.write(path, own, metadata | files.workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo))
             written.append(str(path))
-            note = files.listing_note(path, "text_encoders")
+            note = files.listing_note(path, "text_encoders") + files.pack_note(metadata)
         return _written("\n".join(written), note)
 
 
@@ -142,7 +143,8 @@ class QuantizeFile(io.ComfyNode):
             ),
             cls.hidden.unique_id,
         )
-        ui = shown(report, unused=unused_note(recipe, calibration))
+        note = files.pack_note(read_header(target).metadata)
+        ui = shown(report, unused=unused_note(recipe, calibration) + note)
         return io.NodeOutput(str(target), report.table(), ui=ui)
 
 

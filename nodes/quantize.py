@@ -21,6 +21,7 @@ from ..quant.sinks import FileSink, StateDictSink
 from ..quant.sources import as_float
 from . import host_run
 from .cache import Cache
+from .host_formats import refuse_unloadable
 from .weights import LoadedWeights
 
 
@@ -45,7 +46,11 @@ def quantize_weights(
     node_id: str | None,
     calibration: Calibration | None = None,
 ) -> Result:
-    """Quantize a loaded model's weights. ``stamp`` identifies their file; without one, every value is hashed."""
+    """Quantize a loaded model's weights. ``stamp`` identifies their file; without one, every value is hashed.
+
+    Raises QuantError before any work where the host could not run the result.
+    """
+    refuse_unloadable(recipe)
     device, store = host_run.device_name(device_choice), cache()
     digest = weights.digest(quick=bool(stamp), tick=host_run.stop_if_interrupted)
     calibrated = "" if calibration is None else f" {calibration.digest}"

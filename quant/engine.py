@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import bias, marker
 from .errors import Cancelled, ProfileError, RecipeError
+from .formats import pack_note
 from .input_scales import input_scale
 from .layer import dequantize_layer, quantize_layer
 from .measure import Gauge
@@ -178,7 +179,8 @@ class Run:
 
     def _notes(self, plan: Plan) -> list[str]:
         """What was asked for and could not be done, and what was assumed."""
-        notes = []
+        needed = pack_note(layer.format.marker for layer in plan.layers.values())
+        notes = [needed] if needed else []
         if not plan.certain:
             notes.append("The model was not recognised: the generic rules were used.")
         if self.recipe.input_scale != OFF and not all(layer.input_scale for layer in plan.layers.values()):

@@ -7,7 +7,7 @@ is adding a row to `FORMATS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -22,6 +22,8 @@ from .grids import E4M3, E5M2, INT8, Grid
 
 Shape = tuple[int, int]
 
+BLOCKWISE = "int8_blockwise"
+
 
 ROWS = PerRow()
 
@@ -34,7 +36,8 @@ class Format:
     these, as the host's matrix products ask. padded: N and K are padded with zeros up to these. power_of_two: scales
     are exponents (E8M0) instead of float32. rotated: inputs are rotated in groups before rounding (see `rotation`).
     static_input: the host can quantize this layer's input with a measured ``input_scale``. inputs: which of a layer's
-    inputs ``[R, K]`` share a scale where the host rounds them to the same grid.
+    inputs ``[R, K]`` share a scale where the host rounds them to the same grid. group_size: side of the square blocks
+    that share a scale, where the marker tells it. stock: ComfyUI loads it without any pack.
     """
 
     name: str
@@ -48,14 +51,22 @@ class Format:
     rotated: bool = False
     static_input: bool = False
     inputs: Granularity = ROWS
+    group_size: int | None = None
+    stock: bool = True
 
     @property
     def bits(self) -> int:
         return 8 * self.grid.dtype.itemsize
 
-    def takes(self, shape: Shape) -> bool:
-        """Whether a weight of this shape can be stored and run in this format."""
-        return all(size % step == 0 for size, step in zip(shape, self.multiple, strict=True))
+    @property
+    def looked_up(self) -> bool:
+        """Whether ComfyUI's embeddings can take single rows out of it; what shares scales in blocks they cannot."""
+        return not isinstance(self.granularity, PerBlock)
+
+    def takes(self, shape: Shape, lookup: bool = False) -> bool:
+        """Whether a weight of this shape, an embedding's if ``lookup``, can be stored and run in this format."""
+        divides = all(size % step == 0 for size, step in zip(shape, self.multiple, strict=True))
+        return divides and (self.looked_up or not lookup)
 
     def padded_shape(self, shape: Shape) -> Shape:
         rows, columns = (-(-size // step) * step for size, step in zip(shape, self.padded, strict=True))
@@ -90,7 +101,22 @@ class Format:
             fields |= {"convrot": True, "convrot_groupsize": group}
         if full_precision:
             fields["full_precision_matrix_mult"] = True
+        if self.group_size is not None:
+            fields["group_size"] = self.group_size
         return fields
+
+
+def int8_blockwise(size: int = 128) -> Format:
+    """INT8 with a scale for each block of ``size x size`` weights; inputs are quantized in runs of ``size``.
+
+    Weights that end within a block can be read, but are not written: the field's other programs do not load them.
+    """
+    name = BLOCKWISE if size == 128 else f"{BLOCKWISE}_{size}"
+    title = f"INT8, per block of {size} x {size} (ComfyUI loads it only with this pack)"
+    blocks = PerBlock(size, size)
+    return Format(
+        name, title, BLOCKWISE, INT8, blocks, (size, size), inputs=PerBlock(1, size), group_size=size, stock=False
+    )
 
 
 FORMATS: Mapping[str, Format] = {
@@ -111,6 +137,8 @@ FORMATS: Mapping[str, Format] = {
         Format(
             "mxfp8", "MXFP8", "mxfp8", E4M3, PerBlock(1, 32), padded=(32, 32), power_of_two=True, inputs=PerBlock(1, 32)
         ),
+        int8_blockwise(),
+        int8_blockwise(64),
     )
 }
 
@@ -140,3 +168,11 @@ def format_name(name: str) -> str:
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise RecipeError(f"Unknown format '{name}'.{hint} Formats: {', '.join(known)}.")
     return full
+
+
+def pack_note(markers: Iterable[str]) -> str:
+    """A sentence that names the marked formats that ComfyUI alone does not load; empty where it loads all."""
+    own = {fmt.marker for fmt in FORMATS.values() if not fmt.stock} & set(markers)
+    if not own:
+        return ""
+    return f"{' and '.join(sorted(own))}: ComfyUI's loaders take it only while calibrated-rounding is installed."

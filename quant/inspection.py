@@ -13,6 +13,7 @@ import torch
 from . import marker
 from .api import METADATA_KEY
 from .checkpoint import Checkpoint, open_checkpoint
+from .formats import FORMATS, pack_note
 from .plan import WEIGHT
 from .profiles import recognise
 from .sources import LEGACY_MARK, quantized_layers
@@ -26,7 +27,7 @@ class HostFormat:
     companions: tuple[str, ...] = ("weight_scale",)
 
 
-HOST_FORMATS: Mapping[str, HostFormat] = {
+HOST_FORMATS: dict[str, HostFormat] = {
     "float8_e4m3fn": HostFormat(torch.float8_e4m3fn),
     "float8_e5m2": HostFormat(torch.float8_e5m2),
     "mxfp8": HostFormat(torch.float8_e4m3fn),
@@ -36,6 +37,11 @@ HOST_FORMATS: Mapping[str, HostFormat] = {
     "asym_w4a8_int8": HostFormat(torch.int8, ("weight_s_rel", "weight_s_channel")),
 }
 """The formats that ComfyUI loads without any pack (``comfy/quant_ops.py`` QUANT_ALGOS, ``comfy/ops.py``; 0.33)."""
+
+PACK_FORMATS: dict[str, HostFormat] = {
+    fmt.marker: HostFormat(fmt.grid.dtype) for fmt in FORMATS.values() if not fmt.stock
+}
+"""The formats that ComfyUI loads while this pack is installed."""
 
 OWN_TENSORS = (
     "weight",
@@ -49,7 +55,7 @@ OWN_TENSORS = (
 )
 """What belongs to a quantized layer, beside its bias."""
 
-READ_BY_HOST = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult")
+READ_BY_HOST = ("format", "convrot", "convrot_groupsize", "group_size", "full_precision_matrix_mult")
 """The fields of a marker that say how to load the layer."""
 
 
@@ -61,7 +67,8 @@ UNSUPPORTED = "unsupported"
 class Entry:
     """A quantized layer with all its tensors, or one tensor that is not quantized.
 
-    format: the marker's, or the dtype. shape: as stored. scale: shape of the scale. group: rotation group.
+    format: the marker's, or the dtype. shape: as stored. scale: shape of the scale. group: rotation group. block: side
+    of the square blocks that share a scale, as the marker tells it.
     """
 
     name: str
@@ -71,6 +78,7 @@ class Entry:
     nbytes: int
     scale: tuple[int, ...] | None = None
     group: int | None = None
+    block: int | None = None
     full_precision: bool = False
     input_scale: bool = False
 
@@ -133,7 +141,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
 def _layer_entry(checkpoint: Checkpoint, layer: str, fields: marker.Marker) -> Entry:
     own = {name: checkpoint.tensors.get(f"{layer}.{name}") for name in OWN_TENSORS}
     scale = own["weight_scale"] or own["scale_weight"]
-    options = fields["params"] if isinstance(fields.get("params"), dict) else fields
+    options = marker.options(fields)
     return Entry(
         name=layer,
         quantized=True,
@@ -142,6 +150,7 @@ def _layer_entry(checkpoint: Checkpoint, layer: str, fields: marker.Marker) -> E
         nbytes=sum(info.nbytes for info in own.values() if info is not None),
         scale=None if scale is None else scale.shape,
         group=options.get("convrot_groupsize", 256) if options.get("convrot") else None,
+        block=options.get("group_size"),
         full_precision=bool(fields.get("full_precision_matrix_mult")),
         input_scale=own["input_scale"] is not None or own["scale_input"] is not None,
     )
@@ -158,6 +167,9 @@ def _made(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 def _obstacles(checkpoint: Checkpoint, layers: Mapping[str, marker.Marker], profile: str) -> Iterator[str]:
     if layers and profile == UNSUPPORTED:
         yield "it is a text encoder of which ComfyUI loads no quantized weights"
+    needed = pack_note(str(fields.get("format")) for fields in layers.values())
+    if needed:
+        yield needed
     legacy = any(name.rpartition(".")[2] == LEGACY_MARK for name in checkpoint.tensors)
     marked = {name.removesuffix(marker.SUFFIX) for name in checkpoint.tensors if name.endswith(marker.SUFFIX)}
     marked |= marker.from_header(checkpoint.metadata).keys()
@@ -175,7 +187,7 @@ def _obstacle(checkpoint: Checkpoint, layer: str, fields: marker.Marker, *, mark
         # FP8 that is only cast, and the older files with a scaled_fp8 tensor, are read without markers.
         plain = weight.dtype != torch.int8 and (legacy or f"{layer}.weight_scale" not in checkpoint.tensors)
         return None if plain else f"is stored as {_dtype_name(weight.dtype)} and has no marker"
-    host = HOST_FORMATS.get(str(name))
+    host = (HOST_FORMATS | PACK_FORMATS).get(str(name))
     if host is None:
         return f"has the format {name!r}, which only a pack can add"
     if weight.dtype != host.dtype:

@@ -36,6 +36,12 @@ def from_tensor(layer: str, tensor: Tensor) -> Marker:
     return fields
 
 
+def options(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields that say how a layer is stored; some programs nest them under ``params``."""
+    nested = fields.get("params")
+    return nested if isinstance(nested, dict) else fields
+
+
 def to_header(markers: Mapping[str, Mapping[str, Any]]) -> str:
     return json.dumps({"format_version": "1.0", "layers": markers}, sort_keys=True)
 

@@ -73,8 +73,10 @@ class Gauge:
 
 
 def in_formats(layer: LayerPlan, names: Iterable[str], recipe: Recipe) -> list[LayerPlan]:
-    """The same layer in each of the formats that take its shape."""
-    return [with_format(layer, FORMATS[name], recipe) for name in names if FORMATS[name].takes(layer.shape)]
+    """The same layer in each of the formats that take it."""
+    return [
+        with_format(layer, FORMATS[name], recipe) for name in names if FORMATS[name].takes(layer.shape, layer.lookup)
+    ]
 
 
 def rotated(layer: LayerPlan, recipe: Recipe) -> list[LayerPlan]:

@@ -53,7 +53,7 @@ class LayerPlan:
     """A layer to quantize. name: its full key without ``.weight``. group: rotation group, None where not rotated.
 
     measured: the absolute maximum of its inputs is known. fixed: the user names its format, so that no measurement
-    changes it.
+    changes it. lookup: it is an embedding.
     """
 
     name: str
@@ -66,6 +66,7 @@ class LayerPlan:
     input_scale: bool = False
     measured: bool = False
     fixed: bool = False
+    lookup: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -170,7 +171,7 @@ def make_plan(tensors: Mapping[str, TensorSpec], recipe: Recipe, measured: froze
 
 def with_format(layer: LayerPlan, fmt: Format, recipe: Recipe) -> LayerPlan:
     """The same layer in another format that takes its shape."""
-    choice = _Choice(fmt, layer.reason)
+    choice = _Choice(fmt, layer.reason, lookup=layer.lookup)
     return _plan_layer(layer.name, layer.source, choice, recipe, measured=layer.measured)
 
 
@@ -213,6 +214,7 @@ class _Choice:
     reason: str
     notes: tuple[str, ...] = ()
     fixed: bool = False
+    lookup: bool = False
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,8 @@ def _layer_format(name: str, spec: TensorSpec, found: Recognition, recipe: Recip
     layer = name.removesuffix(WEIGHT)
     if any(re.search(pattern, layer) for pattern in recipe.exclude):
         return _Left("excluded by the recipe", "recipe")
-    decision = found.profile.decide(layer.removeprefix(found.prefix), spec.shape, embeddings=recipe.embeddings)
+    bare = layer.removeprefix(found.prefix)
+    decision = found.profile.decide(bare, spec.shape, embeddings=recipe.embeddings)
     wanted = next((fmt for pattern, fmt in recipe.overrides if re.search(pattern, layer)), None)
     if wanted is not None and wanted in FLOATS:
         return FLOATS[wanted]
@@ -246,22 +249,25 @@ def _layer_format(name: str, spec: TensorSpec, found: Recognition, recipe: Recip
     if leave is not None:
         return _Left(leave, "heuristics")
     reason = decision.reason if wanted is None else "an override asks for this format"
-    outcome = _fitting(FORMATS[wanted] if wanted else _first_format(recipe), shape, recipe, reason)
+    fmt = FORMATS[wanted] if wanted else _first_format(recipe)
+    outcome = _fitting(fmt, shape, recipe, reason, found.profile.looks_up(bare))
     return replace(outcome, fixed=wanted is not None) if isinstance(outcome, _Choice) else outcome
 
 
-def _fitting(fmt: Format, shape: Shape, recipe: Recipe, reason: str) -> _Choice | torch.dtype | _Left:
-    """The format if it takes the shape, else the recipe's fall-back."""
+def _fitting(fmt: Format, shape: Shape, recipe: Recipe, reason: str, lookup: bool) -> _Choice | torch.dtype | _Left:
+    """The format if it takes the weight, else the recipe's fall-back."""
     if 0 in shape:
         return _Left("empty", "structure")
-    if fmt.takes(shape):
-        return _Choice(fmt, reason)
+    if fmt.takes(shape, lookup):
+        return _Choice(fmt, reason, lookup=lookup)
     why = f"{shape[0]} x {shape[1]} does not divide by {fmt.multiple[0]} x {fmt.multiple[1]}, as {fmt.name} needs"
+    if lookup and not fmt.looked_up:
+        why = f"ComfyUI does not look embeddings up in {fmt.name}"
     if recipe.fallback in FLOATS:
         return FLOATS[recipe.fallback]
-    if recipe.fallback == SOURCE or not FORMATS[recipe.fallback].takes(shape):
+    if recipe.fallback == SOURCE or not FORMATS[recipe.fallback].takes(shape, lookup):
         return _Left(why, "format", open=True)
-    return _Choice(FORMATS[recipe.fallback], reason, (f"fell back: {why}",))
+    return _Choice(FORMATS[recipe.fallback], reason, (f"fell back: {why}",), lookup)
 
 
 def _first_format(recipe: Recipe) -> Format:
@@ -285,6 +291,7 @@ def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, m
         input_scale=recipe.input_scale != OFF and choice.format.static_input and measured,
         measured=measured,
         fixed=choice.fixed,
+        lookup=choice.lookup,
     )
 
 

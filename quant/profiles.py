@@ -110,6 +110,10 @@ class Profile:
                 return Decision(rule.action, rule.reason, rule.source, rule.firm)
         return DEFAULT
 
+    def looks_up(self, layer: str) -> bool:
+        """Whether a layer is an embedding, of which ComfyUI takes single rows."""
+        return any(rule.kind == "embedding" and rule.matches(layer) for rule in self.rules)
+
     def removes(self, key: str) -> Rule | None:
         """The rule that drops the tensor ``key`` (prefix stripped) from the output, or None."""
         return next((rule for rule in self.rules if rule.action == "remove" and rule.matches(key)), None)

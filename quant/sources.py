@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import marker
 from .errors import AlreadyQuantizedError, CheckpointError
-from .formats import FORMATS, Format
+from .formats import FORMATS, Format, int8_blockwise
 from .layer import dequantize_layer
 from .plan import WEIGHT, Spec, TensorSpec
 from .rotation import GROUP_SIZES
@@ -120,7 +120,7 @@ def as_float(source: Source, dequantize: bool, dtype: torch.dtype = DEQUANTIZED)
 def _reader(source: Source, layer: str, fields: marker.Marker) -> tuple[tuple[int, int], Callable[[], Tensor]]:
     """The float shape of a quantized layer and a function that reads it as float32."""
     spec = source.tensors.get(layer + WEIGHT)
-    fmt = None if spec is None else _written_by(fields, spec)
+    fmt = None if spec is None else _written_by(layer, fields, spec)
     scale = next((layer + suffix for suffix in SCALES if layer + suffix in source.tensors), None)
     if spec is None or fmt is None or (scale is None and spec.dtype not in FLOAT8):
         raise AlreadyQuantizedError(
@@ -145,7 +145,7 @@ def _reader(source: Source, layer: str, fields: marker.Marker) -> tuple[tuple[in
 
 def _geometry(layer: str, fields: marker.Marker, spec: TensorSpec) -> tuple[int | None, tuple[int, int]]:
     """Rotation group and float shape from a marker; CheckpointError where they do not fit the stored weight."""
-    options = fields["params"] if isinstance(fields.get("params"), dict) else fields
+    options = marker.options(fields)
     group = options.get("convrot_groupsize", 256) if options.get("convrot") else None
     shape = fields.get("orig_shape", list(spec.shape))
     fine = isinstance(shape, list) and len(shape) == 2 and all(type(size) is int for size in shape)
@@ -159,12 +159,20 @@ def _scale_fits(fmt: Format, scale: TensorSpec, weight: TensorSpec) -> bool:
     rows, columns = weight.shape
     if fmt.power_of_two:
         return (scale.dtype.itemsize, tuple(scale.shape)) == (1, fmt.layout((rows, columns))["weight_scale"][1])
+    if fmt.group_size is not None:
+        return tuple(scale.shape) == fmt.granularity.scale_shape((rows, columns))
     return tuple(scale.shape) in ((), (1,), (1, 1), (rows,), (rows, 1))
 
 
-def _written_by(fields: marker.Marker, spec: TensorSpec) -> Format | None:
+def _written_by(layer: str, fields: marker.Marker, spec: TensorSpec) -> Format | None:
     """A format with the layer's marker and storage; rows that differ in granularity only read alike, as scales
-    broadcast.
+    broadcast. Blocks may be of any size.
     """
     candidates = (f for f in FORMATS.values() if f.marker == fields.get("format") and f.grid.dtype == spec.dtype)
-    return next(candidates, None) if len(spec.shape) == 2 else None
+    found = next(candidates, None) if len(spec.shape) == 2 else None
+    if found is None or found.group_size is None:
+        return found
+    size = marker.options(fields).get("group_size", found.group_size)
+    if type(size) is not int or size < 1:
+        raise CheckpointError(f"The marker of layer '{layer}' gives blocks of {size!r}; the file is damaged.")
+    return int8_blockwise(size)

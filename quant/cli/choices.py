@@ -37,7 +37,7 @@ def make_recipe(given: Mapping[str, Any]) -> Recipe:
 def without_effect(given: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """What was given and changes nothing, in sentences."""
     notes = []
-    if "block_size" in given:
+    if "block_size" in given and FORMATS[recipe.format].group_size is None:
         notes.append(f"--block-size has no effect: {recipe.format} has no blocks of a size to choose.")
     formats = {recipe.format, recipe.upgrade, recipe.fallback, *(fmt for _, fmt in recipe.overrides)}
     if "rotation_group" in given and not any(fmt.rotated for name, fmt in FORMATS.items() if name in formats):
@@ -60,15 +60,26 @@ def _flagged_format(given: Mapping[str, Any], default: str) -> str | None:
     flags = frozenset(flag for flag in ("int8", "convrot", "mxfp8") if flag in given)
     if flags not in KINDS:
         raise RecipeError(f"{' and '.join(f'--{flag}' for flag in sorted(flags))} exclude each other.")
-    mode = given.get("scaling_mode")
-    if not flags and mode is None:
+    if not flags and not given.keys() & {"scaling_mode", "block_size"}:
         return None
-    kind = KINDS[flags] or next(kind for (kind, _), name in FIELD_FORMATS.items() if name == default)
-    found = [name for (k, m), name in FIELD_FORMATS.items() if k == kind and mode in (None, m)]
-    if not found:
-        known = ", ".join(f"{k} {m} ({name})" for (k, m), name in FIELD_FORMATS.items())
+    own_kind, own_mode = next((kind, mode) for (kind, mode, _), name in FIELD_FORMATS.items() if name == default)
+    return _field_format(
+        KINDS[flags] or own_kind, given.get("scaling_mode", None if flags else own_mode), given.get("block_size")
+    )
+
+
+def _field_format(kind: str, mode: str | None, size: int | None) -> str:
+    """The first format of a kind with the scaling mode and block size, where they are given and it has such."""
+    rows = [(s, name) for (k, m, s), name in FIELD_FORMATS.items() if k == kind and mode in (None, m)]
+    if not rows:
+        known = ", ".join(f"{k} {m} ({name})" for (k, m, _), name in FIELD_FORMATS.items())
         raise RecipeError(f"--scaling_mode {mode} does not exist for {kind}; there are: {known}.")
-    return found[0]
+    if size is None or rows[0][0] is None:
+        return rows[0][1]
+    fitting = [name for s, name in rows if s == size]
+    if not fitting:
+        raise RecipeError(f"--block-size {size} does not exist; there are: {', '.join(str(s) for s, _ in rows)}.")
+    return fitting[0]
 
 
 def _rounding(given: Mapping[str, Any], svd: bool, default: str) -> str:

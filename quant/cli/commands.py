@@ -78,6 +78,7 @@ def _made_lines(found: Inspection) -> Iterator[str]:
 def _entry_row(entry: Entry) -> tuple[str, ...]:
     marks = {
         f"rotated in groups of {entry.group}": entry.group is not None,
+        f"in blocks of {entry.block}": entry.block is not None,
         "multiplied in 16 bits": entry.full_precision,
         "static input scale": entry.input_scale,
     }

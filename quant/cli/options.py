@@ -20,15 +20,19 @@ from .console import PROGRAM, Parser
 
 DEFAULT_FORMAT = "float8_e4m3fn"
 
-FIELD_FORMATS: Mapping[tuple[str, str], str] = {
-    ("fp8", "tensor"): "float8_e4m3fn",
-    ("fp8_e5m2", "tensor"): "float8_e5m2",
-    ("int8", "row"): "int8_row",
-    ("int8", "tensor"): "int8_tensor",
-    ("convrot", "row"): "int8_convrot",
-    ("mxfp8", "block"): "mxfp8",
+FIELD_FORMATS: Mapping[tuple[str, str, int | None], str] = {
+    ("fp8", "tensor", None): "float8_e4m3fn",
+    ("fp8_e5m2", "tensor", None): "float8_e5m2",
+    ("int8", "row", None): "int8_row",
+    ("int8", "tensor", None): "int8_tensor",
+    ("int8", "block", 128): "int8_blockwise",
+    ("int8", "block", 64): "int8_blockwise_64",
+    ("convrot", "row", None): "int8_convrot",
+    ("mxfp8", "block", None): "mxfp8",
 }
-"""The format that a kind of number and a scaling mode stand for; a kind's first row is its default."""
+"""The format that a kind of number, a scaling mode and, where there is a choice, a block size stand for; of several
+that fit, the first is meant.
+"""
 
 KINDS: Mapping[frozenset[str], str | None] = {
     frozenset(): None,
@@ -112,10 +116,10 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option(
             ("--scaling-mode",),
             "scaling_mode",
-            "what shares a scale: with --int8 row or tensor; there is no block-wise FP8 or INT8",
+            "what shares a scale: with --int8 row, tensor or block; there is no block-wise FP8",
             _one_of(("tensor", "row", "block")),
         ),
-        Option(("--block-size", "--group-size"), "block_size", "taken for compatibility; no format needs it", WHOLE),
+        Option(("--block-size", "--group-size"), "block_size", "side of INT8 blocks: 128 (default) or 64", WHOLE),
         Option(("--convrot",), "convrot", "INT8 with a scale for each row and rotated inputs (int8_convrot)", FLAG),
         Option(
             ("--convrot-group-size",),

@@ -1,5 +1,6 @@
 """Calls this checkout's nodes inside the host's interpreter, for the code given to `Host.run`; imports nothing else."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,11 @@ CALIBRATED = {"rounding": "calibrated", "damping": 0.01, "passes": 1}
 
 
 def load(root: str) -> Any:
-    """The pack's extension module, whose names are the node classes."""
+    """The pack's extension module, whose names are the node classes, loaded as the host loads it."""
     inside.load_pack(root)
     from calibrated_rounding.nodes import extension
 
+    asyncio.run(extension.CalibratedRounding().on_load())
     return extension
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from calibrated_rounding.quant import Recipe, Report, SvdSettings, quantize_file, quantize_tensor
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.tests.comfyui.harness import Host, example_model
+from calibrated_rounding.tests.comfyui.harness import PACK, Host, example_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -20,6 +20,7 @@ LAYOUTS = {
     "float8_e5m2": "TensorCoreFP8E5M2Layout",
     "int8_tensorwise": "TensorWiseINT8Layout",
     "mxfp8": "TensorCoreMXFP8Layout",
+    "int8_blockwise": "BlockWiseINT8Layout",
 }
 
 
@@ -31,7 +32,7 @@ class Case:
     psnr: float
 
 
-CASES = {
+STOCK_CASES = {
     "float8_e4m3fn": Case(Recipe(format="float8_e4m3fn"), 44),
     "float8_e5m2": Case(Recipe(format="float8_e5m2"), 36),
     "int8_tensor": Case(Recipe(format="int8_tensor"), 45),
@@ -43,6 +44,19 @@ CASES = {
     "int8_row_svd": Case(Recipe(format="int8_row", rounding="svd", svd=SvdSettings(optimizer="feedback")), 46),
     "mixed": Case(Recipe(format="int8_convrot", overrides=((r"ffn\.0", "float8_e4m3fn"), (r"ffn\.2", "mxfp8"))), 46),
 }
+PACK_CASES = {
+    "int8_blockwise": Case(Recipe(format="int8_blockwise"), 46),
+    "int8_blockwise_64": Case(Recipe(format="int8_blockwise_64"), 46),
+    "mixed_blockwise": Case(Recipe(format="int8_blockwise", overrides=((r"ffn", "int8_row"),)), 46),
+}
+"""Files that load while the pack is installed."""
+
+CASES = STOCK_CASES | PACK_CASES
+
+WITH_PACK = """
+import pack_nodes
+pack_nodes.load(root)
+"""
 
 SAMPLE = """
 from comfy_extras.nodes_model_merging import ModelSave
@@ -74,13 +88,15 @@ def table() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def sampled(host: Host, table: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Sampled:
-    """Every case and the float model, loaded, sampled and saved in one run of the host's interpreter."""
+    """Every case and the float model, loaded, sampled and saved: in one run without the pack, and one with it."""
     folder = tmp_path_factory.mktemp("files")
     source = example_model("digits_wan.safetensors")
     paths = {name: folder / f"{name}.safetensors" for name in CASES}
     reports = {name: quantize_file(source, paths[name], case.recipe) for name, case in CASES.items()}
-    everything = {name: str(path) for name, path in {**paths, "float": source}.items()}
-    outputs = host.run(SAMPLE, paths=everything, table=table, saved=str(folder / "saved"))
+    stock = {name: str(paths[name]) for name in STOCK_CASES} | {"float": str(source)}
+    outputs = host.run(SAMPLE, paths=stock, table=table, saved=str(folder / "saved"))
+    own = {name: str(paths[name]) for name in PACK_CASES}
+    outputs |= host.run(WITH_PACK + SAMPLE, paths=own, table=table, saved=str(folder / "saved"), root=str(PACK))
     return Sampled(paths, reports, outputs, folder / "saved")
 
 

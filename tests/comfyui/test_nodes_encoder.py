@@ -72,7 +72,9 @@ def load(path):
     return comfy.sd.load_clip([path])
 
 clip = load("qwen.safetensors")
-describe("qwen", clip, load, {"int8_row": {"embeddings": True}, "float8_e4m3fn": {}, "mxfp8": {}})
+blockwise = {"embeddings": True, "fallback": "int8_row"}
+formats = {"int8_row": {"embeddings": True}, "float8_e4m3fn": {}, "mxfp8": {}, "int8_blockwise": blockwise}
+describe("qwen", clip, load, formats)
 kept = quantize(clip, "int8_row", embeddings=True)
 outputs["kept"] = "nothing was rounded" in kept.ui["text"][0]
 """
@@ -100,7 +102,7 @@ except Exception as error:
 """
 )
 
-CASES = [("qwen", fmt) for fmt in ("int8_row", "float8_e4m3fn", "mxfp8")]
+CASES = [("qwen", fmt) for fmt in ("int8_row", "float8_e4m3fn", "mxfp8", "int8_blockwise")]
 CASES += [("flux", fmt) for fmt in ("int8_row", "float8_e4m3fn")]
 
 
@@ -115,7 +117,7 @@ def test_the_graphs_encoder_encodes_as_the_saved_file(made: dict[str, Any], enco
     assert made[encoder][fmt]["listed"]
 
 
-@pytest.mark.parametrize("fmt", ["int8_row", "float8_e4m3fn", "mxfp8"])
+@pytest.mark.parametrize("fmt", ["int8_row", "float8_e4m3fn", "mxfp8", "int8_blockwise"])
 def test_it_encodes_close_to_the_float_encoder(made: dict[str, Any], fmt: str) -> None:
     """Not asked of the T5: with random weights its 24 layers make much of any difference."""
     assert 0 < made["qwen"][fmt]["error"] < 0.13
@@ -141,6 +143,7 @@ def test_the_source_stays_as_it_was(made: dict[str, Any], encoder: str) -> None:
 def test_embeddings_are_quantized_on_request(made: dict[str, Any]) -> None:
     embedding = "qwen3_06b.transformer.model.embed_tokens"
     assert embedding in made["qwen"]["int8_row"]["layers"]
+    assert embedding in made["qwen"]["int8_blockwise"]["layers"], "as int8_row, the fall-back: blocks are not looked up"
     assert embedding not in made["qwen"]["float8_e4m3fn"]["layers"]
 
 

@@ -168,7 +168,7 @@ outputs["float unchanged"] = torch.equal(base, sample(model))
 )
 
 
-@pytest.fixture(scope="module", params=["int8_row", "float8_e4m3fn"])
+@pytest.fixture(scope="module", params=["int8_row", "float8_e4m3fn", "int8_blockwise"])
 def patched(
     request: pytest.FixtureRequest, host: Host, inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:

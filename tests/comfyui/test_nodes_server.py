@@ -88,6 +88,32 @@ def test_a_graph_quantizes_and_saves_a_model_that_the_loader_lists(server: Serve
     assert sum(key.endswith(".comfy_quant") for key in written) == len(report["layers"])
 
 
+def test_a_block_wise_file_says_what_it_needs_and_runs_in_stock_nodes(server: Server, digits: str) -> None:
+    settings = quantizing(format="int8_blockwise")
+    graph = {
+        "1": loader(digits),
+        "2": node("QuantizeModel", model=["1", 0], **settings),
+        "3": node("SaveModel", model=["2", 0], filename_prefix="diffusion_models/blocks"),
+        "4": node("QuantizeFile", file=f"diffusion_models/{digits}", name="blocks_of_file", **settings),
+    }
+    outputs = server.execute(graph)
+    for shown in ("3", "4"):
+        assert "int8_blockwise: ComfyUI's loaders take it only while calibrated-rounding" in outputs[shown]["text"][0]
+    saved = load_file(server.output / "diffusion_models" / "blocks_00001_.safetensors")
+    stock = {
+        "1": loader("blocks_00001_.safetensors"),
+        "2": {
+            "class_type": "ModelSave",
+            "inputs": {"model": ["1", 0], "filename_prefix": "diffusion_models/stock_blocks"},
+        },
+    }
+    server.execute(stock)
+    again = load_file(server.output / "diffusion_models" / "stock_blocks_00001_.safetensors")
+    coded = [key for key in saved if key.endswith((".weight_scale", ".comfy_quant")) or saved[key].dtype == torch.int8]
+    assert len(coded) == 3 * 19
+    assert all(torch.equal(again[f"model.diffusion_model.{key}"], saved[key]) for key in coded)
+
+
 def test_a_result_is_kept_beside_the_graphs_own_cache(server: Server, digits: str) -> None:
     def quantize(**settings: Any) -> str:
         model = node("QuantizeModel", model=["1", 0], **quantizing(**svd("original", **STEPS), **settings))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, Report, quantize_file
-from calibrated_rounding.tests.comfyui.harness import Host
+from calibrated_rounding.tests.comfyui.harness import PACK, Host
 from safetensors.torch import save_file
 
 WIDTH, FEED_FORWARD, LAYERS, VOCABULARY = 1024, 3072, 2, 151936
@@ -35,12 +35,14 @@ RECIPES = {
     "int8_row": Recipe(format="int8_row", embeddings=True),
     "int8_convrot": Recipe(format="int8_convrot"),
     "float8_e4m3fn": Recipe(format="float8_e4m3fn", embeddings=True),
+    "int8_blockwise": Recipe(format="int8_blockwise"),
 }
-LARGEST = {"int8_row": 0.04, "int8_convrot": 0.035, "float8_e4m3fn": 0.13}
+LARGEST = {"int8_row": 0.04, "int8_convrot": 0.035, "float8_e4m3fn": 0.13, "int8_blockwise": 0.04}
 """Largest relative error of the encoded prompt."""
 
 ENCODE = """
-import dataclasses
+import pack_nodes
+pack_nodes.load(root)  # for int8_blockwise
 import comfy.text_encoders.llama as llama
 whole = llama.Qwen3_06BConfig
 llama.Qwen3_06BConfig = lambda **options: whole(**{**options, "num_hidden_layers": layers})
@@ -78,7 +80,7 @@ def reports(encoder: Path) -> dict[str, Report]:
 @pytest.fixture(scope="module")
 def encoded(host: Host, encoder: Path, reports: dict[str, Report]) -> dict[str, Any]:
     paths = {"float": str(encoder)} | {name: str(encoder.with_stem(name)) for name in reports}
-    return host.run(ENCODE, paths=paths, layers=LAYERS)
+    return host.run(ENCODE, paths=paths, layers=LAYERS, root=str(PACK))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -28,7 +28,9 @@ from calibrated_rounding.quant import (
     quantize_tensor,
 )
 from calibrated_rounding.quant.calibration import Calibration, Collector
-from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.quant.formats import FORMATS, int8_blockwise
+from calibrated_rounding.quant.rounding import round_nearest
+from calibrated_rounding.quant.scales import absmax
 from calibrated_rounding.quant.sources import StateDictSource, as_float
 from calibrated_rounding.quant.statistics import fingerprint
 from calibrated_rounding.quant.task import layer_seed
@@ -203,6 +205,32 @@ def test_legacy_scaled_fp8_and_plain_fp8_are_recognised(digits: Tensors) -> None
         assert result[f"{LAYER}.bias"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("size", [32, 64, 100, 128])
+def test_blocks_of_any_size_are_read_as_the_fields_converter_writes_them(size: int, trained: torch.Tensor) -> None:
+    """Also blocks that the weight's edge cuts, and a constant input scale, which means nothing."""
+    marker = json.dumps({"format": "int8_blockwise", "orig_dtype": "torch.bfloat16", "group_size": size})
+    fmt = int8_blockwise(size)
+    scale = absmax(trained, fmt)
+    layer = {
+        "weight": round_nearest(trained, scale, fmt),
+        "weight_scale": scale,
+        "input_scale": torch.tensor(1.0),
+        "comfy_quant": torch.tensor(list(marker.encode()), dtype=torch.uint8),
+    }
+    source = as_float(StateDictSource({f"{LAYER}.{key}": t for key, t in layer.items()}), True, torch.float32)
+    assert [*source.tensors] == [f"{LAYER}.weight"]
+    error = source.read(f"{LAYER}.weight") - trained
+    step = scale.repeat_interleave(size, 0).repeat_interleave(size, 1)[:512, :256]
+    assert bool((error.abs() <= 0.5001 * step).all())
+
+
+def test_a_file_that_needs_this_pack_is_said_to(digits: Tensors) -> None:
+    _, report = quantize_state_dict(digits, Recipe(format="int8_row", overrides=(("ffn", "int8_blockwise"),)))
+    assert [note for note in report.notes if "int8_blockwise" in note and "calibrated-rounding is installed" in note]
+    _, stock = quantize_state_dict(digits, Recipe(format="int8_row"))
+    assert stock.notes == []
+
+
 def test_a_format_that_cannot_be_read_is_refused_by_name(digits: Tensors) -> None:
     marker = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
     tensors = digits | {f"{LAYER}.weight": torch.zeros(512, 128, dtype=torch.uint8), f"{LAYER}.comfy_quant": marker}
@@ -353,6 +381,9 @@ def test_padding_is_undone_when_a_file_is_quantized_again(digits: Tensors) -> No
         ("comfy_quant", b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": "x"}'),
         ("comfy_quant", b'{"format": "int8_tensorwise", "orig_shape": [9999, 2]}'),
         ("comfy_quant", b'{"format": "int8_tensorwise", "orig_shape": "all"}'),
+        ("comfy_quant", b'{"format": "int8_blockwise", "group_size": 0}'),
+        ("comfy_quant", b'{"format": "int8_blockwise", "group_size": "128"}'),
+        ("comfy_quant", b'{"format": "int8_blockwise", "group_size": 128}'),
         ("comfy_quant", b"[]"),
         ("comfy_quant", b"\xff"),
         ("weight_scale", torch.ones(7)),

@@ -30,7 +30,7 @@ def test_every_tensor_is_placed_once_and_no_shape_is_fatal(
     shapes: dict[str, tuple[int, ...]], heuristics: bool, embeddings: bool
 ) -> None:
     tensors = specs({"ballast.weight": (512, 512), **shapes})
-    for name in ("float8_e4m3fn", "int8_row", "int8_convrot", "mxfp8"):
+    for name in ("float8_e4m3fn", "int8_row", "int8_convrot", "mxfp8", "int8_blockwise"):
         plan = make_plan(tensors, Recipe(format=name, heuristics=heuristics, embeddings=embeddings))
         assert sorted([*plan.layers, *plan.kept, *plan.removed]) == sorted(tensors)
         for key, layer in plan.layers.items():
@@ -101,6 +101,28 @@ def test_shapes_that_do_not_divide_are_padded_regrouped_or_left() -> None:
     assert fallen.notes[0].startswith("fell back")
     cast = plan_of(Recipe(format="float8_e4m3fn", fallback="float16"), **shapes).kept["odd.weight"]
     assert cast.dtype == torch.float16
+
+
+@pytest.mark.parametrize(("name", "size"), [("int8_blockwise", 128), ("int8_blockwise_64", 64)])
+def test_blocks_are_never_cut(name: str, size: int) -> None:
+    shapes = {"whole__weight": (3 * size, size), "tall__weight": (size + 8, size), "wide__weight": (size, size + 8)}
+    plan = plan_of(Recipe(format=name), **shapes)
+    assert plan.layout["whole.weight_scale"] == (torch.float32, (3, 1))
+    assert plan.markers["whole"] == {"format": "int8_blockwise", "group_size": size}
+    assert f"divide by {size} x {size}" in plan.kept["tall.weight"].reason
+    fallen = plan_of(Recipe(format=name, fallback="int8_row"), **shapes)
+    assert {fallen.layers[key].format.name for key in ("tall.weight", "wide.weight")} == {"int8_row"}
+
+
+def test_embeddings_are_not_stored_in_blocks_which_the_host_looks_nothing_up_in() -> None:
+    shapes = {"model__embed_tokens__weight": (256, 128)}
+    kept = plan_of(Recipe(format="int8_blockwise", embeddings=True), **shapes).kept["model.embed_tokens.weight"]
+    assert kept.reason == "ComfyUI does not look embeddings up in int8_blockwise"
+    asked = Recipe(format="int8_row", overrides=(("embed_tokens", "mxfp8"),))
+    assert "mxfp8" in plan_of(asked, **shapes).kept["model.embed_tokens.weight"].reason
+    fallen = plan_of(Recipe(format="int8_blockwise", embeddings=True, fallback="int8_row"), **shapes)
+    assert fallen.layers["model.embed_tokens.weight"].format.name == "int8_row"
+    assert "ballast.weight" in fallen.layers
 
 
 def test_unrotatable_layer_is_plain_rows() -> None:

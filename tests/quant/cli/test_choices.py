@@ -35,6 +35,12 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "--convrot --convrot_group_size 64": {"format": "int8_convrot", "rotation_group": 64},
     "--mxfp8": {"format": "mxfp8"},
     "--int8 --scaling_mode row --block_size 128": {"format": "int8_row"},
+    "--int8 --block_size 64": {"format": "int8_row"},
+    "--int8 --scaling_mode block": {"format": "int8_blockwise"},
+    "--int8 --scaling_mode block --block_size 128": {"format": "int8_blockwise"},
+    "--int8 --scaling_mode block --block_size 64": {"format": "int8_blockwise_64"},
+    "--format int8_blockwise --block_size 128": {"format": "int8_blockwise"},
+    "--mxfp8 --block_size 32": {"format": "mxfp8"},
     "--format fp8_e5m2": {"format": "float8_e5m2"},
     "--format int8_row --int8": {"format": "int8_row"},
     "--format float8_e5m2 --scaling_mode tensor": {"format": "float8_e5m2"},
@@ -103,7 +109,9 @@ def test_every_model_flag_leads_to_a_profile_that_exists() -> None:
 @pytest.mark.parametrize(
     ("command", "named"),
     [
-        ("--int8 --scaling_mode block", "int8_row"),
+        ("--convrot --scaling_mode block", "int8_row"),
+        ("--int8 --scaling_mode block --block_size 32", "128, 64"),
+        ("--format int8_blockwise --block_size 64", "int8_blockwise_64"),
         ("--scaling_mode block", "float8_e4m3fn"),
         ("--scaling_mode row", "float8_e4m3fn"),
         ("--convrot --scaling_mode tensor", "int8_convrot"),
@@ -170,6 +178,8 @@ def test_the_recipe_of_a_report_makes_the_same_recipe(tmp_path: Path) -> None:
     ("command", "told"),
     [
         ("--block_size 64", "--block-size"),
+        ("--int8 --block_size 64", "--block-size"),
+        ("--int8 --scaling_mode block --block_size 64", None),
         ("--convrot_group_size 64", "--convrot-group-size"),
         ("--convrot --convrot_group_size 64", None),
         ("--override a=convrot --convrot_group_size 64", None),

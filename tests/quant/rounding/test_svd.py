@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("prodigyplus")
 
-FORMAT_NAMES = ["float8_e4m3fn", "int8_row", "int8_tensor", "mxfp8"]
+FORMAT_NAMES = ["float8_e4m3fn", "int8_row", "int8_tensor", "mxfp8", "int8_blockwise"]
 
 
 def steps_moved(codes: torch.Tensor, nearest: torch.Tensor) -> int:

@@ -1,0 +1,18 @@
+"""The reference of every kernel in plain PyTorch: any device, any shape; what the Triton kernels are tested against."""
+
+from .product import gemm, gemm_quant, int_product
+from .quantize import act_dequant, act_quant, int8_gelu, weight_dequant, weight_quant
+from .rotation import rotate, rotate_quant
+
+__all__ = [
+    "act_dequant",
+    "act_quant",
+    "gemm",
+    "gemm_quant",
+    "int8_gelu",
+    "int_product",
+    "rotate",
+    "rotate_quant",
+    "weight_dequant",
+    "weight_quant",
+]

@@ -1,0 +1,216 @@
+"""Makes ComfyUI's own loaders and savers know ``int8_blockwise`` while the pack is installed.
+
+Two functions of ``comfy.ops``, which every quantized layer calls by name, are wrapped: what is not marked with the
+format goes on to whatever was there before, be it ComfyUI's own function or another pack's wrapper. See `register`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import comfy.ops
+import comfy.quant_ops
+import torch
+from torch import Tensor
+
+from ..kernels import layouts
+from ..kernels.checks import BLOCKS
+from ..quant import QuantError, Recipe
+from ..quant.formats import BLOCKWISE, FORMATS
+from ..quant.marker import from_tensor, to_tensor
+
+ALGORITHM: Mapping[str, Any] = {
+    "storage_t": torch.int8,
+    "parameters": {"weight_scale"},
+    "comfy_tensor_layout": layouts.NAME,
+    # Inputs reach the layout as they are; its product quantizes them.
+    "quantize_input": False,
+    "pack": layouts.PACK,
+    "loaders": True,
+}
+"""The format's entry in ``QUANT_ALGOS``; pack tells who made it, loaders that the host's loaders obey it."""
+
+LAYERS_ONLY: Mapping[str, Any] = {**ALGORITHM, "loaders": False}
+"""The entry where the loaders cannot be taught: enough for the layers that `blockwise_loader` makes."""
+
+WRAPPED = ("_load_quantized_module", "_quantized_weight_state_dict")
+
+_installed: dict[str, Any] = {}
+"""The wrappers that `register` has put in place."""
+
+
+def register() -> str:
+    """Register the format with the host; gives "" or one sentence, which is also logged, that says why it did not.
+
+    What another pack has registered under these names stays as it is, and a second call changes nothing.
+    """
+    obstacle = "" if is_registered() else _owner() or _mismatch()
+    if obstacle:
+        logging.warning("calibrated-rounding: %s", obstacle)
+    elif not is_registered():
+        comfy.quant_ops.QUANT_ALGOS[BLOCKWISE] = ALGORITHM
+        for name, wrap in zip(WRAPPED, (_loading, _saving), strict=True):
+            _installed[name] = wrap(getattr(comfy.ops, name))
+            setattr(comfy.ops, name, _installed[name])
+    return obstacle
+
+
+def unregister() -> None:
+    """Undo `register`. A wrapper that another pack has wrapped in turn stays in the chain and passes everything on."""
+    algorithms = comfy.quant_ops.QUANT_ALGOS
+    if algorithms.get(BLOCKWISE) is not ALGORITHM:
+        return
+    del algorithms[BLOCKWISE]
+    for name, function in _installed.items():
+        if getattr(comfy.ops, name) is function:
+            setattr(comfy.ops, name, function.__wrapped__)
+
+
+def is_registered() -> bool:
+    """Whether this pack, by this import of it or another, has registered the format."""
+    return _is_own(_entry()) and bool(_entry()["loaders"])
+
+
+def is_loadable() -> bool:
+    """Whether the host's loaders take the format, from this pack or another."""
+    return bool(_entry()) and _entry().get("loaders", True)
+
+
+def refuse_unloadable(recipe: Recipe) -> None:
+    """Raise QuantError where a recipe asks for a format that this host cannot build a model with."""
+    names = {recipe.format, recipe.fallback, recipe.upgrade, *(fmt for _, fmt in recipe.overrides)}
+    own = sorted(name for name in names if name in FORMATS and not FORMATS[name].stock)
+    if own and not is_loadable():
+        raise QuantError(
+            f"This ComfyUI cannot be taught {own[0]}, so no model can be built with it here; make a file with Quantize "
+            "File and load it with Load Block-wise Model."
+        )
+
+
+def marked(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether a layer's state dict holds a weight in the format."""
+    marker = state_dict.get(f"{prefix}comfy_quant")
+    return marker is not None and f"{prefix}weight" in state_dict and _fields(prefix, marker).get("format") == BLOCKWISE
+
+
+def load_layer(
+    module: Any,
+    super_load: Callable[..., None],
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    local_metadata: Any,
+    strict: bool,
+    missing_keys: list[str],
+    *rest: Any,
+) -> None:
+    """What ``_load_quantized_module`` does, for a weight in the format.
+
+    ``input_scale``, a constant in other programs' files, is dropped. Raises ValueError naming the layer where the
+    tensors do not fit each other or the model.
+    """
+    layer, conf = prefix.rstrip("."), _fields(prefix, state_dict.pop(f"{prefix}comfy_quant"))
+    codes, scale = state_dict.pop(f"{prefix}weight"), state_dict.pop(f"{prefix}weight_scale", None)
+    state_dict.pop(f"{prefix}input_scale", None)
+    size = conf.get("group_size", layouts.BLOCK_SIZE)
+    _refuse_misfits(layer, codes, scale, size, module._orig_shape)
+    device, dtype = module.factory_kwargs["device"], module.factory_kwargs["dtype"]
+    module.quant_format, module.layout_type = BLOCKWISE, layouts.NAME
+    module._full_precision_mm_config = conf.get("full_precision_matrix_mult", False)
+    module._full_precision_mm = module._full_precision_mm or module._full_precision_mm_config
+    weight = layouts.tensor(codes.to(device), scale.to(device, torch.float32), dtype, size)
+    module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    super_load(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
+    missing_keys[:] = [key for key in missing_keys if key != f"{prefix}weight"]
+
+
+def complete_marker(module: Any, saved: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The state dict of a layer with the size of its blocks in the marker, if it is in the format."""
+    key = f"{prefix}comfy_quant"
+    size = getattr(getattr(getattr(module, "weight", None), "_params", None), "block_size", None)
+    if getattr(module, "quant_format", None) == BLOCKWISE and size is not None and key in saved:
+        saved[key] = to_tensor({**_fields(prefix, saved[key]), "group_size": size})
+    return saved
+
+
+def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load(
+        module: Any, super_load: Any, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        if _active() and marked(state_dict, prefix):
+            return load_layer(module, super_load, state_dict, prefix, *args)
+        return original(module, super_load, state_dict, prefix, *args, **kwargs)
+
+    return load
+
+
+def _saving(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def save(module: Any, sd: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> Any:
+        saved = original(module, sd, prefix, *args, **kwargs)
+        return complete_marker(module, saved, prefix) if _active() else saved
+
+    return save
+
+
+def _active() -> bool:
+    """False after `unregister`, and where another pack has put its own entry or layout in this one's place."""
+    return comfy.quant_ops.QUANT_ALGOS.get(BLOCKWISE) is ALGORITHM and layouts.is_own()
+
+
+def _owner() -> str:
+    """Says so if another pack has the format or the layout."""
+    if (_entry() and not _is_own(_entry())) or not layouts.is_own():
+        return f"another pack has registered {BLOCKWISE}; its files are left to that pack."
+    return ""
+
+
+def _mismatch() -> str:
+    """Says so if the host is not built as the wrappers need it."""
+    expected = {
+        WRAPPED[0]: ("module", "super_load", "state_dict", "prefix", "local_metadata", "strict", "missing_keys"),
+        WRAPPED[1]: ("module", "sd", "prefix"),
+    }
+    fits = all(_begins_with(getattr(comfy.ops, name, None), names) for name, names in expected.items())
+    if fits and hasattr(comfy.quant_ops, "QUANT_ALGOS"):
+        return ""
+    return f"this ComfyUI's loaders cannot be taught {BLOCKWISE}; Load Block-wise Model reads such files instead."
+
+
+def _begins_with(function: Any, names: tuple[str, ...]) -> bool:
+    if not callable(function):
+        return False
+    parameters = inspect.signature(function).parameters
+    anything = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values())
+    return anything or tuple(parameters)[: len(names)] == names
+
+
+def _entry() -> Mapping[str, Any]:
+    """What the host knows of the format; empty if nothing."""
+    return getattr(comfy.quant_ops, "QUANT_ALGOS", {}).get(BLOCKWISE, {})
+
+
+def _is_own(entry: Mapping[str, Any]) -> bool:
+    return entry.get("pack") == layouts.PACK
+
+
+def _fields(prefix: str, marker: Tensor) -> dict[str, Any]:
+    return from_tensor(prefix.rstrip("."), marker.to("cpu"))
+
+
+def _refuse_misfits(layer: str, codes: Tensor, scale: Tensor | None, size: Any, shape: tuple[int, ...]) -> None:
+    if type(size) is not int or size not in BLOCKS:
+        raise ValueError(
+            f"Layer '{layer}' is in blocks of {size}, and only {' and '.join(map(str, BLOCKS))} can be run; quantize "
+            "the file anew with --dequantize."
+        )
+    blocks = tuple(-(-side // size) for side in codes.shape)
+    if tuple(codes.shape) != tuple(shape) or codes.dtype != torch.int8:
+        raise ValueError(f"Layer '{layer}' holds {codes.dtype} {list(codes.shape)}, not torch.int8 {list(shape)}.")
+    if scale is None or tuple(scale.shape) != blocks:
+        found = "no scale" if scale is None else f"a scale of shape {list(scale.shape)}"
+        raise ValueError(f"Layer '{layer}' has {found}; its blocks of {size} need {list(blocks)}.")
