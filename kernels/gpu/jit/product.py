@@ -71,6 +71,12 @@ def sum_rows(
 
 
 @triton.jit
+def add_scaled(total, part, scale):
+    """``total`` plus int32 ``part`` times its rows' scales, in one instruction whatever Triton fuses by default."""
+    return tl.fma(part.to(tl.float32), tl.broadcast_to(scale[:, None], part.shape), total)
+
+
+@triton.jit
 def sum_blocks(
     a,
     a_scale,
@@ -99,7 +105,7 @@ def sum_blocks(
         scale = tl.load(a_scales + chunk) * tl.load(b_scales + chunk)
         left = load(a, row, chunk * BLOCK, M, K, a_stride, ROWS, BLOCK, DESCRIPTOR, EVEN)
         right = load(b, column, chunk * BLOCK, N, K, b_stride, COLUMNS, BLOCK, DESCRIPTOR, EVEN)
-        total += tl.dot(left, right.T, out_dtype=tl.int32).to(tl.float32) * scale[:, None]
+        total = add_scaled(total, tl.dot(left, right.T, out_dtype=tl.int32), scale)
     return total
 
 
@@ -134,9 +140,9 @@ def sum_block_pairs(
         near_scale, far_scale = scale * tl.load(near + chunk), scale * tl.load(far + chunk)
         left = load(a, row, chunk * BLOCK, M, K, a_stride, ROWS, BLOCK, DESCRIPTOR, EVEN)
         right = load(b, column, chunk * BLOCK, N, K, b_stride, BLOCK, BLOCK, DESCRIPTOR, EVEN)
-        first += tl.dot(left, right.T, out_dtype=tl.int32).to(tl.float32) * near_scale[:, None]
+        first = add_scaled(first, tl.dot(left, right.T, out_dtype=tl.int32), near_scale)
         right = load(b, column + BLOCK, chunk * BLOCK, N, K, b_stride, BLOCK, BLOCK, DESCRIPTOR, EVEN)
-        second += tl.dot(left, right.T, out_dtype=tl.int32).to(tl.float32) * far_scale[:, None]
+        second = add_scaled(second, tl.dot(left, right.T, out_dtype=tl.int32), far_scale)
     return first, second
 
 
