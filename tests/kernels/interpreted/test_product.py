@@ -14,6 +14,13 @@ from calibrated_rounding.tests.kernels.inputs import codes, operands
 from torch import Tensor
 
 BACKENDS = ("triton", "triton_v2")
+
+
+def assert_same_sums(got: Tensor, wanted: Tensor) -> None:
+    """The same but for the rounding of float32 sums, against the largest of them: terms may cancel."""
+    assert (got - wanted).abs().max() <= 2.0**-22 * wanted.abs().max()
+
+
 SHAPES = ((1, 5, 16), (3, 129, 48), (1, 300, 3072), (77, 70, 128), (130, 257, 208), (17, 33, 1))
 """M, N, K: one row, odd sizes, sizes one above a tile, K below, between and far above tiles and blocks."""
 
@@ -58,7 +65,7 @@ def test_one_scale_for_all_columns(backend: str) -> None:
     a, a_scale, b, _ = operands(9, 40, 64, None)
     with kernel_backend(backend):
         product = ops.int8_gemm(a, a_scale, b, torch.tensor(0.25), None, torch.float32)
-    torch.testing.assert_close(product, eager.gemm(a, a_scale, b, torch.tensor(0.25), None, None, torch.float32))
+    assert_same_sums(product, eager.gemm(a, a_scale, b, torch.tensor(0.25), None, None, torch.float32))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -105,7 +112,7 @@ def test_every_tile_gives_the_same(backend: str, quantized: bool, block: int | N
     if out_scale is not None:
         assert_quantized((out, out_scale), eager.gemm_quant(a, a_scale, b, b_scale, None, block))
     else:
-        torch.testing.assert_close(out, eager.gemm(a, a_scale, b, b_scale, None, block, torch.float32))
+        assert_same_sums(out, eager.gemm(a, a_scale, b, b_scale, None, block, torch.float32))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -127,10 +134,8 @@ def test_operands_may_be_views(backend: str, block: int | None) -> None:
     wanted = eager.gemm(a, a_scale, b, b_scale, None, block, torch.float32)
     with kernel_backend(backend):
         for view in (sliced[:, 160:304], unaligned[:, 1:145]):
-            torch.testing.assert_close(ops.int8_gemm(view, a_scale, b, b_scale, block, torch.float32), wanted)
-        torch.testing.assert_close(
-            ops.int8_gemm(a, a_scale.T.contiguous().T, transposed, b_scale, block, torch.float32), wanted
-        )
+            assert_same_sums(ops.int8_gemm(view, a_scale, b, b_scale, block, torch.float32), wanted)
+        assert_same_sums(ops.int8_gemm(a, a_scale.T.contiguous().T, transposed, b_scale, block, torch.float32), wanted)
 
 
 @pytest.mark.parametrize("described", [False, True])
@@ -140,4 +145,4 @@ def test_persistent_tiles_with_and_without_descriptors(described: bool, monkeypa
     a, a_scale, b, b_scale = operands(70, 150, 80, None)
     with kernel_backend("triton_v2"):
         product = ops.int8_gemm(a, a_scale, b, b_scale, None, torch.float32)
-    torch.testing.assert_close(product, eager.gemm(a, a_scale, b, b_scale, None, None, torch.float32))
+    assert_same_sums(product, eager.gemm(a, a_scale, b, b_scale, None, None, torch.float32))
