@@ -17,11 +17,9 @@ NARROW, WIDE, THIRD = Tile(64, 64, 128, 4, 3), Tile(128, 256, 128, 8, 3), Tile(1
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setenv(tables.FOLDER_VARIABLE, str(tmp_path / "user"))
     monkeypatch.setattr(tables, "PACKAGED", tmp_path / "packaged")
-    tables.known_choices.cache_clear()
-    tables._choose.cache_clear()
+    tables.forget()
     yield tmp_path
-    tables.known_choices.cache_clear()
-    tables._choose.cache_clear()
+    tables.forget()
 
 
 def test_without_a_table_the_default_tile_runs_on_the_named_backend() -> None:
