@@ -40,7 +40,9 @@ def compiled(
     stages: int,
     folder: Path,
 ) -> Compiled:
-    """``constants`` are the kernel's capitals; other arguments are `POINTERS`, ``types``, or 32-bit multiples of 16."""
+    """``constants`` are the kernel's capitals and absent arguments; other arguments are `POINTERS`, ``types``, or
+    32-bit multiples of 16.
+    """
     names = kernel.arg_names
     known = POINTERS | dict(types)
     signature = {name: "constexpr" if name in constants else known.get(name, "i32") for name in names}
@@ -97,7 +99,9 @@ def compiled_product(
     described = backend == "persistent" and device.descriptors
     constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "ORDER": tile.order}
     constants |= {"BLOCK": block or 0, "DESCRIPTOR": described, "EVEN": True, "SCALAR": False}
-    constants |= {"BIAS": True, "QUANTIZE": quantized}
+    constants |= {"BIAS": quantized, "QUANTIZE": quantized}
+    # What is not given comes as None, which Triton takes as a constant.
+    constants |= {} if quantized else {"bias": None, "out_scale": None}
     types = {"out": "*i8" if quantized else "*bf16"}
     if described:
         types |= {

@@ -1,7 +1,8 @@
 """One tile of a product, from loading to storing, and the order in which tiles come.
 
 A sum of K products of codes is at most K x 2^14 (both codes -128), so int32 holds it for K up to 131,071; codes that
-this package makes reach 127 only. Row offsets are 64-bit: a tensor may pass 2^31 elements.
+this package makes reach 127 only. Row offsets are 64-bit: a tensor may pass 2^31 elements. Kernels are not compiled
+anew for every M, which changes from picture to picture.
 """
 
 import triton
@@ -241,7 +242,7 @@ def compute(
         store(value, bias, out, out_scale, row, column, M, N, ROWS, COLUMNS, BLOCK, BIAS, QUANTIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def fixed(
     a,
     a_scale,
@@ -274,7 +275,7 @@ def fixed(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def persistent(
     a,
     a_scale,
