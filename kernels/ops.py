@@ -109,9 +109,7 @@ def row_linear(x: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | None,
 def _linear(
     x: Tensor, codes: Tensor, scale: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | None, block: int | None
 ) -> Tensor:
-    a, a_scale = codes.flatten(0, -2), scale.flatten(0, -2)
-    if x.ndim == 1:
-        a, a_scale = codes.unsqueeze(0), scale.unsqueeze(0)
+    a, a_scale = codes.reshape(-1, codes.shape[-1]), scale.reshape(-1, scale.shape[-1])
     if bias is None:
         product = int8_gemm(a, a_scale, w_codes, w_scale, block, x.dtype)
     else:

@@ -3,7 +3,7 @@
 ``tables/<arch>.json`` lies in the package, and a user's own in the cache folder; the user's entry wins. A file is
 ``{"version": 1, "arch", "device", "triton", "entries": {family: {bucket: {backend: {"tile": [...], "ms"}}}}}`` with
 family and bucket as `tiles.Problem` names them. Nothing is tuned while a model runs: a table is written by
-``benchmarks/tune_kernels.py`` alone.
+`tuning` alone.
 """
 
 from __future__ import annotations
@@ -75,6 +75,12 @@ def _nearest(table: Table, problem: Problem) -> tuple[Choice, ...]:
 def known_choices(arch: str, folder: Path) -> Table:
     """The packaged table of an architecture with the user's over it; each is read once in a process."""
     return {**read(PACKAGED / f"{arch}.json"), **read(folder / f"{arch}.json")}
+
+
+def forget() -> None:
+    """Read tables anew, after one was written."""
+    known_choices.cache_clear()
+    _choose.cache_clear()
 
 
 def user_table(arch: str) -> Path:

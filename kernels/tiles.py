@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BACKENDS = ("triton", "triton_v2")
+STAGES = ((200_000, 4), (100_000, 3), (0, 2))
+"""Buffers of the largest tiles, by the least bytes of shared memory that they need."""
+
 SMALLEST_BUCKET, LARGEST_BUCKET = 16, 65_536
 
 
@@ -82,9 +85,10 @@ def _tiny(block: int | None) -> Tile:
 
 def _tiles(block: int | None, device: Device) -> tuple[Tile, ...]:
     """Largest first."""
-    roomy = device.shared > 200_000
+    stages = next(stages for shared, stages in STAGES if device.shared >= shared)
+    few = min(stages, 3)
     if block is None:
-        large = Tile(128, 256, 128, 8, 4) if roomy else Tile(128, 256, 64, 8, 3)
-        return large, Tile(128, 128, 64, 8, 3), Tile(64, 128, 128, 4, 3), Tile(64, 64, 128, 4, 3)
-    large = Tile(128, block, block, 8 if block == 128 else 4, 4 if roomy else 2)
-    return large, Tile(64, block, block, 4, 3), Tile(64, 64, block, 4, 3)
+        large = Tile(128, 256, 128 if device.shared >= 200_000 else 64, 8, stages)
+        return large, Tile(128, 128, 64, 8, 3), Tile(64, 128, 128, 4, few), Tile(64, 64, 128, 4, few)
+    large = Tile(128, block, block, 8 if block == 128 else 4, stages)
+    return large, Tile(64, block, block, 4, few), Tile(64, 64, block, 4, few)

@@ -62,5 +62,10 @@ def _float_mm(a: Tensor, b: Tensor) -> Tensor:
 def _int_mm(a: Tensor, b: Tensor) -> Tensor:
     """By cuBLAS, which wants more than 16 rows, and K and N in multiples of 8."""
     (m, k), n = a.shape, b.shape[0]
-    filled = pad(a, (0, -k % 8, 0, max(0, 32 - m)))
-    return torch._int_mm(filled, pad(b, (0, -k % 8, 0, -n % 8)).T)[:m, :n]
+    filled = _pad(a, -k % 8, max(0, 32 - m))
+    return torch._int_mm(filled, _pad(b, -k % 8, -n % 8).T)[:m, :n]
+
+
+def _pad(x: Tensor, columns: int, rows: int) -> Tensor:
+    """Zeros at the ends; where none are wanted, not a copy."""
+    return pad(x, (0, columns, 0, rows)) if columns or rows else x.contiguous()

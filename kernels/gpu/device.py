@@ -19,8 +19,8 @@ except ImportError:  # Triton before 3.4 has no descriptors that the host makes
 SHARED = {"sm80": 166_912, "sm87": 166_912, "sm90": 232_448, "sm100": 232_448, "sm103": 232_448}
 """Bytes of shared memory that a program may have (CUDA C++ Programming Guide, technical specifications)."""
 
-LEAST_SHARED = 65_536
-"""Assumed of any other GPU: what AMD's have; NVIDIA's since compute capability 8.0 have 99 KiB at least."""
+LEAST_SHARED, LEAST_SHARED_AMD = 101_376, 65_536
+"""What every other GPU since compute capability 8.0 has, and AMD's."""
 
 INTERPRETED = Device(arch="interpreter", processors=3, shared=232_448, descriptors=TensorDescriptor is not None)
 """Stands for a GPU where Triton's interpreter runs the kernels: few processors, so that each has several tiles."""
@@ -32,10 +32,10 @@ def device_of(device: torch.device) -> Device:
         return INTERPRETED
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
-        arch, bulk_copies = properties.gcnArchName.split(":")[0], False
-    else:
-        arch, bulk_copies = f"sm{properties.major}{properties.minor}", properties.major >= 9
-    descriptors = bulk_copies and TensorDescriptor is not None
+        arch = properties.gcnArchName.split(":")[0]
+        return Device(arch, properties.multi_processor_count, LEAST_SHARED_AMD, descriptors=False)
+    arch = f"sm{properties.major}{properties.minor}"
+    descriptors = properties.major >= 9 and TensorDescriptor is not None
     return Device(arch, properties.multi_processor_count, SHARED.get(arch, LEAST_SHARED), descriptors)
 
 

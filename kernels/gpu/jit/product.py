@@ -1,7 +1,8 @@
 """One tile of a product, from loading to storing, and the order in which tiles come.
 
 A sum of K products of codes is at most K x 2^14 (both codes -128), so int32 holds it for K up to 131,071; codes that
-this package makes reach 127 only. Row offsets are 64-bit: a tensor may pass 2^31 elements.
+this package makes reach 127 only. Row offsets are 64-bit: a tensor may pass 2^31 elements. Kernels are not compiled
+anew for every M, which changes from picture to picture.
 """
 
 import triton
@@ -71,6 +72,12 @@ def sum_rows(
 
 
 @triton.jit
+def add_scaled(total, part, scale):
+    """``total`` plus int32 ``part`` times its rows' scales, in one instruction whatever Triton fuses by default."""
+    return tl.fma(part.to(tl.float32), tl.broadcast_to(scale[:, None], part.shape), total)
+
+
+@triton.jit
 def sum_blocks(
     a,
     a_scale,
@@ -99,7 +106,7 @@ def sum_blocks(
         scale = tl.load(a_scales + chunk) * tl.load(b_scales + chunk)
         left = load(a, row, chunk * BLOCK, M, K, a_stride, ROWS, BLOCK, DESCRIPTOR, EVEN)
         right = load(b, column, chunk * BLOCK, N, K, b_stride, COLUMNS, BLOCK, DESCRIPTOR, EVEN)
-        total += tl.dot(left, right.T, out_dtype=tl.int32).to(tl.float32) * scale[:, None]
+        total = add_scaled(total, tl.dot(left, right.T, out_dtype=tl.int32), scale)
     return total
 
 
@@ -134,9 +141,9 @@ def sum_block_pairs(
         near_scale, far_scale = scale * tl.load(near + chunk), scale * tl.load(far + chunk)
         left = load(a, row, chunk * BLOCK, M, K, a_stride, ROWS, BLOCK, DESCRIPTOR, EVEN)
         right = load(b, column, chunk * BLOCK, N, K, b_stride, BLOCK, BLOCK, DESCRIPTOR, EVEN)
-        first += tl.dot(left, right.T, out_dtype=tl.int32).to(tl.float32) * near_scale[:, None]
+        first = add_scaled(first, tl.dot(left, right.T, out_dtype=tl.int32), near_scale)
         right = load(b, column + BLOCK, chunk * BLOCK, N, K, b_stride, BLOCK, BLOCK, DESCRIPTOR, EVEN)
-        second += tl.dot(left, right.T, out_dtype=tl.int32).to(tl.float32) * far_scale[:, None]
+        second = add_scaled(second, tl.dot(left, right.T, out_dtype=tl.int32), far_scale)
     return first, second
 
 
@@ -235,7 +242,7 @@ def compute(
         store(value, bias, out, out_scale, row, column, M, N, ROWS, COLUMNS, BLOCK, BIAS, QUANTIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def fixed(
     a,
     a_scale,
@@ -268,7 +275,7 @@ def fixed(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def persistent(
     a,
     a_scale,

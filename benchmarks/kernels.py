@@ -1,0 +1,230 @@
+"""The INT8 layers against bfloat16, comfy-kitchen and PyTorch's own products, on one GPU, in one run.
+
+python benchmarks/kernels.py [--json FILE] [--tune] [--models NAME...] [--rows M...] [--rounds N] [--smoke]
+
+For each layer of the models and each number of rows M: the median milliseconds and TOPS (2 M N K operations) of ours
+with the quantization of the activation, in turn with bf16 ``torch.nn.functional.linear``, with comfy-kitchen's
+``int8_linear`` in every backend that it has there, and with ``torch._int_mm`` and ``torch._scaled_mm`` on operands that
+are quantized already; the second-level cache is emptied before every call. Each output is compared with the float32
+layer's. --tune measures the tiles first and writes the user's table (once: what it has is kept). Without a GPU nothing
+is measured, and the table says so; --smoke then runs one small layer on the CPU, to see that the benchmark itself
+works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+
+import comfy_kitchen
+import torch
+from _table import Row, arguments, emit
+from calibrated_rounding.kernels import ops
+from calibrated_rounding.kernels.backend import kernel_backend, runs_triton
+from calibrated_rounding.kernels.shapes import ROWS, SHAPES
+from calibrated_rounding.kernels.timing import race
+from torch import Tensor
+from torch.nn.functional import linear
+
+NOT_MEASURED = "not measured: no CUDA device"
+BF16, ROW, BLOCK = "bf16 linear", "ours, row", "ours, block 128"
+HOST = "comfy-kitchen"
+TALL = 4608
+"""Rows from which on the targets are set."""
+
+ROW_TARGET, HOST_TARGET, BLOCK_TARGET, QUANTIZATION_TARGET = 1.6, 1.15, 1.35, 0.10
+ERRORS = {"bf16": 0.01, "ours": 0.03, "comfy-kitchen": 0.03, "torch._int_mm": 0.03, "torch._scaled_mm": 0.06}
+"""Largest relative error of an output, by the first word of a contestant's name."""
+
+CHECKED = 256
+"""Rows of an output that are compared."""
+
+Call = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer in the run: bfloat16 ``x [M, K]`` and ``w [N, K]``."""
+
+    case: str
+    x: Tensor
+    w: Tensor
+
+    @property
+    def operations(self) -> int:
+        return 2 * self.x.shape[0] * self.w.shape[0] * self.w.shape[1]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--tune", action="store_true", help="measure the tiles first")
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES), help="only these")
+    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), metavar="M", help="only these")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls of each (default 20)")
+    parser.add_argument("--smoke", action="store_true", help="one small layer on the CPU")
+    options = parser.parse_args()
+    shapes = {f"{model} {name}": shape for model in options.models for name, shape in SHAPES[model].items()}
+    device = "cpu"
+    if options.smoke:
+        rows = measured({"small": (96, 128)}, [1, 20], options.rounds, "cpu")
+    elif torch.cuda.is_available():
+        device = "cuda"
+        if options.tune:
+            from calibrated_rounding.kernels.tuning import tune
+
+            print(f"Tuned: {tune(dict.fromkeys(shapes.values()), options.rows)}")
+        rows = measured(shapes, options.rows, options.rounds, device)
+    else:
+        print(NOT_MEASURED)
+        rows = [Row(case, "all", None, NOT_MEASURED) for case in cases(shapes, options.rows)]
+    title = "INT8 layers, to see that the benchmark works: nothing is measured" if options.smoke else "INT8 layers"
+    emit(rows, options.json, title, device=device, extra_versions={"triton": triton_version()})
+
+
+def cases(shapes: Mapping[str, tuple[int, int]], rows: list[int]) -> Iterator[str]:
+    return (f"{name} {n}x{k}, M {m}" for m in rows for name, (n, k) in shapes.items())
+
+
+def measured(shapes: Mapping[str, tuple[int, int]], rows: list[int], rounds: int, device: str) -> list[Row]:
+    result: list[Row] = []
+    every = cases(shapes, rows)
+    for m in rows:
+        for n, k in shapes.values():
+            generator = torch.Generator(device).manual_seed(n + k + m)
+            x = torch.randn(m, k, device=device, generator=generator).to(torch.bfloat16)
+            w = torch.randn(n, k, device=device, generator=generator).mul_(k**-0.5).to(torch.bfloat16)
+            result += layer_rows(Layer(next(every), x, w), rounds)
+            print(table_line(result), flush=True)
+    return result
+
+
+def layer_rows(layer: Layer, rounds: int) -> list[Row]:
+    """Times, TOPS, errors and ratios of everyone who can run this layer."""
+    calls, rows = {}, []
+    wanted = layer.x[:CHECKED].float() @ layer.w.float().T
+    for name, call in contestants(layer).items():
+        try:
+            error = float((call()[:CHECKED].float() - wanted).norm() / wanted.norm())
+        except Exception as reason:  # whatever a backend cannot do here, the table says that it could not
+            rows.append(Row(layer.case, name, None, f"cannot run: {type(reason).__name__}"))
+            continue
+        limit = ERRORS[name.split()[0].rstrip(",")]
+        rows.append(Row(layer.case, f"{name}, error", error, "ratio", limit, error <= limit))
+        calls[name] = call
+    times = race({**calls, **parts(layer)}, rounds, layer.x.device)
+    for name, milliseconds in times.items():
+        rows.append(Row(layer.case, name, milliseconds, "ms"))
+        if not name.startswith("quantization"):
+            rows.append(Row(layer.case, name, layer.operations / milliseconds / 1e9, "TOPS"))
+    return rows + ratio_rows(layer, times)
+
+
+def contestants(layer: Layer) -> dict[str, Call]:
+    x, w = layer.x, layer.w
+    return {BF16: partial(linear, x, w), **ours(x, w), **hosts(x, w), **torchs(x, w)}
+
+
+def ours(x: Tensor, w: Tensor) -> dict[str, Call]:
+    """Ours as chosen, and with each backend; rotated as ComfyUI's convrot is."""
+    row, block = ops.act_quant(w, None), ops.weight_quant(w, 128)
+    rotated = ops.rotate_quant(w, 64)
+    calls: dict[str, Call] = {
+        ROW: partial(ops.row_linear, x, *row, None, None),
+        "ours, row rotated 64": partial(ops.row_linear, x, *rotated, None, 64),
+        BLOCK: partial(ops.block_linear, x, *block, None, 128),
+    }
+    backends = ("triton", "triton_v2") if runs_triton("auto", x) else ("eager",)
+    named = {f"{name}, {backend}": chosen(backend, calls[name]) for name in (ROW, BLOCK) for backend in backends}
+    return calls | named
+
+
+def chosen(backend: str, call: Call) -> Call:
+    def run() -> Tensor:
+        with kernel_backend(backend):
+            return call()
+
+    return run
+
+
+def hosts(x: Tensor, w: Tensor) -> dict[str, Call]:
+    """comfy-kitchen in every backend that has an int8_linear here."""
+    codes, scale = ops.act_quant(w, None)
+    backends = [
+        name
+        for name, state in comfy_kitchen.list_backends().items()
+        if state["available"] and "int8_linear" in state["capabilities"]
+    ]
+
+    def run(backend: str) -> Tensor:
+        with comfy_kitchen.use_backend(backend):
+            result: Tensor = comfy_kitchen.int8_linear(x, codes, scale, out_dtype=x.dtype)
+            return result
+
+    return {f"{HOST} {backend}": partial(run, backend) for backend in sorted(backends)}
+
+
+def torchs(x: Tensor, w: Tensor) -> dict[str, Call]:
+    """PyTorch's own, on operands that are quantized already."""
+    (a, a_scale), (b, b_scale) = ops.act_quant(x, None), ops.act_quant(w, None)
+    e4m3 = torch.float8_e4m3fn
+    left, right = ((t.float() / s * (448 / 127)).to(e4m3) for t, s in ((x, a_scale), (w, b_scale)))
+    steps = {"scale_a": a_scale * (127 / 448), "scale_b": (b_scale * (127 / 448)).T.contiguous()}
+    scaled = partial(torch._scaled_mm, left, right.T, **steps, out_dtype=torch.bfloat16, use_fast_accum=True)
+    return {
+        "torch._int_mm and scales": lambda: torch._int_mm(a, b.T) * a_scale * b_scale.T,
+        "torch._scaled_mm": scaled,
+    }
+
+
+def parts(layer: Layer) -> dict[str, Call]:
+    """What has no output of its own to compare: an activation's quantization, and the bare int32 product."""
+    (a, _), (b, _) = ops.act_quant(layer.x, None), ops.act_quant(layer.w, None)
+    bare: dict[str, Call] = {} if layer.x.shape[0] <= 16 else {"torch._int_mm": lambda: torch._int_mm(a, b.T)}
+    return bare | {
+        "quantization, row": lambda: ops.act_quant(layer.x, None)[0],
+        "quantization, block 128": lambda: ops.act_quant(layer.x, 128)[0],
+    }
+
+
+def ratio_rows(layer: Layer, times: Mapping[str, float]) -> list[Row]:
+    """What was to be reached: above 1 is faster than bfloat16, or than comfy-kitchen's fastest."""
+    tall, single = layer.x.shape[0] >= TALL, layer.x.shape[0] == 1
+    fastest = min((ms for name, ms in times.items() if name.startswith(HOST)), default=None)
+    wanted = [
+        ("row against bf16", ratio(times, BF16, ROW), ROW_TARGET if tall else 1.0 if single else None),
+        ("block 128 against bf16", ratio(times, BF16, BLOCK), BLOCK_TARGET if tall else 1.0 if single else None),
+        (f"row against {HOST}'s fastest", fastest and fastest / times[ROW], HOST_TARGET if tall else None),
+    ]
+    rows = [
+        Row(layer.case, metric, value, "ratio", target, None if target is None or value is None else value >= target)
+        for metric, value, target in wanted
+    ]
+    share = times["quantization, row"] / times[ROW]
+    limit = QUANTIZATION_TARGET if tall else None
+    return [
+        *rows,
+        Row(layer.case, "quantization of row", share, "ratio", limit, None if limit is None else share < limit),
+    ]
+
+
+def ratio(times: Mapping[str, float], slow: str, fast: str) -> float | None:
+    return times[slow] / times[fast] if slow in times and fast in times else None
+
+
+def table_line(rows: list[Row]) -> str:
+    """The last layer in one line, while the run goes on."""
+    last = {row.metric: row.value for row in rows if row.case == rows[-1].case and row.unit == "ms"}
+    return f"{rows[-1].case}: " + ", ".join(f"{name} {value:.4g}" for name, value in last.items() if value) + " ms"
+
+
+def triton_version() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+from calibrated_rounding.kernels.gpu import product
+from calibrated_rounding.kernels.tiles import Tile
+from triton.runtime import OutOfResources
+
+TILE = Tile(128, 256, 128, 8, 4)
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "_FITTING", {})
+
+
+class Kernel:
+    """Runs with ``most`` stages or fewer, and notes what it was started with."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.started = most, []
+
+    def __call__(self, *arguments: object, num_stages: int, **others: object) -> None:
+        self.started.append(num_stages)
+        if num_stages > self.most:
+            raise OutOfResources(300_000, 232_448, "shared memory")
+
+
+def test_stages_that_do_not_fit_are_left_out_and_remembered() -> None:
+    kernel = Kernel(most=2)
+    for _ in range(2):
+        product.launch(kernel, (), {"ROWS": 128}, TILE)
+    assert kernel.started == [4, 3, 2, 2]
+    product.launch(kernel, (), {"ROWS": 64}, TILE)
+    assert kernel.started[4:] == [4, 3, 2]
+
+
+def test_a_tile_of_which_no_stage_fits_is_an_error() -> None:
+    with pytest.raises(OutOfResources):
+        product.launch(Kernel(most=0), (), {}, TILE)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
+
+
+def run(folder: Path, *options: str) -> tuple[str, dict[str, Any]]:
+    """What the benchmark prints and writes where there is no GPU."""
+    written = folder / "kernels.json"
+    done = subprocess.run(
+        [sys.executable, BENCHMARK, "--json", written, *options],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    return done.stdout, json.loads(written.read_text())
+
+
+def test_without_a_gpu_nothing_is_measured_and_every_case_says_so(tmp_path: Path) -> None:
+    printed, document = run(tmp_path, "--models", "WAN 14B", "--rows", "1", "4608")
+    assert printed.startswith("not measured: no CUDA device\n")
+    assert [row["case"] for row in document["rows"]][-1] == "WAN 14B ffn out 5120x13824, M 4608"
+    assert len(document["rows"]) == 6
+    assert all(row["value"] is None and row["unit"] == "not measured: no CUDA device" for row in document["rows"])
+
+
+def test_the_smoke_run_compares_every_output(tmp_path: Path) -> None:
+    _, document = run(tmp_path, "--smoke", "--rounds", "1")
+    errors = {row["metric"]: row["reached"] for row in document["rows"] if row["metric"].endswith("error")}
+    assert all(errors.values())
+    assert {"bf16 linear, error", "ours, row, error", "ours, block 128, error", "comfy-kitchen eager, error"} <= set(
+        errors
+    )

@@ -1,0 +1,134 @@
+"""Compiles every kernel for GPUs that need not be there: what Triton's interpreter would accept, a GPU may not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calibrated_rounding.kernels.tiles import Device, Problem, Tile, default_tile
+
+triton = pytest.importorskip("triton")
+
+from calibrated_rounding.kernels.gpu.jit import product, quantize, rotation  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+A100, H200 = Device("sm80", 108, 166_912, False), Device("sm90", 132, 232_448, True)
+POINTERS = {"codes": "*i8", "scale": "*fp32", "x_scale": "*fp32", "a_scale": "*fp32", "b_scale": "*fp32"}
+POINTERS |= {"out_scale": "*fp32", "bias": "*bf16", "a": "*i8", "b": "*i8"}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    ptx: str
+    shared: int
+    spilled: int
+
+
+def compiled(
+    kernel: Any,
+    device: Device,
+    constants: Mapping[str, Any],
+    types: Mapping[str, str],
+    warps: int,
+    stages: int,
+    folder: Path,
+) -> Compiled:
+    """``constants`` are the kernel's capitals and absent arguments; other arguments are `POINTERS`, ``types``, or
+    32-bit multiples of 16.
+    """
+    names = kernel.arg_names
+    known = POINTERS | dict(types)
+    signature = {name: "constexpr" if name in constants else known.get(name, "i32") for name in names}
+    aligned = [name for name, kind in signature.items() if kind[0] in "*i" and name not in ("M", "count")]
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    target = GPUTarget("cuda", int(device.arch.removeprefix("sm")), 32)
+    done = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(done.asm["cubin"])
+    usage = subprocess.run([TOOL, "-res-usage", binary], capture_output=True, text=True, check=True)
+    stack = re.search(r"STACK:(\d+)", usage.stdout + usage.stderr)
+    assert stack is not None
+    return Compiled(done.asm["ptx"], done.metadata.shared, int(stack[1]))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if not TOOL.exists():
+        pytest.skip("this Triton does not bring the tool that reads what was compiled")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
+@pytest.mark.parametrize("m", [1, 77, 4608])
+@pytest.mark.parametrize("block", [None, 128])
+@pytest.mark.parametrize("backend", ["fixed", "persistent"])
+def test_products_run_on_tensor_cores(device: Device, m: int, block: int | None, backend: str, cache: Path) -> None:
+    tile = default_tile(Problem(m, 3072, 3072, block), device)
+    result = compiled_product(backend, device, tile, block, m, False, cache)
+    instruction = r"wgmma\.mma_async\S*s32\.s8\.s8" if device is H200 and m > 16 else r"mma\.sync\S*s32\.s8\.s8"
+    assert re.search(instruction, result.ptx)
+    assert result.shared <= device.shared
+    assert result.spilled <= 16
+    assert ("cp.async.bulk.tensor" in result.ptx) == (backend == "persistent" and device.descriptors)
+
+
+@pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
+def test_quantized_products(device: Device, cache: Path) -> None:
+    tile = default_tile(Problem(4608, 3072, 3072, 128), device)
+    result = compiled_product("persistent", device, tile, 128, 4608, True, cache)
+    assert result.shared <= device.shared
+    assert result.spilled <= 16
+
+
+def compiled_product(
+    backend: str, device: Device, tile: Tile, block: int | None, m: int, quantized: bool, folder: Path
+) -> Compiled:
+    described = backend == "persistent" and device.descriptors
+    constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "ORDER": tile.order}
+    constants |= {"BLOCK": block or 0, "DESCRIPTOR": described, "EVEN": True, "SCALAR": False}
+    constants |= {"BIAS": quantized, "QUANTIZE": quantized}
+    # What is not given comes as None, which Triton takes as a constant.
+    constants |= {} if quantized else {"bias": None, "out_scale": None}
+    types = {"out": "*i8" if quantized else "*bf16"}
+    if described:
+        types |= {
+            "a": f"tensordesc<i8[{tile.rows}, {tile.depth}]>",
+            "b": f"tensordesc<i8[{tile.columns}, {tile.depth}]>",
+        }
+    return compiled(getattr(product, backend), device, constants, types, tile.warps, tile.stages, folder)
+
+
+@pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32", "i8"])
+@pytest.mark.parametrize(("groups", "block"), [(1, 4096), (32, 128)])
+def test_activations_are_read_and_written_in_16_bytes(
+    device: Device, dtype: str, groups: int, block: int, cache: Path
+) -> None:
+    constants = {"GROUPS": groups, "BLOCK": block, "GELU": dtype == "i8", "TANH": False}
+    result = compiled(quantize.quantize, device, constants, {"x": f"*{dtype}"}, 4, 3, cache)
+    assert "ld.global.v4.b32" in result.ptx and "st.global.v4.b32" in result.ptx
+    assert result.spilled == 0
+
+
+@pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
+def test_the_other_kernels(device: Device, cache: Path) -> None:
+    cases = (
+        (quantize.dequantize, {"ROWS": 128, "GROUPS": 32, "BLOCK": 128}, {"out": "*bf16"}),
+        (quantize.quantize_weight, {"BLOCK": 128}, {"w": "*bf16"}),
+        (rotation.rotate_quantize, {"GROUPS": 16, "GROUP": 256, "STEPS": 4}, {"x": "*bf16"}),
+    )
+    for kernel, constants, types in cases:
+        assert compiled(kernel, device, constants, types, 8, 3, cache).spilled == 0
