@@ -57,13 +57,16 @@ def round_calibrated(
 
 
 def second_moment(inputs: Tensor, damping: float | None = None) -> Tensor:
-    """``X^T X / R`` of ``inputs [R, K]`` with ``damping`` times its mean diagonal added to it: positive definite, ``[K,
-    K]``.
+    """``X^T X`` of ``inputs [R, K]``, up to a factor, with ``damping`` times its mean diagonal added to it: positive
+    definite, ``[K, K]``.
 
     None: as much as the sample is expected to be wrong by (Ledoit and Wolf, J. Multivariate Analysis 88, 2004, eq. 14).
     """
+    tiny = torch.finfo(torch.float32).tiny
+    # Its scale is free, so that squares neither overflow nor vanish.
+    inputs = inputs / inputs.abs().amax().clamp(min=tiny)
     moment = (inputs.T @ inputs).div_(len(inputs))
-    mean = moment.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    mean = moment.diagonal().mean().clamp(min=tiny)
     share = max(_uncertainty(moment, inputs), SMALLEST_DAMPING) if damping is None else damping
     moment.diagonal().add_(share * mean)
     return moment
@@ -73,7 +76,6 @@ def _uncertainty(moment: Tensor, inputs: Tensor) -> float:
     """How far the sample's second moment is expected to be from the true one, over how far that is from a multiple of
     the identity, both squared; from 0 to 1.
     """
-    # In units of the mean, so that nothing overflows.
     mean = float(moment.diagonal().mean()) or 1.0
     square = float((moment / mean).square_().sum())
     fourth = float((inputs.square().sum(dim=1) / mean).square_().mean())
