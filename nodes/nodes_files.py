@@ -15,7 +15,8 @@ from . import files, host_run
 from .host import ATTACHMENT, source_metadata
 from .host_clip import quantized_parts
 from .nodes_quantize import CATEGORY, device_input, report_output, shown
-from .recipe_inputs import calibration_link, make_recipe, recipe_inputs, recipe_link, unused_note
+from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
+from .recipe_values import make_recipe, unused_note
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
 

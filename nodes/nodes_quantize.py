@@ -13,7 +13,8 @@ from .host import Made, diffusion_tensors, origin_of, rebuild_model, source_meta
 from .host_clip import part_tensors, rebuild_clip, runnable_parts
 from .host_run import DEVICES
 from .quantize import Result, quantize_weights
-from .recipe_inputs import calibration_link, make_recipe, recipe_inputs, recipe_link, unused_note
+from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
+from .recipe_values import make_recipe, unused_note
 from .weights import LoadedWeights
 
 CATEGORY = "model/quantization"

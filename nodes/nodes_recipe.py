@@ -13,7 +13,8 @@ from ..quant.checkpoint import read_header
 from ..quant.errors import RecipeError
 from . import files
 from .nodes_quantize import CATEGORY
-from .recipe_inputs import QuantRecipe, make_recipe, recipe_inputs
+from .recipe_inputs import QuantRecipe, recipe_inputs
+from .recipe_values import make_recipe
 
 
 class QuantizationRecipe(io.ComfyNode):

@@ -1,30 +1,22 @@
-"""The inputs that make up a recipe, for every node that takes one, and the recipe that their values mean."""
+"""The inputs that make up a recipe, for every node that takes one."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from comfy_api.latest import io
 
 from ..quant import Recipe, SvdSettings
-from ..quant.calibration import Calibration
-from ..quant.errors import RecipeError
 from ..quant.formats import FLOATS, FORMATS
 from ..quant.profiles import get_profile, profile_names
-from ..quant.recipe import INPUT_SCALES, SCALES, SOURCE
+from ..quant.recipe import AUTO, INPUT_SCALES, SCALES, SOURCE
 from ..quant.rotation import GROUP_SIZES
 from ..quant.rounding import METRICS, OPTIMIZERS, CalibratedSettings
 
 QuantRecipe = io.Custom("QUANT_RECIPE")
 QuantCalibration = io.Custom("QUANT_CALIBRATION")
 
-AUTO, NONE = "auto", "none"
+NONE = "none"
+DEFAULT_FORMAT = "int8_convrot"
 FEEDBACK = "feedback"
-PLAIN = (
-    *("scale", "fallback", "heuristics", "embeddings", "keep_dtype", "full_precision_matrix_mult", "dequantize"),
-    *("bias_correction", "input_scale"),
-)
-"""Inputs whose value is that of the recipe's field of the same name."""
 DEFAULTS, SVD, CALIBRATED = Recipe(), SvdSettings(), CalibratedSettings()
 
 
@@ -51,63 +43,45 @@ def calibration_link() -> io.Input:
     )
 
 
-def unused_note(recipe: Recipe, calibration: Calibration | None) -> str:
-    """Says so if a calibration is linked and nothing is learned from it; else empty."""
-    if calibration is None or recipe.learns:
-        return ""
-    return f"\nThe calibration only measured the error: {recipe.rounding} rounding learns nothing from it."
-
-
-def make_recipe(values: dict[str, Any]) -> Recipe:
-    """The recipe that a node's values mean: the linked one, if there is one. Raises RecipeError."""
-    linked = values.get("recipe")
-    if linked is not None:
-        return linked
-    rounding = values["rounding"]
-    settings: dict[str, Any] = {"format": values["format"], "profile": values["profile"], **_mixed(values)}
-    settings["rounding"] = rounding["rounding"]
-    if rounding["rounding"] == "svd":
-        settings |= {"svd": _svd(rounding), "seed": rounding["random_seed"]}
-    if rounding["rounding"] == "calibrated":
-        settings["calibrated"] = CalibratedSettings(damping=rounding["damping"] or None, passes=rounding["passes"])
-    settings["rotation_group"] = int(values.get("rotation_group", DEFAULTS.rotation_group))
-    settings["exclude"] = _lines(values.get("exclude", ""))
-    settings["overrides"] = tuple(map(_override, _lines(values.get("overrides", ""))))
-    return Recipe(**settings, **{name: values[name] for name in PLAIN if name in values})
-
-
-def _svd(values: dict[str, Any]) -> SvdSettings:
-    optimizer = values["optimizer"]
-    steps = {}
-    if optimizer["optimizer"] != FEEDBACK:
-        steps = {"iterations": optimizer["iterations"], "lr": optimizer["learning_rate"] or None}
-    directions = {name: values[name] for name in ("top_p", "min_k", "max_k", "metric")}
-    return SvdSettings(optimizer=optimizer["optimizer"], full=values["exact_svd"], **steps, **directions)
-
-
-def _mixed(values: dict[str, Any]) -> dict[str, Any]:
-    upgrade = values.get("upgrade") or {"upgrade": NONE}
-    if upgrade["upgrade"] == NONE:
-        return {}
-    return {"upgrade": upgrade["upgrade"], "max_error": upgrade["max_error"]}
-
-
-def _override(line: str) -> tuple[str, str]:
-    pattern, equals, fmt = line.rpartition("=")
-    if not equals:
-        raise RecipeError(f"The override '{line}' has no '='; write REGEX=FORMAT, one a line.")
-    return pattern.strip(), fmt.strip()
-
-
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
 def _format() -> io.Input:
     titles = "\n".join(f"{name}: {fmt.title}" for name, fmt in FORMATS.items())
-    return io.Combo.Input(
-        "format", options=list(FORMATS), default="int8_convrot", tooltip=f"How the weights are stored.\n{titles}"
+    # The first option is the default.
+    names = sorted(FORMATS, key=lambda name: name != DEFAULT_FORMAT)
+    options = [*(io.DynamicCombo.Option(name, []) for name in names), io.DynamicCombo.Option(AUTO, _auto_inputs())]
+    return io.DynamicCombo.Input(
+        "format",
+        options=options,
+        tooltip=f"How the weights are stored.\n{titles}\n{AUTO}: for each layer the format of least measured "
+        "error, within a size or an error; best with a calibration.",
     )
+
+
+def _auto_inputs() -> list[io.Input]:
+    targets = [io.DynamicCombo.Option(name, [target]) for name, target in _targets().items()]
+    return [
+        io.String.Input(
+            "formats",
+            default=", ".join(DEFAULTS.formats),
+            tooltip="The formats to choose from, with commas between them.",
+        ),
+        io.DynamicCombo.Input(
+            "target",
+            options=[io.DynamicCombo.Option(NONE, []), *targets],
+            tooltip="none: every layer in 8 bits. Else layers may also stay as they are, chosen so that the summed "
+            "error is least within the size, or the size least within the error.",
+        ),
+    ]
+
+
+def _targets() -> dict[str, io.Input]:
+    def number(name: str, default: float, most: float, step: float, tooltip: str) -> io.Input:
+        return io.Float.Input(name, default=default, min=step, max=most, step=step, round=step / 100, tooltip=tooltip)
+
+    return {
+        "share": number("target_share", 0.6, 1.0, 0.01, "Size of the result, as a share of the model's."),
+        "gigabytes": number("target_gb", 8.0, 1000.0, 0.1, "Size of the result in 10^9 bytes."),
+        "error": number("target_error", 0.005, 1.0, 0.001, "Largest relative error of the layers' outputs, as run."),
+    }
 
 
 def _profile(kinds: tuple[str, ...]) -> io.Input:
@@ -217,9 +191,10 @@ def _advanced() -> list[io.Input]:
         ),
         _choice(
             "rotation_group",
-            [str(size) for size in sorted(GROUP_SIZES, reverse=True)],
+            [*(str(size) for size in sorted(GROUP_SIZES, reverse=True)), AUTO],
             str(DEFAULTS.rotation_group),
-            "Largest group of inputs that a rotated format turns together.",
+            "Largest group of inputs that a rotated format turns together. auto: for each layer the one of least "
+            "measured error, or none.",
         ),
         io.String.Input(
             "overrides",

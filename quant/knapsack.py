@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-UNITS = 1 << 14
+UNITS = 1 << 15
 """Sizes told apart between the smallest and the largest total."""
 
 
@@ -56,6 +56,8 @@ class Knapsack:
         """The choice of least cost that takes at most ``nbytes``. Raises ValueError below `smallest`."""
         if nbytes < self.smallest:
             raise ValueError(f"{nbytes} bytes are less than the smallest choice takes, {self.smallest}")
+        if self.total(self.cheapest).nbytes <= nbytes:
+            return self.cheapest
         return self._trace(min(UNITS, (nbytes - self.smallest) // self._unit))
 
     def within_cost(self, cost: float) -> Choice:
@@ -86,7 +88,8 @@ class Knapsack:
             for row, units, option in zip(tried, self._units(options), options, strict=True):
                 row[units:] = costs[: UNITS + 1 - units] + option.cost
             costs, pick = tried.min(dim=0)
-            picks.append(pick)
+            # Indices are few, and there are as many of them as layers times units.
+            picks.append(pick.to(torch.uint8))
         return costs, picks
 
     @property

@@ -81,6 +81,8 @@ class Settling:
         choice = budget.choose(self.recipe)
         for index, (key, ways) in zip(choice, candidates.items(), strict=True):
             self._place(key, ways, index)
+        if not self.plan.layers:
+            raise RecipeError("The target leaves every layer as it is; ask for a smaller size or a larger error.")
         self.plan.sort(self.source.tensors)
         chosen = budget.point(budget.knapsack.total(choice))
         by_outputs = any(self.known(way.found[0].plan.name).rows is not None for way in candidates.values())

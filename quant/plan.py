@@ -17,7 +17,7 @@ from .errors import ProfileError
 from .formats import FLOATS, FORMATS, Format, Shape
 from .precision import Precision
 from .profiles import Recognition, match, recognise
-from .recipe import AUTO, OFF, SOURCE, Recipe
+from .recipe import OFF, SOURCE, Recipe
 from .rotation import GROUP_SIZES, largest_group
 
 WEIGHT = ".weight"
@@ -271,7 +271,7 @@ def _fitting(fmt: Format, shape: Shape, recipe: Recipe, reason: str, lookup: boo
 
 
 def _first_format(recipe: Recipe) -> Format:
-    return FORMATS[recipe.formats[0] if recipe.format == AUTO else recipe.format]
+    return FORMATS[recipe.candidates[0]]
 
 
 def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, measured: bool) -> LayerPlan:

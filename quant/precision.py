@@ -68,7 +68,7 @@ class Budget:
         one of least error. Raises RecipeError for a target that no choice meets.
         """
         if recipe.target_error is not None:
-            return self._within_error(recipe.target_error)
+            return self.knapsack.within_cost(recipe.target_error**2 * self.importance)
         sizes = {"target_gb": (recipe.target_gb, GIGABYTE), "target_share": (recipe.target_share, self.source)}
         wanted = [(name, value, round(value * unit)) for name, (value, unit) in sizes.items() if value is not None]
         if not wanted:
@@ -91,10 +91,3 @@ class Budget:
                 f"{smallest / GIGABYTE:.4g} GB (a share of {smallest / self.source:.2f}); ask for more."
             )
         return self.knapsack.within_size(nbytes - self.others)
-
-    def _within_error(self, error: float) -> Choice:
-        try:
-            return self.knapsack.within_cost(error**2 * self.importance)
-        except ValueError:
-            least = self.curve()[-1].error
-            raise RecipeError(f"target_error {error:g} cannot be met: the least is {least:.4g}.") from None

@@ -112,6 +112,11 @@ class Recipe:
             raise RecipeError("The format auto needs at least one of formats to choose from, and takes no upgrade.")
 
     @property
+    def candidates(self) -> tuple[str, ...]:
+        """The formats that a layer may take if nothing else is said of it."""
+        return self.formats if self.format == AUTO else (self.format,)
+
+    @property
     def has_target(self) -> bool:
         return any(getattr(self, name) is not None for name in TARGETS)
 

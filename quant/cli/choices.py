@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..formats import FORMATS, format_name
-from ..recipe import Recipe
+from ..recipe import AUTO, TARGETS, Recipe
 from ..rounding import SvdSettings
 from .options import DEFAULT_FORMAT, FIELD_FORMATS, KINDS
 
@@ -37,9 +37,9 @@ def make_recipe(given: Mapping[str, Any]) -> Recipe:
 def without_effect(given: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """What was given and changes nothing, in sentences."""
     notes = []
-    if "block_size" in given and FORMATS[recipe.format].group_size is None:
+    formats = {*recipe.candidates, recipe.upgrade, recipe.fallback, *(fmt for _, fmt in recipe.overrides)}
+    if "block_size" in given and not any(FORMATS[name].group_size for name in recipe.candidates):
         notes.append(f"--block-size has no effect: {recipe.format} has no blocks of a size to choose.")
-    formats = {recipe.format, recipe.upgrade, recipe.fallback, *(fmt for _, fmt in recipe.overrides)}
     if "rotation_group" in given and not any(fmt.rotated for name, fmt in FORMATS.items() if name in formats):
         notes.append(f"--convrot-group-size has no effect: {recipe.format} is not rotated.")
     if "calibration" in given and not recipe.learns:
@@ -48,11 +48,18 @@ def without_effect(given: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 
 def _format(given: Mapping[str, Any], default: str) -> str:
-    named = format_name(given["format"]) if "format" in given else None
-    flagged = _flagged_format(given, named or default)
+    named = _named_format(given)
+    own = named if named is not None and named != AUTO else default
+    flagged = _flagged_format(given, own)
     if named and flagged and named != flagged:
-        raise RecipeError(f"--format {given['format']} contradicts the other options, which ask for {flagged}.")
+        raise RecipeError(f"--format {named} contradicts the other options, which ask for {flagged}.")
     return named or flagged or default
+
+
+def _named_format(given: Mapping[str, Any]) -> str | None:
+    if "format" not in given:
+        return AUTO if given.keys() & set(TARGETS) else None
+    return AUTO if given["format"] == AUTO else format_name(given["format"])
 
 
 def _flagged_format(given: Mapping[str, Any], default: str) -> str | None:

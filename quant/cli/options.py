@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..formats import FLOATS, FORMATS
-from ..recipe import BIAS_CORRECTIONS, INPUT_SCALES, ROUNDINGS, SCALES
+from ..recipe import AUTO, BIAS_CORRECTIONS, INPUT_SCALES, ROUNDINGS, SCALES, Recipe
 from ..rotation import GROUP_SIZES
 from ..rounding import METRICS, OPTIMIZERS
 from ..version import VERSION
@@ -85,6 +85,14 @@ def _override(text: str) -> tuple[str, str]:
     return pattern, fmt
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _group(text: str) -> int | str:
+    return text if text == AUTO else int(text)
+
+
 FLAG: Mapping[str, Any] = {"action": "store_true"}
 SWITCH: Mapping[str, Any] = {"action": argparse.BooleanOptionalAction}
 TEXT: Mapping[str, Any] = {"metavar": "NAME"}
@@ -110,7 +118,16 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option(("--dequantize",), "dequantize", "take a model that is quantized already; dequantize it first", SWITCH),
     ),
     "format": (
-        Option(("--format",), "format", f"{', '.join(FORMATS)} (default: {DEFAULT_FORMAT})", TEXT),
+        Option(("--format",), "format", f"{', '.join(FORMATS)}, or auto (default: {DEFAULT_FORMAT})", TEXT),
+        Option(
+            ("--formats",),
+            "formats",
+            f"what auto chooses from, by each layer's measured error (default: {','.join(Recipe().formats)})",
+            {"type": _names, "metavar": "NAME,NAME"},
+        ),
+        Option(("--target-gb",), "target_gb", "auto: least error within so many 10^9 bytes; implies auto", REAL),
+        Option(("--target-share",), "target_share", "the same, as a share of the input's size", REAL),
+        Option(("--target-error",), "target_error", "auto: smallest with this relative error of layers' outputs", REAL),
         Option(("--int8",), "int8", "INT8 with a scale for each row (int8_row)", FLAG),
         Option(("--mxfp8",), "mxfp8", "MXFP8 (mxfp8)", FLAG),
         Option(
@@ -124,8 +141,8 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option(
             ("--convrot-group-size",),
             "rotation_group",
-            f"largest group of inputs to rotate: {', '.join(map(str, GROUP_SIZES))} (default: {GROUP_SIZES[0]})",
-            WHOLE,
+            f"largest group of inputs to rotate: {', '.join(map(str, GROUP_SIZES))}, auto (default: {GROUP_SIZES[0]})",
+            {"type": _group, "metavar": "N"},
         ),
         Option(("--scale",), "scale", "how scales are found (default: absmax)", _one_of(SCALES)),
         Option(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 NEAREST = {"rounding": "nearest"}
-CALIBRATED = {"rounding": "calibrated", "damping": 0.01, "passes": 1}
+CALIBRATED = {"rounding": "calibrated", "damping": 0.0, "passes": 1}
 
 
 def load(root: str) -> Any:
@@ -22,7 +22,9 @@ def load(root: str) -> Any:
 
 
 def call(node: Any, unique_id: str | None = None, **inputs: Any) -> Any:
-    """Execute a V3 node class as the host does; gives its NodeOutput."""
+    """Execute a V3 node class as the host does; gives its NodeOutput. ``format`` may be a name alone."""
+    if isinstance(inputs.get("format"), str):
+        inputs["format"] = {"format": inputs["format"]}
     clone = node.PREPARE_CLASS_CLONE(None)
     clone.hidden = SimpleNamespace(unique_id=unique_id, prompt=None, extra_pnginfo=None)
     return clone.EXECUTE_NORMALIZED(**inputs)
@@ -31,7 +33,7 @@ def call(node: Any, unique_id: str | None = None, **inputs: Any) -> Any:
 def svd(optimizer: str, iterations: int = 10) -> dict[str, Any]:
     """The value of the ``rounding`` input for learned rounding."""
     steps = {} if optimizer == "feedback" else {"iterations": iterations, "learning_rate": 0.0}
-    settings = {"top_p": 0.2, "min_k": 64, "max_k": 256, "exact_svd": False, "random_seed": 0}
+    settings = {"top_p": 0.2, "min_k": 64, "max_k": 256, "metric": "weight", "exact_svd": False, "random_seed": 0}
     return {"rounding": "svd", "optimizer": {"optimizer": optimizer, **steps}, **settings}
 
 

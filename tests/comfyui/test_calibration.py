@@ -387,7 +387,7 @@ def test_another_seed_adds_to_the_recording_and_the_same_one_does_not(server: Se
 
 
 def test_calibrated_rounding_without_a_calibration_is_refused_in_the_graph(server: Server) -> None:
-    rounding = {"rounding": "calibrated", "rounding.damping": 0.01, "rounding.passes": 1}
+    rounding = {"rounding": "calibrated", "rounding.damping": 0.0, "rounding.passes": 1}
     quantize = {"model": ["loader", 0], "format": "int8_row", "profile": "auto", **rounding}
     graph = {
         "loader": GRAPH["loader"],

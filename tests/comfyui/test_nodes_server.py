@@ -18,7 +18,7 @@ NODES = (
     "CompareModels",
 )
 STEPS = {"iterations": 20, "learning_rate": 0.0}
-DIRECTIONS = {"top_p": 0.2, "min_k": 64, "max_k": 256, "exact_svd": False, "random_seed": 0}
+DIRECTIONS = {"metric": "weight", "top_p": 0.2, "min_k": 64, "max_k": 256, "exact_svd": False, "random_seed": 0}
 
 
 def node(kind: str, /, **inputs: Any) -> dict[str, Any]:
@@ -62,7 +62,9 @@ def test_the_example_model_is_listed_by_the_stock_loader(server: Server) -> None
 
 def test_formats_and_profiles_are_offered(server: Server) -> None:
     required = server.object_info("CalibratedRoundingQuantizeModel")["input"]["required"]
-    assert required["format"][1]["options"] == list(FORMATS)
+    offered = [option["key"] for option in required["format"][1]["options"]]
+    assert offered[0] == "int8_convrot"
+    assert sorted(offered) == sorted([*FORMATS, "auto"])
     assert required["profile"][1]["options"][0] == "auto"
     assert {"wan", "flux"} <= set(required["profile"][1]["options"])
     assert "t5xxl" not in required["profile"][1]["options"]
