@@ -15,6 +15,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "float8_e4m3fn": (),
     "int8_row": ROW,
     "int8_convrot": (*ROW, "--convrot"),
+    "int8_blockwise": ("--int8", "--scaling-mode", "block", "--block-size", "128"),
     "mxfp8": ("--mxfp8",),
 }
 """The peer's options for those of the pack's formats that it writes, too."""

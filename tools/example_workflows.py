@@ -72,29 +72,43 @@ def conditioned(**models: tuple[str, int]) -> dict[str, tuple[str, int]]:
     return {**models, "positive": ("digit", 0), "negative": ("nothing", 0), "latent_image": ("latent", 0)}
 
 
-def comparison(name: str, y: int) -> dict[str, Node]:
-    """FP8 rounded in the way ``name``, compared with the float model, in a row."""
-    links = {"model": ("model", 0)} | ({"calibration": ("calibrate", 0)} if name == "calibrated" else {})
+def comparison(name: str, y: int, values: Mapping[str, Any], title: str) -> dict[str, Node]:
+    """A model quantized with ``values`` and compared with the float model, in a row; ``name`` makes their keys."""
+    calibrated = values.get("rounding") == "calibrated"
+    links = {"model": ("model", 0)} | ({"calibration": ("calibrate", 0)} if calibrated else {})
     compared = conditioned(reference=("model", 0), candidate=(name, 0)) | {"vae": ("vae", 0)}
+    settings = {"seeds": "1-4", **STEPS}
+    compare = "CalibratedRoundingCompareModels"
     return {
-        name: Node(QUANTIZE, (800, y), (360, 640), {"format": "float8_e4m3fn", "rounding": name}, links),
-        f"{name} compared": Node(
-            "CalibratedRoundingCompareModels",
-            (1220, y),
-            (420, 640),
-            {"seeds": "1-4", **STEPS},
-            compared,
-            f"Float against {name} FP8",
-        ),
+        name: Node(QUANTIZE, (800, y), (360, 640), values, links),
+        f"{name} compared": Node(compare, (1220, y), (420, 640), settings, compared, f"Float against {title}"),
         f"{name} report": Node(
             "PreviewAny", (1700, y), (420, 640), {}, {"source": (f"{name} compared", 1)}, "Seed by seed, step by step"
         ),
     }
 
 
+def calibrated() -> dict[str, Node]:
+    """The float model, what sampling needs, and a calibration at other seeds than those that models are compared at."""
+    settings = {"seed": 1000, "control_after_generate": "fixed", "runs": 4, **STEPS}
+    node, links = "CalibratedRoundingCalibrateModel", conditioned(model=("model", 0))
+    return {
+        "model": LOADER,
+        **digit_inputs(190, pictures=1),
+        "calibrate": Node(node, (420, 40), (320, 420), settings, links, "Calibrate at other seeds"),
+    }
+
+
 STEPS = {"steps": 20, "cfg": 3.0, "scheduler": "simple"}
 LOADER = Node("UNETLoader", (40, 40), (320, 90), {"unet_name": "digits_wan.safetensors"})
 QUANTIZE = "CalibratedRoundingQuantizeModel"
+SIZED = {
+    "format": "auto",
+    "format.formats": "int8_convrot",
+    "format.target": "share",
+    "format.target.target_share": 0.51,
+}
+"""No larger than what the profile leaves: on a CPU, ComfyUI holds what stays in floating point in 32 bits."""
 
 WORKFLOWS: dict[str, dict[str, Node]] = {
     "quantize_and_sample": {
@@ -157,18 +171,14 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "report": Node("PreviewAny", (1220, 760), (540, 280), {}, {"source": ("quantize", 1)}, "Layer by layer"),
     },
     "calibrate_quantize_compare": {
-        "model": LOADER,
-        **digit_inputs(190, pictures=1),
-        "calibrate": Node(
-            "CalibratedRoundingCalibrateModel",
-            (420, 40),
-            (320, 420),
-            {"seed": 1000, "control_after_generate": "fixed", "runs": 4, **STEPS},
-            conditioned(model=("model", 0)),
-            "Calibrate at other seeds",
-        ),
-        **comparison("nearest", 40),
-        **comparison("calibrated", 740),
+        **calibrated(),
+        **comparison("nearest", 40, {"format": "float8_e4m3fn", "rounding": "nearest"}, "nearest FP8"),
+        **comparison("calibrated", 740, {"format": "float8_e4m3fn", "rounding": "calibrated"}, "calibrated FP8"),
+    },
+    "quantize_to_a_size": {
+        **calibrated(),
+        **comparison("profile", 40, {"format": "int8_convrot", "rounding": "calibrated"}, "what the profile keeps"),
+        **comparison("chosen", 740, {**SIZED, "rounding": "calibrated"}, "what measuring keeps, no larger"),
     },
     "sample_saved_file": {
         "model": Node(

@@ -89,6 +89,16 @@ def test_calibrate_quantize_compare_shows_what_calibrating_gains(server: Server)
     assert mean_psnr(calibrated) >= mean_psnr(nearest) + 5
 
 
+def test_quantize_to_a_size_is_closer_than_the_profile_and_no_larger(server: Server) -> None:
+    graph = api_format(workflow("quantize_to_a_size"))
+    outputs = server.execute(graph)
+    profile, chosen = shown_by(outputs, graph, "CalibratedRoundingCompareModels")
+    assert mean_psnr(chosen) >= mean_psnr(profile) + 1
+    by_profile, by_measurement = shown_by(outputs, graph, "CalibratedRoundingQuantizeModel")
+    sizes = [shown["calibrated_rounding"][0]["totals"]["bytes_after"] for shown in (by_profile, by_measurement)]
+    assert sizes[1] <= sizes[0] * 1.01
+
+
 def mean_psnr(shown: dict[str, Any]) -> float:
     """Of the last line that Compare Models shows."""
     last: str = shown["text"][0].splitlines()[-1]

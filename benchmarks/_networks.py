@@ -1,0 +1,94 @@
+"""Trained networks with the inputs that their layers see: a sample to learn from, and one that nothing learns from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import _minilm
+import torch
+from calibrated_rounding.quant.calibration import Calibration
+from calibrated_rounding.quant.checkpoint import open_checkpoint
+from calibrated_rounding.quant.recording import Recorder
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+MODELS = ROOT / "examples" / "models"
+DIGITS = MODELS / "diffusion_models" / "digits_wan.safetensors"
+GUIDANCE = 3.0
+TEXTS, BATCH = 200, 20
+
+
+@dataclass(frozen=True)
+class Network:
+    """weights: float32 ``[N, K]`` by layer. learned and unseen: the layers' inputs in two sets of runs."""
+
+    name: str
+    weights: dict[str, Tensor]
+    learned: Calibration
+    unseen: Calibration
+
+
+def networks() -> list[Network]:
+    """The shipped diffusion model, and a text encoder where its package is installed."""
+    return [digits(), *minilm()]
+
+
+def digits() -> Network:
+    """The linear layers of the shipped model's blocks, while it draws every digit."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from example_model import WanTransformer
+    from train_example import sample
+
+    with open_checkpoint(DIGITS) as checkpoint:
+        tensors = {name: checkpoint.read(name).float() for name in checkpoint.tensors}
+    with open_checkpoint(MODELS / "conditioning" / "digits_conditioning.safetensors") as checkpoint:
+        table = checkpoint.read("conditioning")
+    model = WanTransformer(dim=256, ffn_dim=512, blocks=2, text_dim=64)
+    model.load_state_dict(tensors)
+    model.eval().requires_grad_(False)
+
+    def run(seed: int) -> None:
+        torch.manual_seed(seed)
+        sample(model, table, torch.arange(10).repeat(2), GUIDANCE)
+
+    return _recorded("digits", model, tensors, "blocks.", [run, run], seeds=(1000, 5000))
+
+
+def minilm() -> list[Network]:
+    """Two of the six layers of MiniLM, reading Python's documentation; empty where it is not installed."""
+    folder = _minilm.folder()
+    if folder is None:
+        return []
+    model, texts = _minilm.encoder(folder), _minilm.texts(folder)
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
+
+    def read(rows: Tensor) -> Callable[[int], None]:
+        return lambda seed: [model(texts[part]) for part in rows.split(BATCH)] and None
+
+    runs = [read(order[:TEXTS]), read(order[TEXTS : 2 * TEXTS])]
+    chosen = ("encoder.layer.1.", "encoder.layer.4.")
+    return [_recorded("MiniLM", model, _minilm.weights(folder), chosen, runs, seeds=(0, 0))]
+
+
+def _recorded(
+    name: str,
+    model: torch.nn.Module,
+    tensors: dict[str, Tensor],
+    prefixes: str | tuple[str, ...],
+    runs: Iterable[Callable[[int], None]],
+    seeds: tuple[int, int],
+) -> Network:
+    keys = [key for key, t in tensors.items() if key.startswith(prefixes) and key.endswith(".weight") and t.dim() == 2]
+    layers = [key.removesuffix(".weight") for key in keys]
+    learned, unseen = (_watched(model, layers, run, seed) for run, seed in zip(runs, seeds, strict=True))
+    return Network(name, {layer: tensors[f"{layer}.weight"] for layer in layers}, learned, unseen)
+
+
+def _watched(model: torch.nn.Module, layers: list[str], run: Callable[[int], None], seed: int) -> Calibration:
+    recorder = Recorder()
+    with torch.inference_mode(), recorder.watch(model, layers=layers):
+        run(seed)
+    return recorder.calibration()
