@@ -7,7 +7,8 @@ The shipped digits model is quantized in each format and with each rounding meth
 (PyPI; ``ctq`` on the PATH, or --peer), with its own command line: with --simple, and with its learned rounding at its
 defaults; both quantize the same layers. Every file is loaded by ComfyUI's own UNETLoader (found as the tests find it:
 COMFYUI_PATH, the folder that the pack is installed in, or ~/ComfyUI) and sampled at fixed seeds: all ten classes, 20
-steps of euler, scheduler simple, cfg 3. "calibrated" was recorded by the pack's own node in two runs at other seeds.
+steps of euler, scheduler simple, cfg 3. "calibrated" was recorded by the pack's own node in two runs at other seeds;
+"chosen" has its layers chosen by measured error and not by the profile, in no more bytes.
 
 PSNR is that of each latent, its peak the range of the float model's latents, and the table has the mean over seeds and
 classes; the relative error is ||quantized - float|| / ||float|| over all of them, and its ratio that to nearest
@@ -29,6 +30,7 @@ from calibrated_rounding.quant import Recipe, SvdSettings, plan_file, quantize_f
 from calibrated_rounding.quant import formats as known
 from calibrated_rounding.quant.calibration import Calibration
 from calibrated_rounding.quant.latents import Closeness, closeness, span
+from calibrated_rounding.quant.recipe import AUTO
 from calibrated_rounding.tests.comfyui.harness import PACK, Host, HostMissing, example_model, find_host
 from safetensors.torch import load_file
 from torch import Tensor
@@ -41,8 +43,9 @@ ROUNDINGS = {
     "svd, feedback": {"rounding": "svd", "svd": SvdSettings(optimizer="feedback")},
     "calibrated": {"rounding": "calibrated"},
 }
+CHOSEN = "calibrated, chosen"
 PEERS = {"peer, nearest": _peer.NEAREST, "peer, learned": ()}
-METHODS = {fmt: (*ROUNDINGS, *(PEERS if fmt in _peer.FORMATS else ())) for fmt in FORMATS}
+METHODS = {fmt: (*ROUNDINGS, CHOSEN, *(PEERS if fmt in _peer.FORMATS else ())) for fmt in FORMATS}
 
 GAIN = {"float8_e4m3fn": 8.0, "float8_e5m2": 8.0, "int8_convrot": 3.0}
 """Decibels that calibrated is to be above nearest."""
@@ -111,10 +114,19 @@ def sampled(host: Host, seeds: int, peer: str | None) -> dict[str, Tensor]:
 def quantized(source: Path, folder: Path, calibration: Calibration) -> dict[str, Path]:
     """A file of every format and method of the pack's, by case."""
     recipes = {case_of(f, method): Recipe(format=f, **how) for f in FORMATS for method, how in ROUNDINGS.items()}
+    recipes |= {case_of(f, CHOSEN): chosen_layers(source, f) for f in FORMATS}
     paths = {case: target_of(folder, case) for case in recipes}
     for case, recipe in recipes.items():
         quantize_file(source, paths[case], recipe, statistics=calibration)
     return paths
+
+
+def chosen_layers(source: Path, fmt: str) -> Recipe:
+    """The format for layers chosen by measured error, not by the profile, in as many bytes as the profile's take."""
+    plan = plan_file(source, Recipe(format=fmt))
+    floats = [part.source for part in (*plan.layers.values(), *plan.kept.values())]
+    share = plan.nbytes / sum(spec.nbytes for spec in floats)
+    return Recipe(format=AUTO, formats=(fmt,), target_share=share, rounding="calibrated")
 
 
 def quantized_by_peer(source: Path, folder: Path, peer: str) -> dict[str, Path]:
