@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import examples
+from . import examples, routes
 from .conditioning import LoadClassConditioning
 from .nodes_calibration import CalibrateModel, CollectCalibration, LoadCalibration, RecordCalibration, SaveCalibration
 from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEncoder
@@ -15,6 +15,7 @@ from .nodes_recipe import LoadRecipe, QuantizationRecipe
 class CalibratedRounding(ComfyExtension):
     async def on_load(self) -> None:
         examples.register()
+        routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -13,8 +13,9 @@ from ..quant.calibration import Calibration
 from . import files, host_run
 from .host import ATTACHMENT, source_metadata
 from .host_clip import quantized_parts
-from .nodes_quantize import CATEGORY, device_input, report_output, shown
+from .nodes_quantize import CATEGORY, device_input, report_output
 from .recipe_inputs import calibration_link, make_recipe, recipe_inputs, recipe_link, unused_note
+from .shown import shown
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
 

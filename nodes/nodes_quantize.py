@@ -14,10 +14,10 @@ from .host_clip import part_tensors, rebuild_clip, runnable_parts
 from .host_run import DEVICES
 from .quantize import Result, quantize_weights
 from .recipe_inputs import calibration_link, make_recipe, recipe_inputs, recipe_link, unused_note
+from .shown import shown
 from .weights import LoadedWeights
 
 CATEGORY = "model/quantization"
-UI_KEY = "calibrated_rounding"
 
 
 def device_input() -> io.Input:
@@ -33,12 +33,6 @@ def device_input() -> io.Input:
 
 def report_output() -> io.Output:
     return io.String.Output("report", tooltip="What was done, layer by layer, and what it cost.")
-
-
-def shown(report: Report, kept: bool = False, unused: str = "") -> dict[str, Any]:
-    """What a node shows: the totals as text, and the whole report for the pack's front end."""
-    note = "\nTaken from the results kept on disk; nothing was rounded." if kept else ""
-    return {UI_KEY: [report.to_dict()], "text": [report.summary() + note + unused]}
 
 
 class QuantizeModel(io.ComfyNode):
