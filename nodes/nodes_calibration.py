@@ -112,6 +112,7 @@ class CollectCalibration(io.ComfyNode):
                 ),
             ],
             outputs=calibration_outputs(),
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -155,6 +156,7 @@ class CalibrateModel(io.ComfyNode):
             ],
             outputs=calibration_outputs(),
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -241,6 +243,7 @@ class LoadCalibration(io.ComfyNode):
                 )
             ],
             outputs=calibration_outputs(),
+            has_intermediate_output=True,
         )
 
     @classmethod

@@ -54,6 +54,7 @@ class QuantizeModel(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The quantized model."), report_output()],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -87,6 +88,7 @@ class QuantizeTextEncoder(io.ComfyNode):
             ],
             outputs=[io.Clip.Output(tooltip="The quantized text encoder."), report_output()],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

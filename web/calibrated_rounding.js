@@ -176,16 +176,21 @@ function toSave(node) {
   return { remarks: remarks.filter(({ kind }) => kind === "needs_pack") };
 }
 
+/** An event handler that waits for the graph; what comes before, `refresh` finds on the server. */
+const ready = (handler) => (event) => looking && handler(event);
+
+// Here and not in setup, because the page of a running prompt gets events before that.
+api.addEventListener("calibrated_rounding.progress", ready(progressed));
+api.addEventListener("execution_success", ready(succeeded));
+api.addEventListener("execution_error", ready(stopped("failed")));
+api.addEventListener("execution_interrupted", ready(stopped("interrupted")));
+
 app.registerExtension({
   name: "calibrated-rounding",
 
   async setup() {
     loadStyle();
     await loadWords();
-    api.addEventListener("calibrated_rounding.progress", progressed);
-    api.addEventListener("execution_success", succeeded);
-    api.addEventListener("execution_error", stopped("failed"));
-    api.addEventListener("execution_interrupted", stopped("interrupted"));
   },
 
   nodeCreated(node) {

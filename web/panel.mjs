@@ -21,7 +21,8 @@ export class Panel {
     this.button = button(text("full_report"), () => openReport(this.state.report));
     const advanced = button(text("advanced"), turnAdvanced, { class: "calro-advanced" });
     const buttons = h("div", { class: "calro-buttons" }, this.button, advanced);
-    const parts = [this.head, this.strip.element, this.bar, this.facts, this.remarks, buttons, this.said];
+    const body = h("div", { class: "calro-body" }, this.facts, this.remarks);
+    const parts = [this.head, this.strip.element, this.bar, body, buttons, this.said];
     this.element = h("div", { class: "calro calro-panel", role: "group", "aria-label": text("panel") }, ...parts);
     this.state = { phase: "idle", layers: [] };
     this.check = null;
@@ -71,7 +72,8 @@ export class Panel {
   }
 
   #remarks() {
-    const shown = (this.check?.remarks ?? []).map(remark);
+    const failure = this.state.phase === "failed" ? [{ kind: "refused", level: "error", text: this.state.message }] : [];
+    const shown = [...failure, ...(this.check?.remarks ?? [])].map(remark);
     if (shown.length) return shown;
     const formats = new Set(this.state.layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);
@@ -127,8 +129,8 @@ function planned(plan) {
   ];
 }
 
-function stopped(title, state) {
-  return { title, detail: state.message, facts: state.run ? [count(state), ...saved(state.layers)] : [] };
+function stopped(title, { run, layers }) {
+  return { title, detail: run?.next, facts: run?.total ? [count({ run }), ...saved(layers)] : [] };
 }
 
 /** For each phase: the title, what stands beside it, facts ([label, value]), and the share that is done. */
