@@ -8,7 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..kernels.errors import KernelError
 from ..kernels.layouts import stock
-from . import examples, host_formats
+from . import examples, host_formats, routes
 from .blockwise_loader import LoadBlockwiseModel
 from .conditioning import LoadClassConditioning
 from .nodes_calibration import CalibrateModel, CollectCalibration, LoadCalibration, RecordCalibration, SaveCalibration
@@ -26,6 +26,7 @@ class CalibratedRounding(ComfyExtension):
             stock.apply_setting()
         except KernelError as error:
             logging.warning("calibrated-rounding: %s", error)
+        routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes: list[type[io.ComfyNode]] = [

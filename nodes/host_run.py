@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import comfy.model_management
 import comfy.utils
@@ -14,6 +13,7 @@ import torch
 
 from ..quant import Progress
 from ..quant.engine import Cancel, OnProgress
+from . import live
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 0.5
@@ -38,12 +38,15 @@ def run(work: Callable[[OnProgress, Cancel], T], node_id: str | None) -> T:
         while not wait([future], POLL_SECONDS).done:
             stop_if_interrupted()
             show(seen)
-    except BaseException:
+        show(seen)
+        result = future.result()
+    except BaseException as error:
         stop.set()
         wait([future], GRACE_SECONDS)
+        show.failed(error)
         raise
-    show(seen)
-    return future.result()
+    show.run.end("rounded")
+    return result
 
 
 def stop_if_interrupted() -> None:
@@ -59,28 +62,31 @@ def _fulfil(future: Future[T], work: Callable[[OnProgress, Cancel], T], progress
 
 
 class _Display:
-    """The node's bar, by weights, and its line of text."""
+    """The node's bar, by weights, and what the pack's front end shows."""
 
     def __init__(self, node_id: str | None) -> None:
+        self.run = live.begin(node_id)
         self._node_id, self._shown, self._bar = node_id, 0, None
 
     def __call__(self, seen: list[Progress]) -> None:
-        if len(seen) == self._shown:
+        new = seen[self._shown :]
+        if not new:
             return
-        self._shown, now = len(seen), seen[-1]
+        self._shown, now = self._shown + len(new), new[-1]
         self._bar = self._bar or comfy.utils.ProgressBar(now.weights_total, node_id=self._node_id)
         self._bar.update_absolute(now.weights_done, now.weights_total)
-        send_text(_line(now), self._node_id)
+        self.run.show(new)
 
-
-def _line(now: Progress) -> str:
-    last = f"; last error {now.last.error:.4f}, {now.last.seconds:.1f} s" if now.last else ""
-    return f"{now.done} of {now.total} layers" + (f": {now.next_layer}{last}" if now.next_layer else last)
+    def failed(self, error: BaseException) -> None:
+        if isinstance(error, comfy.model_management.InterruptProcessingException):
+            self.run.end("interrupted")
+        else:
+            self.run.end("failed", str(error))
 
 
 def send_text(text: str, node_id: str | None) -> None:
     """Show a line of text in the node; nothing happens where no server runs."""
-    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = live.running_server()
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
 

@@ -109,6 +109,7 @@ class CollectCalibration(io.ComfyNode):
                 ),
             ],
             outputs=calibration_outputs(),
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -143,6 +144,7 @@ class CalibrateModel(io.ComfyNode):
             ],
             outputs=calibration_outputs(),
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -201,6 +203,7 @@ class LoadCalibration(io.ComfyNode):
                 )
             ],
             outputs=calibration_outputs(),
+            has_intermediate_output=True,
         )
 
     @classmethod

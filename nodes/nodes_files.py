@@ -14,9 +14,10 @@ from ..quant.checkpoint import read_header
 from . import files, host_run
 from .host import ATTACHMENT, source_metadata
 from .host_clip import quantized_parts
-from .nodes_quantize import CATEGORY, device_input, report_output, shown
+from .nodes_quantize import CATEGORY, device_input, report_output
 from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe_values import make_recipe, unused_note
+from .shown import shown
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
 

@@ -15,10 +15,10 @@ from .host_run import DEVICES
 from .quantize import Result, quantize_weights
 from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe_values import make_recipe, unused_note
+from .shown import shown
 from .weights import LoadedWeights
 
 CATEGORY = "model/quantization"
-UI_KEY = "calibrated_rounding"
 
 
 def device_input() -> io.Input:
@@ -34,12 +34,6 @@ def device_input() -> io.Input:
 
 def report_output() -> io.Output:
     return io.String.Output("report", tooltip="What was done, layer by layer, and what it cost.")
-
-
-def shown(report: Report, kept: bool = False, unused: str = "") -> dict[str, Any]:
-    """What a node shows: the totals as text, and the whole report for the pack's front end."""
-    note = "\nTaken from the results kept on disk; nothing was rounded." if kept else ""
-    return {UI_KEY: [report.to_dict()], "text": [report.summary() + note + unused]}
 
 
 class QuantizeModel(io.ComfyNode):
@@ -61,6 +55,7 @@ class QuantizeModel(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The quantized model."), report_output()],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -94,6 +89,7 @@ class QuantizeTextEncoder(io.ComfyNode):
             ],
             outputs=[io.Clip.Output(tooltip="The quantized text encoder."), report_output()],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

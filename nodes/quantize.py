@@ -19,7 +19,7 @@ from ..quant.engine import Run
 from ..quant.errors import CheckpointError
 from ..quant.sinks import FileSink, StateDictSink
 from ..quant.sources import as_float
-from . import host_run
+from . import host_run, live
 from .cache import Cache
 from .host_formats import refuse_unloadable
 from .weights import LoadedWeights
@@ -52,6 +52,7 @@ def quantize_weights(
     """
     refuse_unloadable(recipe)
     device, store = host_run.device_name(device_choice), cache()
+    live.begin(node_id)
     digest = weights.digest(quick=bool(stamp), tick=host_run.stop_if_interrupted)
     calibrated = "" if calibration is None else f" {calibration.digest}"
     path = store.path(f"{stamp} {digest}{calibrated}", recipe, device)

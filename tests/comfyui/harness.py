@@ -142,11 +142,15 @@ def tail(log: Path, characters: int = 6000) -> str:
 
 
 class Server:
-    """ComfyUI's server on the CPU, with folders of its own below ``base`` and a copy of the pack in custom_nodes."""
+    """ComfyUI's server on the CPU, with folders of its own below ``base`` and a copy of the pack in custom_nodes.
 
-    def __init__(self, host: Host, base: Path) -> None:
+    options: more of its command line.
+    """
+
+    def __init__(self, host: Host, base: Path, *options: str) -> None:
         self.host = host
         self.base = base
+        self.options = options
         self.log = base / "server.log"
         self.output = base / "output"
         self.url = f"http://127.0.0.1:{_free_port()}"
@@ -159,7 +163,7 @@ class Server:
         command = [
             *(str(self.host.python), str(self.host.path / "main.py"), "--cpu", "--disable-auto-launch"),
             *("--base-directory", str(self.base), "--port", self.url.rsplit(":", 1)[1]),
-            *("--database-url", "sqlite:///:memory:", "--disable-api-nodes"),
+            *("--database-url", "sqlite:///:memory:", "--disable-api-nodes", *self.options),
         ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=self.base, env=host_environment(), stdout=log, stderr=log)

@@ -234,9 +234,9 @@ outputs["twice"] = {
     "unchanged": all(a is b for a, b in zip(state, now)),
     "warnings": warnings,
     "equal": torch.equal(sample(inside.load_unet(made)[0]), latents),
-    "quantized": len(pack_nodes.call(
+    "quantized": pack_nodes.call(
         other.QuantizeModel, model=inside.load_unet(source)[0], format="int8_blockwise", profile="auto",
-        rounding=pack_nodes.NEAREST).ui["calibrated_rounding"][0]["layers"]),
+        rounding=pack_nodes.NEAREST).ui["calibrated_rounding"][0]["totals"]["layers"],
 }
 sys.modules.update(mine)
 
@@ -358,7 +358,7 @@ outputs["saved equal"] = torch.equal(sample(load("again_00001_.safetensors")), l
 float_model, _ = inside.load_unet(source)
 outputs["refusal"] = failure(lambda: quantize(float_model, format="int8_blockwise"))
 outputs["fallback refusal"] = failure(lambda: quantize(float_model, format="int8_row", fallback="int8_blockwise_64"))
-outputs["stock formats"] = len(quantize(float_model, format="int8_row").ui["calibrated_rounding"][0]["layers"])
+outputs["stock formats"] = quantize(float_model, format="int8_row").ui["calibrated_rounding"][0]["totals"]["layers"]
 made_here = quantize(float_model, format="int8_row").args[0]
 comfy.ops._load_quantized_module = stock
 from calibrated_rounding.nodes import host_formats

@@ -1,4 +1,4 @@
-"""How a node runs the engine: progress in the node, an interrupt in the middle of a layer, and no room on the disk."""
+"""How a node runs the engine: progress told to the page, an interrupt amid a layer, and no room on the disk."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from calibrated_rounding.tests.comfyui.harness import PACK, Host
+from calibrated_rounding.tests.comfyui.workflows import table
 
 SETUP = """
 import os, sys, threading
@@ -14,7 +15,7 @@ import comfy.model_management as management, comfy.utils
 inside.load_pack(root)
 from calibrated_rounding.nodes import quantize
 from calibrated_rounding.nodes.weights import LoadedWeights
-from calibrated_rounding.quant import Recipe, layer
+from calibrated_rounding.quant import Recipe, methods
 
 folder = quantize.cache().folder
 weights = LoadedWeights({f"layers.{i}.weight": torch.randn(64 * (i + 1), 64) for i in range(3)})
@@ -27,7 +28,7 @@ def run():
 INTERRUPT = (
     SETUP
     + """
-real, inside_layer, release = layer.round_svd, threading.Event(), threading.Event()
+real, inside_layer, release = methods.round_svd, threading.Event(), threading.Event()
 
 def endless(*arguments, **options):
     # Like one decomposition of a huge matrix: it looks at nothing until it is done.
@@ -35,7 +36,7 @@ def endless(*arguments, **options):
     release.wait()
     return real(*arguments, **options)
 
-layer.round_svd = endless
+methods.round_svd = endless
 waiting = lambda: (inside_layer.wait(), management.interrupt_current_processing())
 threading.Thread(target=waiting, daemon=True).start()
 try:
@@ -49,7 +50,7 @@ for thread in threading.enumerate():
     if thread.name == "calibrated-rounding":
         thread.join()
 outputs["left"] = os.listdir(folder)
-layer.round_svd = real
+methods.round_svd = real
 outputs["afterwards"] = len(run().report.layers)
 """
 )
@@ -77,22 +78,64 @@ def test_the_next_run_works(interrupted: dict[str, Any]) -> None:
 PROGRESS = (
     SETUP
     + """
-lines, bars = [], []
-server = SimpleNamespace(send_progress_text=lambda text, node: lines.append((text, node)))
+events, bars = [], []
+asked = [0, "a prompt", {}, {"extra_pnginfo": {"workflow": {"id": "a workflow"}}}, []]
+server = SimpleNamespace(
+    client_id="a page",
+    prompt_queue=SimpleNamespace(get_current_queue_volatile=lambda: ([asked], [])),
+    send_sync=lambda kind, data, page: events.append((kind, data, page)),
+)
 sys.modules["server"] = SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
 comfy.utils.set_progress_bar_global_hook(lambda now, total, preview, node_id: bars.append((now, total, node_id)))
-run()
-outputs["lines"], outputs["bars"] = lines, bars
+report = run().report
+from calibrated_rounding.nodes import live
+outputs["events"], outputs["bars"], outputs["remembered"] = list(events), bars, live.remembered()
+outputs["errors"] = [layer.error for layer in report.layers]
+
+def fail(progress, cancel):
+    raise ValueError("no such luck")
+
+from calibrated_rounding.nodes import host_run
+try:
+    host_run.run(fail, "8")
+except ValueError:
+    outputs["failed"] = live.remembered()[-1]
 """
 )
 
 
-def test_progress_is_shown_in_the_node_by_weights(host: Host) -> None:
-    shown = host.run(PROGRESS, root=str(PACK))
+@pytest.fixture(scope="module")
+def progress(host: Host) -> dict[str, Any]:
+    return host.run(PROGRESS, root=str(PACK))
+
+
+def test_the_bar_goes_by_weights(progress: dict[str, Any]) -> None:
     weights = 64 * 64 * (1 + 2 + 3)
-    assert shown["bars"][-1] == [weights, weights, "7"]
-    assert shown["lines"][-1][0].startswith("3 of 3 layers")
-    assert {node for _, node in shown["lines"]} == {"7"}
+    assert progress["bars"][-1] == [weights, weights, "7"]
+
+
+def test_every_layer_is_told_to_the_page_once(progress: dict[str, Any]) -> None:
+    kinds, events, pages = zip(*progress["events"], strict=True)
+    assert set(kinds) == {"calibrated_rounding.progress"} and set(pages) == {"a page"}
+    assert {(event["node"], event["prompt"], event["workflow"]) for event in events} == {
+        ("7", "a prompt", "a workflow")
+    }
+    assert [events[0]["state"], events[-1]["state"]] == ["preparing", "rounded"]
+    rows = [row for event in events for row in table(event["layers"])]
+    assert [row["name"] for row in rows] == [f"layers.{i}" for i in range(3)]
+    assert [row["error"] for row in rows] == pytest.approx(progress["errors"], rel=1e-5)
+    for event in events:
+        assert event["start"] + len(table(event["layers"])) == event["done"] <= event["total"]
+
+
+def test_a_page_that_comes_later_is_told_everything(progress: dict[str, Any]) -> None:
+    (run,) = progress["remembered"]
+    assert [row["name"] for row in table(run["layers"])] == [f"layers.{i}" for i in range(3)]
+    assert (run["state"], run["done"], run["start"]) == ("rounded", 3, 0)
+
+
+def test_a_page_is_told_why_a_run_failed(progress: dict[str, Any]) -> None:
+    assert (progress["failed"]["state"], progress["failed"]["message"]) == ("failed", "no such luck")
 
 
 NO_ROOM = (

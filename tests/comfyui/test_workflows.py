@@ -12,7 +12,7 @@ import pytest
 import torch
 from calibrated_rounding.quant import Recipe, plan_file
 from calibrated_rounding.tests.comfyui.harness import PACK, PACK_NAME, Server
-from calibrated_rounding.tests.comfyui.workflows import api_format
+from calibrated_rounding.tests.comfyui.workflows import api_format, table
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
@@ -78,7 +78,7 @@ def test_calibrate_quantize_sample_draws_the_digit_with_both_models(server: Serv
     for images in (floats["images"], quantized["images"]):
         assert digits_seen(server, handwriting, images).count(ASKED) >= 3
     (shown,) = shown_by(outputs, graph, "CalibratedRoundingQuantizeModel")
-    layers = shown["calibrated_rounding"][0]["layers"]
+    layers = table(shown["calibrated_rounding"][0]["layers"])
     assert all(layer["output_error"] is not None for layer in layers)
 
 

@@ -15,6 +15,15 @@ def api_format(workflow: Mapping[str, Any]) -> dict[str, Any]:
     return {str(node["id"]): _api_node(node, sources) for node in workflow["nodes"]}
 
 
+def table(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table that a node shows as columns."""
+    lists = {
+        key: column if isinstance(column, list) else [column["values"][place] for place in column["index"]]
+        for key, column in columns.items()
+    }
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
 def _api_node(node: Mapping[str, Any], sources: Mapping[int, list[Any]]) -> dict[str, Any]:
     names = [entry["widget"]["name"] for entry in node["inputs"] if "widget" in entry]
     inputs = dict(_pairs(names, node["widgets_values"]))

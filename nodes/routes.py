@@ -1,0 +1,46 @@
+"""What the pack's front end asks the server for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import folder_paths
+from aiohttp import web
+
+from ..quant import QuantError
+from . import files, live
+from .check import Question, check
+
+PREFIX = "/calibrated_rounding"
+
+
+def register() -> None:
+    """Add the routes to ComfyUI's server, if one runs."""
+    server = live.running_server()
+    if server is not None:
+        server.routes.get(f"{PREFIX}/live")(_live)
+        server.routes.post(f"{PREFIX}/check")(_check)
+
+
+async def _live(_: web.Request) -> web.Response:
+    return web.json_response(live.remembered())
+
+
+async def _check(request: web.Request) -> web.Response:
+    """Answers 400 to what no node of the pack asks."""
+    try:
+        # In a thread: a header may lie on a slow disk.
+        return web.json_response(await asyncio.to_thread(_answer, await request.json()))
+    except (QuantError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise web.HTTPBadRequest(text=f"{type(error).__name__}: {error}") from None
+
+
+def _answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """asked: {"values", "file": [kind of folder, name] or null, "whole", "calibration"}; see `Question`."""
+    values = dict(asked["values"])
+    if asked["whole"] and "file" in values:
+        file: str | None = files.model_path(values["file"])[1]
+    else:
+        file = folder_paths.get_full_path(*asked["file"]) if asked["file"] else None
+    return check(Question(values, file, bool(asked["whole"]), bool(asked["calibration"])))

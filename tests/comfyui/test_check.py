@@ -1,0 +1,96 @@
+"""What the server says of a quantize node before it runs, as the page asks it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calibrated_rounding.quant import Recipe, plan_file, quantize_file
+from calibrated_rounding.tests.comfyui.harness import HostError, Server, example_model
+from safetensors.torch import save_file
+
+DIGITS = example_model("digits_wan.safetensors")
+FILE = ["diffusion_models", DIGITS.name]
+
+
+def ask(server: Server, file: list[str] | None = None, calibration: bool = False, **values: Any) -> dict[str, Any]:
+    asked = {"format": "int8_row", "profile": "auto", "rounding": "nearest", "upgrade": "none"} | values
+    body = {"values": asked, "file": file, "whole": "file" in values, "calibration": calibration}
+    answer: dict[str, Any] = server.post("/calibrated_rounding/check", body)
+    return answer
+
+
+def kinds(answer: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(remark["kind"], remark["level"]) for remark in answer["remarks"]}
+
+
+def test_the_plan_is_what_the_run_would_do(server: Server) -> None:
+    answer = ask(server, FILE, format="int8_convrot")
+    planned = plan_file(DIGITS, Recipe(format="int8_convrot"))
+    plan = answer["plan"]
+    assert (plan["profile"], plan["layers"], plan["kept"]) == ("wan", len(planned.layers), len(planned.kept))
+    assert plan["formats"] == ["int8_convrot"]
+    assert plan["bytes_before"] == pytest.approx(DIGITS.stat().st_size, rel=0.01)
+    assert plan["bytes_after"] < plan["bytes_before"]
+    assert answer["remarks"] == []
+
+
+def test_without_a_file_only_the_format_is_remarked_on(server: Server) -> None:
+    answer = ask(server, format="float8_e4m3fn")
+    assert answer["plan"] is None
+    assert answer["remarks"] == [{"kind": "emulated", "level": "warning", "format": "float8_e4m3fn", "device": "CPU"}]
+
+
+def test_a_profile_that_does_not_match_is_told_with_the_one_that_does(server: Server) -> None:
+    (remark,) = ask(server, FILE, profile="flux")["remarks"]
+    assert remark["level"] == "warning"
+    assert "'flux' does not describe this file, 'wan' does" in remark["text"]
+    (remark,) = ask(server, file="/".join(FILE), profile="flux")["remarks"]
+    assert remark["level"] == "error"
+
+
+def test_calibrated_rounding_asks_for_a_calibration(server: Server) -> None:
+    chosen = {"rounding": "calibrated", "rounding.damping": 0.01, "rounding.passes": 1}
+    assert ("no_calibration", "error") in kinds(ask(server, FILE, **chosen))
+    assert kinds(ask(server, FILE, calibration=True, **chosen)) == set()
+
+
+def test_settings_that_no_run_would_take_are_told(server: Server) -> None:
+    (remark,) = ask(server, FILE, exclude="(")["remarks"]
+    assert remark["level"] == "error" and "not a regular expression" in remark["text"]
+
+
+def test_the_formats_of_single_layers_count(server: Server) -> None:
+    answer = ask(server, FILE, overrides="ffn=float8_e4m3fn")
+    assert set(answer["plan"]["formats"]) == {"int8_row", "float8_e4m3fn"}
+    assert [remark["format"] for remark in answer["remarks"]] == ["float8_e4m3fn"]
+    upgraded = ask(server, FILE, **{"upgrade": "mxfp8", "upgrade.max_error": 0.01})
+    assert [remark["format"] for remark in upgraded["remarks"]] == ["mxfp8"]
+
+
+def test_a_model_that_is_quantized_already_is_told(server: Server, tmp_path: Path) -> None:
+    quantize_file(DIGITS, tmp_path / "done.safetensors", Recipe(format="int8_row"))
+    name = server.add_model("diffusion_models", tmp_path / "done.safetensors", "done_already.safetensors")
+    (remark,) = ask(server, ["diffusion_models", name])["remarks"]
+    assert "already quantized" in remark["text"]
+    assert ask(server, ["diffusion_models", name], dequantize=True)["plan"]["layers"] > 0
+
+
+def test_of_a_checkpoint_only_the_diffusion_model_counts(server: Server, tmp_path: Path) -> None:
+    tensors = {f"double_blocks.{i}.img_attn.proj.weight": torch.zeros(64, 64) for i in range(2)}
+    inside = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
+    save_file(inside | {"first_stage_model.big.weight": torch.zeros(512, 512)}, tmp_path / "all.safetensors")
+    name = server.add_model("checkpoints", tmp_path / "all.safetensors")
+    answer = ask(server, ["checkpoints", name])
+    assert answer["plan"]["bytes_before"] == 2 * 64 * 64 * 4
+    assert kinds(answer) == {("not_recognised", "info")}
+
+
+def test_what_no_node_asks_is_refused(server: Server) -> None:
+    with pytest.raises(HostError, match="400"):
+        server.post("/calibrated_rounding/check", {"values": {}})
+    with pytest.raises(HostError, match="400"):
+        ask(server, file="diffusion_models/../../server.log")
+    assert ask(server, ["diffusion_models", "../../server.log"])["plan"] is None

@@ -1,0 +1,49 @@
+// What the server says of a quantize node before it runs (nodes/check.py). Asked when something that matters has changed
+// and then stayed the same for a moment.
+
+import { api } from "../../scripts/api.js";
+import { linked, loadedFile, source, values } from "./graph.mjs";
+
+const RECIPE = "CalibratedRoundingRecipe";
+const RESTING = 400; // milliseconds
+
+/** What to ask about a node, null where its settings are out of sight. */
+export function question(node, kind) {
+  const recipe = linked(node, "recipe") ? source(node, "recipe") : node;
+  if (recipe !== node && recipe?.comfyClass !== RECIPE) return null;
+  const own = kind.whole ? { file: values(node).file } : {};
+  return {
+    values: { ...values(recipe), ...own },
+    file: kind.loads ? loadedFile(node, kind.loads) : null,
+    whole: Boolean(kind.whole),
+    calibration: linked(node, "calibration"),
+  };
+}
+
+async function ask(asked) {
+  const answer = await api.fetchApi("/calibrated_rounding/check", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(asked),
+  });
+  return answer.ok ? answer.json() : null;
+}
+
+/** Watches a node's settings; `look` is to be called often, `found` gets the answer, or null where there is none. */
+export class Watch {
+  constructor(found) {
+    Object.assign(this, { found, seen: "", since: 0, answered: "" });
+  }
+
+  look(asked) {
+    const now = JSON.stringify(asked);
+    if (now !== this.seen) Object.assign(this, { seen: now, since: performance.now() });
+    else if (now !== this.answered && performance.now() - this.since > RESTING) this.#answer(asked, now);
+  }
+
+  async #answer(asked, now) {
+    this.answered = now;
+    const answer = asked && (await ask(asked).catch(() => null));
+    if (this.seen === now) this.found(answer);
+  }
+}

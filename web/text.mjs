@@ -1,0 +1,60 @@
+// The words that the pack's front end shows, from locales/<language>/main.json, and numbers as the language writes them.
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const KEY = "calibratedRounding";
+let words = {};
+let locale = "en";
+
+/** Fetch the words of the language that the user has set; English where the pack lacks it. */
+export async function loadWords() {
+  locale = app.extensionManager?.setting?.get("Comfy.Locale") || "en";
+  try {
+    const all = await (await api.fetchApi("/i18n")).json();
+    const languages = ["en", locale.split("-")[0], locale];
+    words = Object.assign({}, ...languages.map((language) => all[language]?.[KEY]));
+  } catch (error) {
+    console.warn("calibrated-rounding: no translations", error);
+  }
+}
+
+/** The sentence called `key`, with `{name}` replaced by values.name. */
+export function text(key, values = {}) {
+  return (words[key] ?? key).replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+}
+
+export function number(value, digits = 3) {
+  return value.toLocaleString(locale, { maximumSignificantDigits: digits });
+}
+
+export const whole = (value) => Math.round(value).toLocaleString(locale);
+export const percent = (share) => share.toLocaleString(locale, { style: "percent", maximumFractionDigits: 0 });
+export const error = (value) => value.toLocaleString(locale, { minimumFractionDigits: 4, maximumFractionDigits: 4 });
+export const decibels = (value) =>
+  value.toLocaleString(locale, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+function unit(value) {
+  return Math.min(UNITS.length - 1, Math.max(0, Math.floor(Math.log10(Math.max(value, 1)) / 3)));
+}
+
+export function bytes(value) {
+  const step = unit(value);
+  return `${number(value / 1000 ** step)} ${UNITS[step]}`;
+}
+
+/** Two sizes in the larger one's unit. */
+export function change(before, after) {
+  const step = unit(Math.max(before, after));
+  const [from, to] = [before, after].map((value) => number(value / 1000 ** step));
+  return `${from} → ${to} ${UNITS[step]}`;
+}
+
+export function duration(seconds) {
+  if (seconds < 10) return `${number(Math.max(seconds, 0.01), seconds < 1 ? 1 : 2)} s`;
+  if (seconds < 100) return `${whole(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 100 ? `${minutes} min` : `${number(minutes / 60, 2)} h`;
+}
