@@ -89,7 +89,7 @@ sys.modules["server"] = SimpleNamespace(PromptServer=SimpleNamespace(instance=se
 comfy.utils.set_progress_bar_global_hook(lambda now, total, preview, node_id: bars.append((now, total, node_id)))
 report = run().report
 from calibrated_rounding.nodes import live
-outputs["events"], outputs["bars"], outputs["remembered"] = events, bars, live.remembered()
+outputs["events"], outputs["bars"], outputs["remembered"] = list(events), bars, live.remembered()
 outputs["errors"] = [layer.error for layer in report.layers]
 
 def fail(progress, cancel):
