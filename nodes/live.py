@@ -18,7 +18,7 @@ EVENT = "calibrated_rounding.progress"
 REMEMBERED = 32
 """Runs that are kept, the latest of each node."""
 
-ACTIVE = ("preparing", "running")
+BAD_ENDS = ("interrupted", "failed")
 COLUMNS = ("name", "format", "error", "bytes_before", "bytes_after", "seconds")
 
 _runs: dict[str, Run] = {}
@@ -87,9 +87,9 @@ def begin(node: str | None) -> Run:
 
 
 def remembered() -> list[dict[str, Any]]:
-    """The latest run of each node, whole, without those that ended with nobody to say so."""
+    """The latest run of each node, whole, where it tells more than the history: in the present prompt, or a bad end."""
     prompt, _ = _prompt()
-    return [run.since(0) for run in list(_runs.values()) if run.state not in ACTIVE or run.place["prompt"] == prompt]
+    return [run.since(0) for run in list(_runs.values()) if run.state in BAD_ENDS or run.place["prompt"] == prompt]
 
 
 def running_server() -> Any:

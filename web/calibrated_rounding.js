@@ -46,7 +46,10 @@ function* ourNodes() {
 function addPanel(node) {
   const quantizes = node.comfyClass in QUANTIZING;
   const panel = quantizes
-    ? new Panel((report) => openReport(report, node.title), () => turnAdvanced(node))
+    ? new Panel(
+        (report) => openReport(report, node.title),
+        () => turnAdvanced(node),
+      )
     : new TextPanel();
   const height = (quantizes ? PANEL_HEIGHT : TEXT_HEIGHT) + 2 * MARGIN;
   const widget = node.addDOMWidget(WIDGET, "CALIBRATED_ROUNDING_PANEL", panel.element, {
@@ -151,11 +154,13 @@ function progressed({ detail }) {
   else refresh();
 }
 
-const stopped = (phase) => ({ detail }) => {
-  const node = nodeAt(String(detail.node_id));
-  if (!node || node.comfyClass !== detail.node_type || !panels.has(node)) return;
-  show(workflowId(), detail.node_id, runs.ended(workflowId(), detail.node_id, phase, detail.exception_message));
-};
+const stopped =
+  (phase) =>
+  ({ detail }) => {
+    const node = nodeAt(String(detail.node_id));
+    if (!node || node.comfyClass !== detail.node_type || !panels.has(node)) return;
+    show(workflowId(), detail.node_id, runs.ended(workflowId(), detail.node_id, phase, detail.exception_message));
+  };
 
 let looking = null;
 

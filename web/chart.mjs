@@ -51,8 +51,16 @@ export class Chart {
   draw() {
     const width = this.element.clientWidth;
     if (!width) return;
-    this.x = scale(this.layers.map((layer) => layer.bytes_after), EDGE.left, width - EDGE.right);
-    this.y = scale(this.layers.map((layer) => layer[this.measure]), HEIGHT - EDGE.bottom, EDGE.top);
+    this.x = scale(
+      this.layers.map((layer) => layer.bytes_after),
+      EDGE.left,
+      width - EDGE.right,
+    );
+    this.y = scale(
+      this.layers.map((layer) => layer[this.measure]),
+      HEIGHT - EDGE.bottom,
+      EDGE.top,
+    );
     this.points = new Map(this.layers.map((layer) => [layer, this.#point(layer)]));
     const circles = Array.from(this.points.values(), ({ circle }) => circle);
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -104,7 +112,12 @@ export class Chart {
       .filter((layer) => !this.faded(layer))
       .sort((a, b) => this.points.get(a).x - this.points.get(b).x || this.points.get(b).y - this.points.get(a).y);
     const here = order.indexOf(this.marked);
-    const next = { ArrowRight: here + 1, ArrowLeft: here < 0 ? order.length - 1 : here - 1, Home: 0, End: order.length - 1 };
+    const next = {
+      ArrowRight: here + 1,
+      ArrowLeft: here < 0 ? order.length - 1 : here - 1,
+      Home: 0,
+      End: order.length - 1,
+    };
     if (!(event.key in next)) return;
     event.preventDefault();
     this.#choose(order[Math.max(0, Math.min(order.length - 1, next[event.key]))]);

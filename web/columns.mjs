@@ -1,7 +1,6 @@
 // Tables as the server sends them (nodes/columns.py): a list for each column.
 
-const spread = (column) =>
-  Array.isArray(column) ? column : column.index.map((place) => column.values[place]);
+const spread = (column) => (Array.isArray(column) ? column : column.index.map((place) => column.values[place]));
 
 /** The rows of a table, as objects. */
 export function rows(columns) {

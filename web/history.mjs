@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { finished, running } from "./runs.mjs";
 
 const ENTRIES = 64;
-const ACTIVE = ["preparing", "running"];
+const BAD_ENDS = { execution_interrupted: "interrupted", execution_error: "failed" };
 
 const asked = async (path) => (await api.fetchApi(path)).json();
 
@@ -20,10 +20,9 @@ export async function recall(workflow, nodes) {
   return states;
 }
 
-/** Whether a remembered run is newer than the history, or knows more of the same prompt. */
+/** A run of the prompt that runs is newer than the history; one that ended badly knows more of the same prompt. */
 function tellsMore(run, outcome) {
-  if (ACTIVE.includes(run.state) || !outcome) return true;
-  return run.state === "rounded" ? run.prompt !== outcome.prompt : run.prompt === outcome.prompt;
+  return !outcome || !Object.values(BAD_ENDS).includes(run.state) || run.prompt === outcome.prompt;
 }
 
 function* lastOutcomes(history, workflow, nodes) {
@@ -41,11 +40,10 @@ function* lastOutcomes(history, workflow, nodes) {
   }
 }
 
-const BAD = { execution_interrupted: "interrupted", execution_error: "failed" };
-
 function outcome(entry, node) {
   for (const [kind, data] of entry.status?.messages ?? []) {
-    if (BAD[kind] && data.node_id === node) return { phase: BAD[kind], message: data.exception_message, layers: [] };
+    if (BAD_ENDS[kind] && data.node_id === node)
+      return { phase: BAD_ENDS[kind], message: data.exception_message, layers: [] };
   }
   return finished(entry.outputs[node]);
 }

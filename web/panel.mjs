@@ -16,7 +16,9 @@ export class Panel {
   constructor(openReport, turnAdvanced) {
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
-    [this.head, this.facts, this.remarks] = ["head", "facts", "remarks"].map((name) => h("div", { class: `calro-${name}` }));
+    [this.head, this.facts, this.remarks] = ["head", "facts", "remarks"].map((name) =>
+      h("div", { class: `calro-${name}` }),
+    );
     this.said = h("span", { class: "calro-unseen", role: "status" });
     this.button = button(text("full_report"), () => openReport(this.state.report));
     const advanced = button(text("advanced"), turnAdvanced, { class: "calro-advanced" });
@@ -72,7 +74,8 @@ export class Panel {
   }
 
   #remarks() {
-    const failure = this.state.phase === "failed" ? [{ kind: "refused", level: "error", text: this.state.message }] : [];
+    const failure =
+      this.state.phase === "failed" ? [{ kind: "refused", level: "error", text: this.state.message }] : [];
     const shown = [...failure, ...(this.check?.remarks ?? [])].map(remark);
     if (shown.length) return shown;
     const formats = new Set(this.state.layers.map((layer) => layer.format));
@@ -94,7 +97,10 @@ function fact([label, value]) {
   return h("span", {}, h("span", {}, label), shown);
 }
 
-const layerFact = (label, layer, value) => [label, h("b", { class: "calro-pair" }, tail(layer.name), h("span", {}, value))];
+const layerFact = (label, layer, value) => [
+  label,
+  h("b", { class: "calro-pair" }, tail(layer.name), h("span", {}, value)),
+];
 const most = (layers, key) => layers.reduce((best, layer) => (layer[key] > best[key] ? layer : best));
 const sum = (layers, key) => layers.reduce((total, layer) => total + layer[key], 0);
 
@@ -114,10 +120,7 @@ function count({ run }) {
 function worst(layers) {
   if (!layers.length) return [];
   const [slow, bad] = [most(layers, "seconds"), most(layers, "error")];
-  return [
-    layerFact(text("worst"), bad, error(bad.error)),
-    layerFact(text("slowest"), slow, duration(slow.seconds)),
-  ];
+  return [layerFact(text("worst"), bad, error(bad.error)), layerFact(text("slowest"), slow, duration(slow.seconds))];
 }
 
 function planned(plan) {

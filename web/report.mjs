@@ -26,7 +26,11 @@ const shape = (row) => row.shape.join(" × ");
 const COLUMNS = [
   worded("name", (layer) => layer.name),
   { ...numeric("shape", String), value: (layer) => layer.shape[0] * layer.shape[1], shown: shape },
-  worded("format", (layer) => layer.format, (layer) => legend(layer.format)),
+  worded(
+    "format",
+    (layer) => layer.format,
+    (layer) => legend(layer.format),
+  ),
   numeric("bytes_before", bytes),
   numeric("bytes_after", bytes),
   numeric("error", error),
@@ -74,7 +78,10 @@ class View {
     this.count = h("span", { class: "calro-count", role: "status" });
     this.search = h("input", { type: "search", placeholder: text("search"), "aria-label": text("search") });
     this.format = choice(text("format"), [["", text("all_formats")], ...formats(report).map((name) => [name, name])]);
-    this.measure = choice(text("measure"), measures(report).map((key) => [key, text(`axis_${key}`)]));
+    this.measure = choice(
+      text("measure"),
+      measures(report).map((key) => [key, text(`axis_${key}`)]),
+    );
     this.search.addEventListener("input", () => this.#filter());
     this.format.addEventListener("change", () => this.#filter());
     this.measure.addEventListener("change", () => this.#chart());
@@ -86,7 +93,11 @@ class View {
   #tools() {
     const name = `quantization_${this.report.profile}_${this.report.recipe.format}`.replace(/[^\w.-]+/g, "_");
     const file = (label, type, content) =>
-      h("button", { type: "button", onclick: () => download(`${name}.${label.toLowerCase()}`, type, content()) }, label);
+      h(
+        "button",
+        { type: "button", onclick: () => download(`${name}.${label.toLowerCase()}`, type, content()) },
+        label,
+      );
     return h(
       "div",
       { class: "calro-tools" },
@@ -139,7 +150,11 @@ function tiles({ totals, seconds, layers, kept, profile }) {
     [text("profile"), profile],
     ...(totals.given_back ? [[text("given_back"), whole(totals.given_back)]] : []),
   ];
-  return h("dl", { class: "calro-tiles" }, ...shown.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))));
+  return h(
+    "dl",
+    { class: "calro-tiles" },
+    ...shown.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))),
+  );
 }
 
 /** What is folded away: the tensors that were kept or dropped, and the notes with the recipe. */

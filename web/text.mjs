@@ -31,8 +31,7 @@ export function number(value, digits = 3) {
 export const whole = (value) => Math.round(value).toLocaleString(locale);
 export const percent = (share) => share.toLocaleString(locale, { style: "percent", maximumFractionDigits: 0 });
 export const error = (value) => value.toLocaleString(locale, { minimumFractionDigits: 4, maximumFractionDigits: 4 });
-export const decibels = (value) =>
-  value.toLocaleString(locale, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+export const decibels = (value) => value.toLocaleString(locale, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
 const UNITS = ["B", "kB", "MB", "GB", "TB"];
 

@@ -15,9 +15,10 @@ DIGITS = example_model("digits_wan.safetensors")
 FILE = ["diffusion_models", DIGITS.name]
 
 
-def ask(server: Server, file: list[str] | None = None, calibration: bool = False, **values: Any) -> dict[str, Any]:
+def ask(server: Server, linked: list[str] | None = None, calibration: bool = False, **values: Any) -> dict[str, Any]:
+    """linked: the file that a loader at the node's input names; a value ``file`` is Quantize File's own."""
     asked = {"format": "int8_row", "profile": "auto", "rounding": "nearest", "upgrade": "none"} | values
-    body = {"values": asked, "file": file, "whole": "file" in values, "calibration": calibration}
+    body = {"values": asked, "file": linked, "whole": "file" in values, "calibration": calibration}
     answer: dict[str, Any] = server.post("/calibrated_rounding/check", body)
     return answer
 

@@ -66,8 +66,15 @@ class Site:
         self.wait("() => window.app.graph.nodes.length === 0")
         self.page.evaluate("() => Object.assign(window.app.canvas.ds, { scale: 1, offset: [0, 0] })")
 
+    def reload(self) -> None:
+        """Load the page again, with the graph as it is; ComfyUI may keep only what the mouse did."""
+        graph = self.page.evaluate("() => window.app.graph.serialize()")
+        self.load()
+        self.page.wait_for_timeout(1500)
+        if not self.page.evaluate("() => window.app.graph.nodes.length"):
+            self.page.evaluate("(graph) => window.app.loadGraphData(graph)", graph)
+
     def load(self) -> None:
-        """Load the page, or load it again."""
         self.page.goto(self.server.url)
         self.wait("() => window.app?.extensionManager?.setting && window.app.canvas?.graph")
         self.page.keyboard.press("Escape")

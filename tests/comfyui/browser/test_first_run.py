@@ -107,7 +107,7 @@ def test_a_reload_in_the_middle_and_an_interrupt(site: Site, chain: tuple[int, i
     site.learned(quantize, 1500)
     site.queue()
     site.watch(quantize, lambda shown: shown["bars"] >= 2)
-    site.load()
+    site.reload()
     running = site.watch(quantize, lambda shown: shown["phase"] == "running" and shown["bars"] >= 2)[-1]
     assert "blocks." in running["title"]
     site.watch(quantize, lambda shown: shown["bars"] > running["bars"])
@@ -116,7 +116,7 @@ def test_a_reload_in_the_middle_and_an_interrupt(site: Site, chain: tuple[int, i
     seen = site.until(quantize, "interrupted")
     assert f"of {LAYERS}" in seen[-1]["facts"]
     site.shot("interrupted")
-    site.load()
+    site.reload()
     assert site.until(quantize, "interrupted")[-1]["bars"] == seen[-1]["bars"]
     assert site.shown(save)["phase"] == "idle"
 
@@ -134,7 +134,7 @@ def test_what_is_wrong_is_said_before_the_run_and_after_it(site: Site, chain: tu
     failed = site.until(quantize, "failed")[-1]
     assert "needs recorded inputs" in failed["remarks"]
     site.shot("failed")
-    site.load()
+    site.reload()
     site.until(quantize, "failed")
 
 
@@ -151,7 +151,7 @@ def test_two_nodes_and_a_cached_run(site: Site, chain: tuple[int, int, int]) -> 
         assert name in site.until(node, "done")[-1]["remarks"]
     shown = [site.shown(node) for node in (first, second)]
     site.server.post("/history", {"clear": True})
-    site.load()
+    site.reload()
     site.until(first, "idle")
     site.queue()
     for node in (first, second):
