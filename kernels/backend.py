@@ -82,7 +82,7 @@ def why_no_triton(device: torch.device) -> str | None:
     """Why the Triton kernels do not work on a GPU, in words, or None where they do. Logged, once a device."""
     obstacle = _obstacle(device)
     if obstacle is not None:
-        logger.warning("INT8 products on %s run without Triton, slowly: %s.", device, obstacle)
+        logger.warning("INT8 products and error feedback on %s run without Triton, slowly: %s.", device, obstacle)
     return obstacle
 
 

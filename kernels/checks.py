@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .eager.feedback import Inputs
 from .eager.quantize import groups
 from .errors import KernelError
 
@@ -15,6 +16,9 @@ ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 LONGEST = 131_071
 """Largest K whose products cannot overflow int32, even where every code is -128: K x 2^14 < 2^31. Promised is 65,536.
 """
+
+MOST_INPUTS = 128
+"""Of a block of error feedback: as many as a program can hold the errors of."""
 
 
 def block(value: int | None) -> None:
@@ -73,6 +77,17 @@ def group(x: Tensor, size: int) -> None:
 
 def approximate(value: str) -> None:
     _require(value in APPROXIMATE, f"GELU's approximation {value!r} is unknown; choose none or tanh.")
+
+
+def inputs(block: Inputs, *others: Tensor) -> None:
+    """A block of inputs for error feedback with the ``[B, N]`` tensors that go with it."""
+    shape = block.weight.shape
+    _require(len(shape) == 2 and shape[0] <= MOST_INPUTS, f"At most {MOST_INPUTS} inputs [B, N], got {list(shape)}.")
+    for x in (block.weight, *others, *(block.limits or ())):
+        fits = x.dtype == torch.float32 and x.shape == shape and (x.stride(1) == 1 or shape[1] < 2)
+        _require(fits, f"Expected float32 {list(shape)} with contiguous rows, got {_describe(x)}.")
+    _scale("Scales", block.scale, tuple(shape))
+    _scale("Weights of errors", block.within, (shape[0], shape[0]))
 
 
 def _scale(name: str, scale: Tensor, shape: tuple[int, ...]) -> None:

@@ -14,12 +14,19 @@ from torch import Tensor
 
 
 class Grid(Protocol):
-    """A finite, symmetric set of numbers and the dtype that stores them."""
+    """A finite, symmetric set of numbers and the dtype that stores them.
+
+    As a floating-point format: those of exponent ``e`` are ``2^(max(e, smallest_exponent) - mantissa_bits)`` apart.
+    """
 
     @property
     def maximum(self) -> float: ...
     @property
     def dtype(self) -> torch.dtype: ...
+    @property
+    def mantissa_bits(self) -> int: ...
+    @property
+    def smallest_exponent(self) -> int: ...
     def encode(self, x: Tensor) -> Tensor: ...
     def below(self, x: Tensor) -> Tensor: ...
     def above(self, x: Tensor) -> Tensor: ...
@@ -31,6 +38,8 @@ class IntegerGrid:
 
     maximum: float = 127.0
     dtype: torch.dtype = torch.int8
+    mantissa_bits: int = 6
+    smallest_exponent: int = 6
 
     def encode(self, x: Tensor) -> Tensor:
         """Nearest code of float32 ``x``, halves to even, saturating."""

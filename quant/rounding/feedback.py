@@ -4,19 +4,22 @@ For the metric ``tr(E H E^T)`` with ``H = L D L^T``, L unit lower triangular, th
 ``D_i ||E_i + sum_{j > i} E_j L_ji||^2``: rounded from the last input to the first, each input's best target is known
 when its turn comes (LDLQ: Chee et al., arXiv 2307.13304, section 3, who show that it equals GPTQ, Frantar et al., arXiv
 2210.17323). It needs one Cholesky factorization and no inverse. Inputs are handled in blocks, so that nearly all the
-work is matrix products, and weights lie transposed here, ``[K, N]``, so that an input's weights are contiguous.
+work is matrix products, and weights lie transposed here, ``[K, N]``, so that an input's weights are contiguous. What is
+left within a block is one of the pack's kernels, or plain PyTorch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..formats import Format
 from ..grids import Grid
+from . import kernels
 
 BLOCK = 128
 
@@ -31,7 +34,8 @@ Tick = Callable[[], None]
 class Problem:
     """Everything by input, float32: weight and scale ``[K, N]``, metric ``[K, K]``, in the order of rounding reversed.
 
-    adjacent: a code must be one of the two grid points around its weight.
+    The scale is expanded where all inputs share it. adjacent: a code must be one of the two grid points around its
+    weight.
     """
 
     weight: Tensor
@@ -40,14 +44,16 @@ class Problem:
     grid: Grid
     adjacent: bool
 
-    def rounded(self, target: Tensor, i: int) -> Tensor:
-        """The dequantized weights ``[N]`` of input ``i`` nearest to ``target [N]`` that the grid allows."""
-        scale = self.scale[i]
-        scaled = target / scale
-        if self.adjacent:
-            around = self.weight[i] / scale
-            scaled = scaled.maximum(self.grid.below(around)).minimum(self.grid.above(around))
-        return self.grid.encode(scaled).to(torch.float32).mul_(scale)
+    def inputs(self, block: slice, within: Tensor) -> Any:
+        """A block of inputs as the kernels take it."""
+        weight, scale = self.weight[block], self.scale[block]
+        return kernels.feedback().Inputs(weight, scale, within, self.grid, self._limits(weight, scale))
+
+    def _limits(self, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not self.adjacent:
+            return None
+        around = weight / scale
+        return self.grid.below(around), self.grid.above(around)
 
 
 def round_feedback(
@@ -58,25 +64,34 @@ def round_feedback(
     ``metric`` is H, float32 ``[K, K]``, symmetric positive definite. With ``adjacent`` no code moves by more than one
     step from nearest. ``passes`` of coordinate descent follow, each of which can only lower the cost. ``tick`` is
     called once a block. A metric that is singular in float32 is damped until it is not. Raises
-    torch.linalg.LinAlgError for one that holds NaN.
+    torch.linalg.LinAlgError for one that holds NaN, and RecipeError if the kernel backend that was chosen cannot run.
     """
-    shape = (weight.shape[0], weight.shape[1])
     # What matters most is rounded first, that is last in this order, while all the others can still make up for it.
     order = metric.diagonal().argsort()
     # Bound to the same name: of a metric as large as this, one copy less is held.
     metric = metric[order[:, None], order]
-    wide = fmt.granularity.expand(scale, shape).expand(shape)
-    problem = Problem(_by_input(weight, order), _by_input(wide, order), metric, fmt.grid, adjacent)
-    errors = _feed_back(problem, tick)
-    for _ in range(passes):
-        _descend(problem, errors, tick)
-    rounded = torch.empty_like(weight)
-    rounded[:, order] = (problem.weight + errors).T
-    return fmt.grid.encode(rounded.div_(wide))
+    wide = _scale_by_input(scale, fmt, weight, order)
+    problem = Problem(_by_input(weight, order), wide, metric, fmt.grid, adjacent)
+    with kernels.user_errors():
+        errors = _feed_back(problem, tick)
+        for _ in range(passes):
+            _descend(problem, errors, tick)
+    codes = fmt.grid.encode(errors.add_(problem.weight).div_(wide))
+    rounded = torch.empty_like(weight, dtype=codes.dtype)
+    # By bytes, as not every 8-bit float dtype can be indexed.
+    rounded.view(torch.uint8)[:, order] = codes.view(torch.uint8).T
+    return rounded
 
 
 def _by_input(x: Tensor, order: Tensor) -> Tensor:
     return x.T[order].contiguous()
+
+
+def _scale_by_input(scale: Tensor, fmt: Format, weight: Tensor, order: Tensor) -> Tensor:
+    """``[K, N]``, which takes no memory where all inputs share their scale."""
+    shape = (weight.shape[0], weight.shape[1])
+    wide = fmt.granularity.expand(scale, shape).expand(shape)
+    return wide.T if wide.stride(1) == 0 else _by_input(wide, order)
 
 
 def _feed_back(problem: Problem, tick: Tick) -> Tensor:
@@ -89,11 +104,8 @@ def _feed_back(problem: Problem, tick: Tick) -> Tensor:
         tick()
         block = slice(max(0, stop - BLOCK), stop)
         targets = problem.weight[block] - unit[stop:, block].T @ errors[stop:]
-        within = unit[block, block].T.contiguous()
-        for i in range(len(targets) - 1, -1, -1):
-            k = block.start + i
-            target = targets[i] - within[i, i + 1 :] @ errors[k + 1 : stop]
-            errors[k] = problem.rounded(target, k) - problem.weight[k]
+        inputs = problem.inputs(block, unit[block, block].T.contiguous())
+        kernels.feedback().feed_back(inputs, targets, errors[block])
     return errors
 
 
@@ -113,15 +125,9 @@ def _factor(metric: Tensor) -> Tensor:
 
 def _descend(problem: Problem, errors: Tensor, tick: Tick) -> None:
     """One pass of exact coordinate descent over all inputs; changes ``errors [K, N]`` in place."""
-    metric, curvature = problem.metric, problem.metric.diagonal()
+    metric = problem.metric
     for start in range(0, len(metric), BLOCK):
         tick()
         block = slice(start, min(start + BLOCK, len(metric)))
-        gradient = metric[block] @ errors
-        within = metric[block, block]
-        for i in range(len(gradient)):
-            k = start + i
-            best = problem.weight[k] + errors[k] - gradient[i] / curvature[k]
-            change = problem.rounded(best, k) - problem.weight[k] - errors[k]
-            errors[k] += change
-            gradient.addr_(within[:, i], change)
+        inputs = problem.inputs(block, metric[block, block])
+        kernels.feedback().descend(inputs, metric[block] @ errors, errors[block])

@@ -53,7 +53,7 @@ def test_without_triton_auto_is_eager_with_a_warning_and_triton_an_error(
     for _ in range(2):
         assert not backend.runs_triton("auto", on_gpu())
     assert [record.message for record in caplog.records] == [
-        "INT8 products on cuda:0 run without Triton, slowly: Triton is not installed."
+        "INT8 products and error feedback on cuda:0 run without Triton, slowly: Triton is not installed."
     ]
     with pytest.raises(KernelError, match="cannot run: Triton is not installed; choose auto or eager"):
         backend.runs_triton("triton", on_gpu())

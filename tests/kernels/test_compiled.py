@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from calibrated_rounding.kernels.tiles import Device, Problem, Tile, default_tile
+from calibrated_rounding.quant.grids import E4M3, E5M2, INT8, Grid
 
 triton = pytest.importorskip("triton")
 
-from calibrated_rounding.kernels.gpu.jit import product, quantize, rotation  # noqa: E402
+from calibrated_rounding.kernels.gpu import feedback as launcher  # noqa: E402
+from calibrated_rounding.kernels.gpu.jit import feedback, product, quantize, rotation  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -39,6 +41,7 @@ def compiled(
     warps: int,
     stages: int,
     folder: Path,
+    **options: Any,
 ) -> Compiled:
     """``constants`` are the kernel's capitals and absent arguments; other arguments are `POINTERS`, ``types``, or
     32-bit multiples of 16.
@@ -54,7 +57,7 @@ def compiled(
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     target = GPUTarget("cuda", int(device.arch.removeprefix("sm")), 32)
-    done = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+    done = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages} | options)
     binary = folder / "kernel.cubin"
     binary.write_bytes(done.asm["cubin"])
     usage = subprocess.run([TOOL, "-res-usage", binary], capture_output=True, text=True, check=True)
@@ -132,3 +135,21 @@ def test_the_other_kernels(device: Device, cache: Path) -> None:
     )
     for kernel, constants, types in cases:
         assert compiled(kernel, device, constants, types, 8, 3, cache).spilled == 0
+
+
+@pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
+@pytest.mark.parametrize("grid", [INT8, E4M3, E5M2], ids=["int8", "e4m3", "e5m2"])
+@pytest.mark.parametrize(("descend", "limited"), [(False, False), (False, True), (True, False)])
+def test_error_feedback_stays_in_registers_and_in_float32(
+    device: Device, grid: Grid, descend: bool, limited: bool, cache: Path
+) -> None:
+    constants = {"BLOCK": launcher.BLOCK, "TILE": launcher.TILE, "DESCEND": descend, "LIMITED": limited}
+    constants |= {"MAXIMUM": grid.maximum, "MANTISSA_BITS": grid.mantissa_bits}
+    constants |= {"SMALLEST_EXPONENT": grid.smallest_exponent, "scale_step": 1, "within_step": 1}
+    types = dict.fromkeys(("start", "weight", "low", "high", "within", "errors"), "*fp32")
+    options = dict(launcher.OPTIONS)
+    result = compiled(feedback.walk, device, constants, types, options.pop("num_warps"), 3, cache, **options)
+    assert result.spilled == 0
+    assert "tf32" not in result.ptx
+    assert not re.search(r"\bfma\.", result.ptx)
+    assert "div.rn.f32" in result.ptx and "div.full" not in result.ptx and "ftz" not in result.ptx

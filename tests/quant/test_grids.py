@@ -40,6 +40,15 @@ def test_neighbours_enclose_and_are_adjacent(grid: Grid, x: torch.Tensor) -> Non
 
 @GRIDS
 @given(x=VALUES)
+def test_the_numbers_that_describe_a_grid_give_its_points(grid: Grid, x: torch.Tensor) -> None:
+    inside = x.clamp(-grid.maximum, grid.maximum)
+    exponent = torch.frexp(inside).exponent.sub(1).clamp(min=grid.smallest_exponent)
+    step = torch.ldexp(torch.ones_like(x), exponent - grid.mantissa_bits)
+    assert torch.equal(inside.div(step).round().mul(step), grid.encode(x).float())
+
+
+@GRIDS
+@given(x=VALUES)
 def test_negation(grid: Grid, x: torch.Tensor) -> None:
     assert torch.equal(grid.encode(-x).float(), -grid.encode(x).float())
 

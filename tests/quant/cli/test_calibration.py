@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,16 @@ def test_the_file_is_the_one_that_the_engine_makes(run: Run, tiny_path: Path, ca
     recipe = Recipe(format="float8_e4m3fn", rounding="calibrated")
     quantize_file(tiny_path, wanted, recipe, statistics=Calibration.load(calibration_path))
     assert written(tiny_path).read_bytes() == wanted.read_bytes()
+
+
+def test_the_checkouts_own_folders_write_the_same_file(run: Run, tiny_path: Path, calibration_path: Path) -> None:
+    """``python -m quant``: there `quant` and `kernels` are no parts of one package."""
+    assert run("-i", tiny_path, "--calibration", calibration_path).code == 0
+    target = tiny_path.with_name("checkout.safetensors")
+    command = [sys.executable, "-m", "quant", "-i", tiny_path, "--calibration", calibration_path, "-o", target]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert target.read_bytes() == written(tiny_path).read_bytes()
 
 
 @pytest.mark.parametrize(

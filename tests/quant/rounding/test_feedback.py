@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from calibrated_rounding.kernels import backend
+from calibrated_rounding.quant.errors import RecipeError
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.rounding import round_nearest
+from calibrated_rounding.quant.rounding import feedback, round_nearest
 from calibrated_rounding.quant.rounding.feedback import BLOCK, round_feedback
 from calibrated_rounding.quant.scales import absmax
 from hypothesis import given, settings
@@ -69,3 +71,19 @@ def test_adjacent_codes_stay_adjacent() -> None:
     )
     assert bool(((adjacent - weight).abs() <= scale * (1 + 1e-5)).all())
     assert not bool(((free - weight).abs() <= scale * (1 + 1e-5)).all())
+
+
+def test_a_kernel_backend_that_is_unknown_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_current", "fast")
+    fmt, weight = FORMATS["int8_row"], torch.ones(8, 8)
+    with pytest.raises(RecipeError, match=r"'fast'.*choose auto"):
+        round_feedback(weight, absmax(weight, fmt), fmt, torch.eye(8), lambda: None)
+
+
+@pytest.mark.parametrize("name", ["int8_row", "int8_tensor"])
+def test_a_scale_that_inputs_share_takes_no_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fmt, weight = FORMATS[name], torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(feedback.kernels.feedback(), "feed_back", lambda inputs, *_: seen.append(inputs.scale))
+    round_feedback(weight, absmax(weight, fmt), fmt, torch.eye(40), lambda: None)
+    assert seen and all(scale.shape == (40, 16) and scale.stride(0) == 0 for scale in seen)
