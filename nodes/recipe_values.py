@@ -33,8 +33,8 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
         settings["calibrated"] = CalibratedSettings(damping=rounding["damping"] or None, passes=rounding["passes"])
     group = values.get("rotation_group", DEFAULTS.rotation_group)
     settings["rotation_group"] = group if group == AUTO else int(group)
-    settings["exclude"] = _lines(values.get("exclude", ""))
-    settings["overrides"] = tuple(map(_override, _lines(values.get("overrides", ""))))
+    settings["exclude"] = lines(values.get("exclude", ""))
+    settings["overrides"] = tuple(map(_override, lines(values.get("overrides", ""))))
     return Recipe(**settings, **{name: values[name] for name in PLAIN if name in values})
 
 
@@ -70,7 +70,8 @@ def _override(line: str) -> tuple[str, str]:
     return pattern.strip(), fmt.strip()
 
 
-def _lines(text: str) -> tuple[str, ...]:
+def lines(text: str) -> tuple[str, ...]:
+    """What a text has one a line; empty lines are left out."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
