@@ -5,10 +5,11 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Watch, question } from "./check.mjs";
 import { loadStyle } from "./dom.mjs";
-import { executionId, linked, nodeAt, source, walk, workflowId } from "./graph.mjs";
+import { executionId, nodeAt, source, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
 import { HEIGHT as PANEL_HEIGHT, Panel } from "./panel.mjs";
 import { openReport } from "./report.mjs";
+import { fold, folding, makeRoom, turnAdvanced, zoom } from "./room.mjs";
 import * as runs from "./runs.mjs";
 import { HEIGHT as TEXT_HEIGHT, TextPanel } from "./text_panel.mjs";
 import { loadWords } from "./text.mjs";
@@ -68,43 +69,6 @@ function addPanel(node) {
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
 }
 
-/** On the canvas the wheel zooms, wherever the pointer is; Nodes 2.0 sees to that itself. */
-function zoom(event) {
-  if (!window.LiteGraph?.vueNodesMode) app.canvas.processMouseWheel(event);
-}
-
-/** Workflows that were saved without the panel have nodes too small for it. */
-function makeRoom(node) {
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
-}
-
-/** On the canvas advanced inputs are folded away as Nodes 2.0 does by itself, unless something is linked to them. */
-function fold(node, folds = !window.LiteGraph?.vueNodesMode && !node.showAdvanced) {
-  for (const widget of node.widgets.filter(({ options }) => options?.advanced)) {
-    const hidden = folds && !linked(node, widget.name);
-    if (Boolean(widget.hidden) !== hidden) widget.hidden = hidden;
-  }
-}
-
-/** In both modes a node is as high as what it shows, also where the front end measures it by all its widgets. */
-function folding(node) {
-  const { computeSize } = node;
-  node.computeSize = function (...args) {
-    fold(this, !this.showAdvanced);
-    const size = computeSize.apply(this, args);
-    fold(this);
-    return size;
-  };
-  fold(node);
-}
-
-function turnAdvanced(node) {
-  node.showAdvanced = !node.showAdvanced;
-  fold(node);
-  node.setSize([node.size[0], node.computeSize()[1]]);
-}
-
 /** Keep a node's callback and add to it. */
 function also(node, name, added) {
   const before = node[name];
@@ -126,20 +90,29 @@ function executed(node, output) {
 }
 
 let refreshing = null;
+let again = false;
 
-/** Show what is known of every node, here or on the server. */
+/** Show what is known of every node, here or on the server; asked for meanwhile, once more. */
 function refresh() {
+  again = Boolean(refreshing);
   refreshing ??= recallAll()
     .catch((error) => console.warn("calibrated-rounding: no history", error))
-    .finally(() => (refreshing = null));
+    .finally(() => {
+      refreshing = null;
+      if (again) refresh();
+    });
 }
 
 async function recallAll() {
   const workflow = workflowId();
   const nodes = new Map(Array.from(ourNodes(), ([id, node]) => [id, node.comfyClass]));
-  if (!nodes.size) return;
-  for (const id of nodes.keys()) show(workflow, id, runs.stateOf(workflow, id));
-  for (const [id, state] of await recall(workflow, nodes)) show(workflow, id, runs.keep(workflow, id, state));
+  const before = new Map(Array.from(nodes.keys(), (id) => [id, runs.stateOf(workflow, id)]));
+  for (const [id, state] of before) show(workflow, id, state);
+  const found = nodes.size ? await recall(workflow, nodes) : [];
+  for (const [id, state] of found) {
+    // What has come while the server was asked is newer than its answer.
+    if (runs.stateOf(workflow, id) === before.get(id)) show(workflow, id, runs.keep(workflow, id, state));
+  }
 }
 
 /** A node whose output came while the page was loading has it in the history when the prompt has ended. */
