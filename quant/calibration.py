@@ -51,16 +51,21 @@ class Reservoir:
         return self.rows.numel() * self.rows.element_size()
 
     def add(self, rows: Tensor) -> None:
-        """Offer ``rows [R, K]`` on any device; only those that enter the sample are copied to the host."""
-        self.count += rows.shape[0]
-        self.total += rows.sum(dim=0, dtype=torch.float32).cpu()
-        self.absmax = max(self.absmax, float(rows.abs().amax()))
+        """Offer ``rows [R, K]`` on any device; only those that enter the sample are copied to the host.
+
+        An error, as where memory does not suffice, leaves all as it was.
+        """
+        total, absmax = rows.sum(dim=0, dtype=torch.float32).cpu(), float(rows.abs().amax())
         keys = torch.rand(rows.shape[0], generator=self.generator)
         floor = float(self.keys[-1]) if len(self.keys) >= self.capacity else -1.0
         entering = torch.nonzero(keys > floor).flatten()
         kept = rows[entering.to(rows.device)].to("cpu", storage_dtype(rows.dtype))
-        self.keys, order = torch.cat([self.keys, keys[entering]]).sort(descending=True)
+        keys, order = torch.cat([self.keys, keys[entering]]).sort(descending=True)
         self.rows = torch.cat([self.rows.to(kept.dtype), kept])[order]
+        self.keys = keys
+        self.count += rows.shape[0]
+        self.total += total
+        self.absmax = max(self.absmax, absmax)
         self.shrink(self.capacity)
 
     def shrink(self, capacity: int) -> None:
@@ -162,6 +167,18 @@ class Calibration(Mapping[str, InputStatistics]):
         shared = {layer: self.shared[full] for layer, full in inside.items()}
         probed = {layer: self.sensitivities[full] for layer, full in inside.items() if full in self.sensitivities}
         return Calibration({leader: self.samples[leader] for leader in shared.values()}, shared, prints, probed)
+
+    def summary(self) -> str:
+        """Layers, rows and size, in a sentence, and the layer that was fed least."""
+        known = self.samples.values()
+        rows = [0 if sample.rows is None else len(sample.rows) for sample in known]
+        size = sum(0 if sample.rows is None else sample.rows.nbytes for sample in known)
+        least = min(self.samples, key=lambda layer: self.samples[layer].count)
+        return (
+            f"{len(self)} layers calibrated, in {len(rows)} samples; {min(rows)} to {max(rows)} rows each of "
+            f"{sum(sample.count for sample in known)} seen; {size / 1e6:.1f} MB.\n"
+            f"Fed least: {least}, {self.samples[least].count} rows."
+        )
 
     @cached_property
     def digest(self) -> str:

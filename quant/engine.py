@@ -15,7 +15,7 @@ from . import bias, marker
 from .errors import Cancelled, ProfileError, RecipeError
 from .formats import pack_note
 from .input_scales import input_scale
-from .layer import dequantize_layer, quantize_layer
+from .layer import dequantize_layer, fitting, quantize_layer
 from .measure import Gauge
 from .mixed import Settling
 from .plan import WEIGHT, LayerPlan, Plan, Spec, make_plan
@@ -100,7 +100,9 @@ class Run:
         for name in source.tensors:
             self.tick()
             if name in plan.layers:
-                report.layers.append(self._layer(plan.layers[name], plan, source, sink, means))
+                layer = plan.layers[name]
+                with fitting(layer.name, layer.shape, self.device):
+                    report.layers.append(self._layer(layer, plan, source, sink, means))
                 self._announce(plan, report)
             elif name in plan.kept:
                 kept = plan.kept[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -21,14 +23,20 @@ def quantize_layer(task: Task) -> QuantizedLayer:
     ``tick`` is called often and may raise to stop. Raises LayerError naming the layer for NaN or infinite weights, and
     where the device's memory does not suffice.
     """
-    method = METHODS[task.recipe.rounding]
-    try:
+    method, (rows, columns) = METHODS[task.recipe.rounding], task.weight.shape
+    with fitting(task.name, (rows, columns), task.device):
         placed = replace(task, weight=task.weight.to(task.device))
         return best_scale(placed, method) if task.recipe.scale == AUTO else method(placed)
+
+
+@contextmanager
+def fitting(name: str, shape: tuple[int, int], device: str) -> Iterator[None]:
+    """Raises LayerError naming the layer at hand where the device's memory does not suffice for what is inside."""
+    try:
+        yield
     except torch.cuda.OutOfMemoryError:
-        rows, columns = task.weight.shape
         raise LayerError(
-            f"Layer '{task.name}' ({rows} x {columns}) does not fit in the memory of {task.device}; "
+            f"Layer '{name}' ({shape[0]} x {shape[1]}) does not fit in the memory of {device}; "
             "quantize on the CPU, or with rounding 'nearest'."
         ) from None
 
