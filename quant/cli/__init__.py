@@ -9,11 +9,13 @@ from ..errors import QuantError
 from .commands import compare, inspect, profiles
 from .console import UsageError, abandon_output, fail, tolerate_any_text
 from .convert import convert
+from .record import record
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "compare": compare,
     "profiles": profiles,
+    "record": record,
 }
 
 FINE, USER_ERROR, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141

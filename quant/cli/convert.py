@@ -76,7 +76,7 @@ def _dry_run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path
 def _run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
     device = _checked_device(given.get("device", "cpu"))
     sources = [given[name] for name in ("input", "calibration") if name in given]
-    _refuse_existing(sources, target, "overwrite" in given)
+    refuse_existing(sources, target, "overwrite" in given)
     report_path = _checked_report(given.get("report"), sources, "overwrite" in given)
     calibration = Calibration.load(given["calibration"]) if "calibration" in given else None
     with stop_on_signals() as stop:
@@ -101,7 +101,7 @@ def _short(report: Report) -> str:
     return "\n".join([*left, *report.notes, report.summary()])
 
 
-def _refuse_existing(sources: Sequence[str], target: Path, overwrite: bool) -> None:
+def refuse_existing(sources: Sequence[str], target: Path, overwrite: bool) -> None:
     refuse_same_file(sources, target)
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists; add --overwrite to replace it, or choose another name.")
@@ -123,7 +123,7 @@ def _checked_report(name: str | None, sources: Sequence[str], overwrite: bool) -
     path = Path(name)
     if path.suffix not in REPORT_SUFFIXES:
         raise RecipeError(f"--report {path} must end in .json or .txt.")
-    _refuse_existing(sources, path, overwrite)
+    refuse_existing(sources, path, overwrite)
     if os.path.isdir(path) or not os.access(path.parent, os.W_OK):
         raise RecipeError(f"--report {path} cannot be written: it is a folder, or its folder is missing or read-only.")
     return path

@@ -175,7 +175,7 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option(
             ("--calibration",),
             "calibration",
-            "recorded inputs of this model's layers, as the graph's calibration nodes save them; implies calibrated",
+            "recorded inputs of this model's layers, from 'record' or the calibration nodes; implies calibrated",
             FILE,
         ),
         Option(("--optimizer",), "svd.optimizer", f"{', '.join(OPTIMIZERS)}; this and the next seven imply svd", TEXT),
@@ -211,7 +211,8 @@ def converter() -> Parser:
         prog=PROGRAM,
         usage=f"{PROGRAM} -i FILE [-o FILE] [options]",
         description="Quantize a diffusion model or text encoder into a file that ComfyUI's own loaders take.",
-        epilog=f"Other commands: {PROGRAM} inspect FILE, compare FLOAT QUANTIZED, profiles [NAME].",
+        epilog=f"Other commands: {PROGRAM} inspect FILE, compare FLOAT QUANTIZED, profiles [NAME], "
+        "record MODULE:FUNCTION -o FILE.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
     for title, options in OPTIONS.items():
