@@ -11,7 +11,14 @@ from ..kernels.layouts import stock
 from . import examples, host_formats
 from .blockwise_loader import LoadBlockwiseModel
 from .conditioning import LoadClassConditioning
-from .nodes_calibration import CalibrateModel, CollectCalibration, LoadCalibration, RecordCalibration, SaveCalibration
+from .nodes_calibration import (
+    CalibrateModel,
+    CalibrateTextEncoder,
+    CollectCalibration,
+    LoadCalibration,
+    RecordCalibration,
+    SaveCalibration,
+)
 from .nodes_compare import CompareModels
 from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEncoder
 from .nodes_quantize import QuantizeModel, QuantizeTextEncoder
@@ -39,6 +46,7 @@ class CalibratedRounding(ComfyExtension):
             RecordCalibration,
             CollectCalibration,
             CalibrateModel,
+            CalibrateTextEncoder,
             SaveCalibration,
             LoadCalibration,
             CompareModels,

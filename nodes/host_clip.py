@@ -39,6 +39,8 @@ class Part:
 
 def runnable_parts(clip: Any) -> list[Part]:
     """The encoders of ``clip`` that ComfyUI runs quantized, from a file too. Raises QuantError if there is none."""
+    if clip is None:
+        raise QuantError("There is no text encoder: the checkpoint that was loaded has none in it.")
     parts = _parts(clip)
     runnable = [part for part in parts if part.kind]
     if not runnable:

@@ -6,20 +6,25 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..quant import QuantError
 from ..quant.calibration import BUDGET, ROWS, Calibration
 from . import files, host_run
 from .host_calibration import SamplingRecorder, record
+from .host_encoding import calibrate_encoder
 from .nodes_quantize import CATEGORY
-from .recipe_inputs import QuantCalibration
+from .prompts import PROMPTS
+from .recipe_inputs import QuantCalibration, lines
 from .sampling import RunsBar, Sampling, condition_inputs, step_inputs
 
 CalibrationRecorder = io.Custom("CALIBRATION_RECORDER")
 
 GIB = 2**30
 FOR_QUANTIZING = "For the calibration input of quantize nodes."
+ROWS_OF_SAMPLING = "Input rows kept of each layer: a uniform sample over all steps, prompts and runs."
+ROWS_OF_ENCODING = "Input rows kept of each layer: a uniform sample over all tokens of all prompts."
 
 
-def size_inputs() -> list[io.Input]:
+def size_inputs(rows: str = ROWS_OF_SAMPLING) -> list[io.Input]:
     return [
         io.Int.Input(
             "rows",
@@ -27,7 +32,7 @@ def size_inputs() -> list[io.Input]:
             min=64,
             max=65536,
             advanced=True,
-            tooltip="Input rows kept of each layer: a uniform sample over all steps, prompts and runs.",
+            tooltip=rows,
         ),
         io.Float.Input(
             "budget_gib",
@@ -43,21 +48,8 @@ def size_inputs() -> list[io.Input]:
     ]
 
 
-def described(calibration: Calibration) -> str:
-    """Layers, rows and size, in a sentence, and the layer that was fed least."""
-    samples = calibration.samples.values()
-    rows = [0 if known.rows is None else len(known.rows) for known in samples]
-    size = sum(0 if known.rows is None else known.rows.nbytes for known in samples) / 1e6
-    least = min(calibration.samples, key=lambda layer: calibration.samples[layer].count)
-    return (
-        f"{len(calibration)} layers calibrated, in {len(rows)} samples; {min(rows)} to {max(rows)} rows each of "
-        f"{sum(known.count for known in samples)} seen; {size:.1f} MB.\n"
-        f"Fed least: {least}, {calibration.samples[least].count} rows."
-    )
-
-
 def given(calibration: Calibration) -> io.NodeOutput:
-    text = described(calibration)
+    text = calibration.summary()
     return io.NodeOutput(calibration, text, ui={"text": [text]})
 
 
@@ -156,6 +148,39 @@ class CalibrateModel(io.ComfyNode):
         return given(recorder.calibration())
 
 
+class CalibrateTextEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingCalibrateTextEncoder",
+            display_name="Calibrate Text Encoder",
+            category=CATEGORY,
+            description="Encodes prompts and records what the layers of a T5-XXL or llama-style text encoder are fed. "
+            "Others are refused, as Quantize Text Encoder refuses them; beside one that is recorded they are left out.",
+            search_aliases=["calibration", "calibrate clip", "calibrate t5", "activation statistics"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The float text encoder, with its LoRAs."),
+                io.String.Input(
+                    "prompts",
+                    default=PROMPTS,
+                    multiline=True,
+                    tooltip="One a line. Like those that you will use, long and short, and also what you write to "
+                    "avoid; a dozen do.",
+                ),
+                *size_inputs(ROWS_OF_ENCODING),
+            ],
+            outputs=calibration_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, prompts: str, rows: int, budget_gib: float) -> io.NodeOutput:
+        texts = lines(prompts)
+        if not texts:
+            raise QuantError("There is no prompt to calibrate with; write some, one a line.")
+        return given(calibrate_encoder(clip, texts, rows, int(budget_gib * GIB), cls.hidden.unique_id))
+
+
 class SaveCalibration(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -167,7 +192,7 @@ class SaveCalibration(io.ComfyNode):
             "--calibration.",
             search_aliases=["export calibration"],
             inputs=[
-                QuantCalibration.Input("calibration", tooltip="From Collect Calibration or Calibrate Model."),
+                QuantCalibration.Input("calibration", tooltip="From any of the calibration nodes."),
                 io.String.Input(
                     "name",
                     default="calibration",
@@ -182,7 +207,7 @@ class SaveCalibration(io.ComfyNode):
     def execute(cls, calibration: Calibration, name: str) -> io.NodeOutput:
         path = files.output_file(f"{files.CALIBRATIONS}/{name}")
         calibration.save(path)
-        return io.NodeOutput(str(path), ui={"text": [f"{path}\n{described(calibration)}"]})
+        return io.NodeOutput(str(path), ui={"text": [f"{path}\n{calibration.summary()}"]})
 
 
 class LoadCalibration(io.ComfyNode):

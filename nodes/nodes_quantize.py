@@ -11,6 +11,7 @@ from ..quant import Report
 from ..quant.calibration import Calibration
 from .host import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
 from .host_clip import part_tensors, rebuild_clip, runnable_parts
+from .host_encoding import calibration_of
 from .host_run import DEVICES
 from .quantize import Result, quantize_weights
 from .recipe_inputs import calibration_link, make_recipe, recipe_inputs, recipe_link, unused_note
@@ -87,28 +88,33 @@ class QuantizeTextEncoder(io.ComfyNode):
             search_aliases=["quantize clip", "quantize t5", "fp8 text encoder", "int8 text encoder"],
             inputs=[
                 io.Clip.Input("clip", tooltip="A text encoder in 16 or 32 bits."),
-                *recipe_inputs("text_encoder", calibrated=False),
+                *recipe_inputs("text_encoder"),
                 device_input(),
                 recipe_link(),
+                calibration_link(),
             ],
             outputs=[io.Clip.Output(tooltip="The quantized text encoder."), report_output()],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, clip: Any, device: str = "auto", **values: Any) -> io.NodeOutput:
+    def execute(
+        cls, clip: Any, device: str = "auto", calibration: Calibration | None = None, **values: Any
+    ) -> io.NodeOutput:
         recipe = make_recipe(values)
         parts = runnable_parts(clip)
         stamp, results = source_stamp(clip.patcher), dict[str, Result]()
         for part in parts:
             weights = LoadedWeights(part_tensors(clip, part))
-            results[part.name] = quantize_weights(weights, stamp, recipe, device, cls.hidden.unique_id)
+            share = calibration and calibration_of(part, calibration)
+            results[part.name] = quantize_weights(weights, stamp, recipe, device, cls.hidden.unique_id, share)
         report = merged({name: result.report for name, result in results.items()})
         made = Made(recipe, report, source_metadata(clip.patcher))
         tensors = {name: result.tensors for name, result in results.items()}
         quantized = rebuild_clip(clip, tensors, {part.name: part.kind for part in parts}, made)
         kept = all(result.kept for result in results.values())
-        return io.NodeOutput(quantized, report.table(), ui=shown(report, kept))
+        ui = shown(report, kept, unused_note(recipe, calibration))
+        return io.NodeOutput(quantized, report.table(), ui=ui)
 
 
 def merged(reports: dict[str, Report]) -> Report:

@@ -28,13 +28,9 @@ PLAIN = (
 DEFAULTS, SVD, CALIBRATED = Recipe(), SvdSettings(), CalibratedSettings()
 
 
-def recipe_inputs(*kinds: str, calibrated: bool = True) -> list[io.Input]:
-    """Inputs for a model of the given kinds of profile (``diffusion``, ``text_encoder``); none given: of any kind.
-
-    calibrated: also offer what is made from recorded inputs.
-    """
-    measured = _measured() if calibrated else []
-    return [_format(), _profile(kinds), _rounding(calibrated), *_advanced(), *measured]
+def recipe_inputs(*kinds: str) -> list[io.Input]:
+    """Inputs for a model of the given kinds of profile (``diffusion``, ``text_encoder``); none given: of any kind."""
+    return [_format(), _profile(kinds), _rounding(), *_advanced(), *_measured()]
 
 
 def recipe_link() -> io.Input:
@@ -71,8 +67,8 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     if rounding["rounding"] == "calibrated":
         settings["calibrated"] = CalibratedSettings(damping=rounding["damping"] or None, passes=rounding["passes"])
     settings["rotation_group"] = int(values.get("rotation_group", DEFAULTS.rotation_group))
-    settings["exclude"] = _lines(values.get("exclude", ""))
-    settings["overrides"] = tuple(map(_override, _lines(values.get("overrides", ""))))
+    settings["exclude"] = lines(values.get("exclude", ""))
+    settings["overrides"] = tuple(map(_override, lines(values.get("overrides", ""))))
     return Recipe(**settings, **{name: values[name] for name in PLAIN if name in values})
 
 
@@ -99,7 +95,8 @@ def _override(line: str) -> tuple[str, str]:
     return pattern.strip(), fmt.strip()
 
 
-def _lines(text: str) -> tuple[str, ...]:
+def lines(text: str) -> tuple[str, ...]:
+    """What a text has one a line; empty lines are left out."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -121,14 +118,14 @@ def _profile(kinds: tuple[str, ...]) -> io.Input:
     )
 
 
-def _rounding(calibrated: bool) -> io.Input:
-    recorded = [io.DynamicCombo.Option("calibrated", _calibrated_inputs())] if calibrated else []
-    best = " calibrated: learn it from recorded inputs, which the calibration input gives; closest." * calibrated
+def _rounding() -> io.Input:
+    options = {"nearest": [], "svd": _svd_inputs(), "calibrated": _calibrated_inputs()}
     return io.DynamicCombo.Input(
         "rounding",
-        options=[io.DynamicCombo.Option("nearest", []), io.DynamicCombo.Option("svd", _svd_inputs()), *recorded],
+        options=[io.DynamicCombo.Option(name, inputs) for name, inputs in options.items()],
         tooltip="nearest: round each weight on its own, seconds. svd: learn which way to round from the leading "
-        f"directions of each layer's weight, minutes; never worse than nearest on those.{best}",
+        "directions of each layer's weight, minutes; never worse than nearest on those. calibrated: learn it from "
+        "recorded inputs, which the calibration input gives; closest.",
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 NEAREST = {"rounding": "nearest"}
-CALIBRATED = {"rounding": "calibrated", "damping": 0.01, "passes": 1}
+CALIBRATED = {"rounding": "calibrated", "damping": 0.0, "passes": 1}
 
 
 def load(root: str) -> Any:
