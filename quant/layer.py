@@ -30,7 +30,7 @@ def quantize_layer(task: Task) -> QuantizedLayer:
 
 
 @contextmanager
-def fitting(name: str, shape: tuple[int, int], device: str) -> Iterator[None]:
+def fitting(name: str, shape: tuple[int, int], device: torch.device | str) -> Iterator[None]:
     """Raises LayerError naming the layer at hand where the device's memory does not suffice for what is inside."""
     try:
         yield
