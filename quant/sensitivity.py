@@ -23,8 +23,10 @@ from .task import layer_seed
 
 LEVELS = 7
 """Steps from 0 to a row's largest input: those of 4 bits, which change outputs by a twentieth to a seventh. What the
-model makes still changes in proportion, and a change as small as that of 8 bits would drown in what a model in bfloat16
-rounds differently after it."""
+model makes still changes nearly in proportion (6 bits rank the layers alike), and a smaller change drowns in what a
+model in bfloat16 rounds differently after it: the shipped model ranks in bfloat16 as in float32 with a correlation of
+0.97, with 6 bits of 0.70, with 8 bits of 0.57.
+"""
 
 WEIGHT_SHARE = 0.5
 """Norm of what the weight's change makes, of what the inputs' makes: calibrated rounding leaves about so much. With 1,
