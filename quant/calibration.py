@@ -16,6 +16,7 @@ from torch import Tensor
 from .checkpoint import CheckpointWriter, open_checkpoint
 from .errors import CheckpointError
 from .statistics import InputStatistics
+from .text import shortened
 
 METADATA_KEY = "calibrated_rounding_calibration"
 ROWS = 2048
@@ -177,8 +178,16 @@ class Calibration(Mapping[str, InputStatistics]):
         return (
             f"{len(self)} layers calibrated, in {len(rows)} samples; {min(rows)} to {max(rows)} rows each of "
             f"{sum(sample.count for sample in known)} seen; {size / 1e6:.1f} MB.\n"
-            f"Fed least: {least}, {self.samples[least].count} rows."
+            f"Fed least: {least}, {self.samples[least].count} rows.{self._probed()}"
         )
+
+    def _probed(self) -> str:
+        """A line that says whose sensitivity is known, if that of any layer is."""
+        missing = [layer for layer in self if layer not in self.sensitivities]
+        if not self.sensitivities:
+            return ""
+        advice = f"; not of {shortened(missing)}: the format auto needs all, so take more probe_steps"
+        return f"\nSensitivity measured of {len(self.sensitivities)} of {len(self)} layers{advice * bool(missing)}."
 
     @cached_property
     def digest(self) -> str:

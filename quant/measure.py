@@ -53,6 +53,10 @@ class Gauge:
     tick: Callable[[], None]
     by_sensitivity: bool = False
 
+    def weighs(self, known: InputStatistics) -> bool:
+        """Whether enough is known of a layer to compare its outputs' error with that of others."""
+        return known.rows is not None and (known.sensitivity is not None or not self.by_sensitivity)
+
     def measure(self, layer: LayerPlan, weight: Tensor, known: InputStatistics) -> Measured:
         """Quantize ``weight`` as planned."""
         self.tick()

@@ -97,8 +97,8 @@ class Settling:
     def _candidates(self) -> Iterator[tuple[str, _Ways]]:
         """The layers that have a choice, by weight key, with every way measured.
 
-        What a profile keeps is opened only where inputs were measured: a weight's error says nothing of what depends
-        on it.
+        What a profile keeps is opened only where it can be weighed against the others: a weight's error says nothing of
+        what depends on it.
         """
         targeted = self.recipe.has_target
         for key in self.source.tensors:
@@ -115,7 +115,7 @@ class Settling:
         kept = self.plan.kept.get(key)
         if kept is None:
             return self.plan.layers.get(key)
-        opened = kept.open and self.recipe.has_target and self.known(key.removesuffix(WEIGHT)).rows is not None
+        opened = kept.open and self.recipe.has_target and self.gauge.weighs(self.known(key.removesuffix(WEIGHT)))
         return layer_like(kept, self.recipe) if opened else None
 
     def _place(self, key: str, ways: _Ways, index: int) -> None:

@@ -20,7 +20,8 @@ class InputStatistics:
 
     mean: float32 ``[K]``, the average input row. absmax: the largest magnitude of any input. rows: ``[R, K]``, a
     uniform sample of the ``count`` input rows that the layer saw. fingerprint: of the weight that was fed them.
-    sensitivity: by how much the model's output changes, mean square, for a change of 1 of the layer's, mean square.
+    sensitivity: by how much what the model makes changes, mean square of its values, for a change of the layer's output
+    rows by a squared norm of 1 on average (`sensitivity.probe`).
     """
 
     mean: Tensor | None = None
