@@ -8,7 +8,7 @@ The shipped digits model is quantized in each format and with each rounding meth
 defaults; both quantize the same layers. Every file is loaded by ComfyUI's own UNETLoader (found as the tests find it:
 COMFYUI_PATH, the folder that the pack is installed in, or ~/ComfyUI) and sampled at fixed seeds: all ten classes, 20
 steps of euler, scheduler simple, cfg 3. "calibrated" was recorded by the pack's own node in two runs at other seeds;
-"chosen" has its layers chosen by measured error and not by the profile, in no more bytes.
+"chosen" has its layers chosen by measured error and sensitivity and not by the profile, in no more bytes.
 
 PSNR is that of each latent, its peak the range of the float model's latents, and the table has the mean over seeds and
 classes; the relative error is ||quantized - float|| / ||float|| over all of them, and its ratio that to nearest
@@ -58,7 +58,7 @@ model, _ = inside.load_unet(source)
 calibration = pack_nodes.call(
     pack.CalibrateModel, model=model, positive=[[table[:10], {}]], negative=[[table[10:].expand(10, -1, -1), {}]],
     latent_image={"samples": torch.zeros(10, 16, 1, 8, 8)}, seed=1000, runs=2, steps=20, cfg=3.0, sampler_name="euler",
-    scheduler="simple", rows=2048, budget_gib=2.0,
+    scheduler="simple", rows=2048, budget_gib=2.0, probe_steps=4,
 ).args[0]
 outputs["path"] = pack_nodes.call(pack.SaveCalibration, calibration=calibration, name="digits").args[0]
 """

@@ -19,7 +19,7 @@ from .layer import dequantize_layer, fitting, quantize_layer
 from .measure import Gauge
 from .mixed import Settling
 from .plan import WEIGHT, LayerPlan, Plan, Spec, make_plan
-from .recipe import OFF, Recipe
+from .recipe import AUTO, OFF, Recipe
 from .report import KeptReport, LayerReport, Report, decibels
 from .sinks import Sink
 from .sources import Source
@@ -190,6 +190,9 @@ class Run:
             notes.append(
                 f"No input scale was written for {missing} layers: none was measured, or the format takes none."
             )
+        probed = [self._known(layer.name, plan.prefix).sensitivity is not None for layer in plan.layers.values()]
+        if self.recipe.format == AUTO and any(probed) and not all(probed):
+            notes.append(f"Sensitivities were not used: {probed.count(False)} layers have none.")
         known_means = any(known.mean is not None for known in self.statistics.values())
         if self.recipe.bias_correction == "measured" and not known_means:
             notes.append("No bias was corrected: no input means were measured.")

@@ -88,9 +88,9 @@ def comparison(name: str, y: int, values: Mapping[str, Any], title: str) -> dict
     }
 
 
-def calibrated() -> dict[str, Node]:
+def calibrated(probe_steps: int = 0) -> dict[str, Node]:
     """The float model, what sampling needs, and a calibration at other seeds than those that models are compared at."""
-    settings = {"seed": 1000, "control_after_generate": "fixed", "runs": 4, **STEPS}
+    settings = {"seed": 1000, "control_after_generate": "fixed", "runs": 4, "probe_steps": probe_steps, **STEPS}
     node, links = "CalibratedRoundingCalibrateModel", conditioned(model=("model", 0))
     return {
         "model": LOADER,
@@ -132,12 +132,12 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "save": Node(
             "CalibratedRoundingSaveModel",
             (840, 40),
-            (360, 90),
+            (360, 220),
             {"filename_prefix": "diffusion_models/digits_int8"},
             {"model": ("quantize", 0)},
         ),
-        "path": Node("PreviewAny", (840, 190), (360, 130), {}, {"source": ("save", 0)}, "The file"),
-        "report": Node("PreviewAny", (840, 380), (360, 340), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+        "path": Node("PreviewAny", (840, 320), (360, 130), {}, {"source": ("save", 0)}, "The file"),
+        "report": Node("PreviewAny", (840, 510), (360, 340), {}, {"source": ("quantize", 1)}, "Layer by layer"),
     },
     "calibrate_quantize_sample": {
         "model": LOADER,
@@ -176,7 +176,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         **comparison("calibrated", 740, {"format": "float8_e4m3fn", "rounding": "calibrated"}, "calibrated FP8"),
     },
     "quantize_to_a_size": {
-        **calibrated(),
+        **calibrated(probe_steps=4),
         **comparison("profile", 40, {"format": "int8_convrot", "rounding": "calibrated"}, "what the profile keeps"),
         **comparison("chosen", 740, {**SIZED, "rounding": "calibrated"}, "what measuring keeps, no larger"),
     },
