@@ -205,6 +205,7 @@ class CalibrateTextEncoder(io.ComfyNode):
             ],
             outputs=calibration_outputs(),
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

@@ -27,8 +27,10 @@ const TALKING = {
   CalibratedRoundingSaveTextEncoder: "clip",
   CalibratedRoundingCollectCalibration: null,
   CalibratedRoundingCalibrateModel: null,
+  CalibratedRoundingCalibrateTextEncoder: null,
   CalibratedRoundingSaveCalibration: null,
   CalibratedRoundingLoadCalibration: null,
+  CalibratedRoundingCompareModels: null,
 };
 
 const LOOKING = 250; // milliseconds between looks at the settings

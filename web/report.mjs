@@ -1,4 +1,5 @@
-// The full report: totals, size against error, a table of the layers, what was kept and why, and the files to take away.
+// The full report: totals, size against error of the layers and of the whole, a table of the layers, what was kept and
+// why, and the files to take away.
 
 import { Chart } from "./chart.mjs";
 import { h } from "./dom.mjs";
@@ -6,6 +7,7 @@ import { download, toCsv, toJson } from "./export.mjs";
 import { legend } from "./palette.mjs";
 import { Table } from "./table.mjs";
 import { bytes, change, decibels, duration, error, percent, text, whole } from "./text.mjs";
+import { Tradeoff } from "./tradeoff.mjs";
 
 const has = (key) => (layers) => layers.some((layer) => layer[key] != null);
 const optional = (shown) => (value) => (value == null ? "–" : shown(value));
@@ -37,6 +39,8 @@ const COLUMNS = [
   numeric("sqnr_db", decibels),
   numeric("output_error", error, has("output_error")),
   numeric("output_nearest", error, has("output_nearest")),
+  numeric("run_error", error, has("run_error")),
+  numeric("run_nearest", error, has("run_nearest")),
   numeric("projected_error", error, has("projected_error")),
   numeric("projected_nearest", error, has("projected_nearest")),
   numeric("seconds", duration),
@@ -85,9 +89,14 @@ class View {
     this.search.addEventListener("input", () => this.#filter());
     this.format.addEventListener("change", () => this.#filter());
     this.measure.addEventListener("change", () => this.#chart());
-    this.parts = [tiles(report), this.chart.element, this.#tools(), this.#layers(), ...more(report)];
+    this.parts = [tiles(report), this.#charts(), this.#tools(), this.#layers(), ...more(report)];
     this.#chart();
     this.#filter();
+  }
+
+  #charts() {
+    const { precision } = this.report;
+    return h("div", { class: "calro-charts" }, this.chart.element, precision ? new Tradeoff(precision).element : null);
   }
 
   #tools() {
@@ -133,7 +142,7 @@ class View {
 const named = (column) => ({ ...column, label: text(`column_${column.key}`) });
 const words = (layer) => `${layer.name} ${layer.format} ${notes(layer)}`.toLowerCase();
 const formats = ({ layers }) => [...new Set(layers.map((layer) => layer.format))];
-const measures = ({ layers }) => ["error", "output_error"].filter((key) => has(key)(layers));
+const measures = ({ layers }) => ["error", "output_error", "run_error"].filter((key) => has(key)(layers));
 
 function choice(label, options) {
   return h("select", { "aria-label": label }, ...options.map(([value, shown]) => h("option", { value }, shown)));
