@@ -7,11 +7,11 @@ import { Watch, question } from "./check.mjs";
 import { loadStyle } from "./dom.mjs";
 import { executionId, nodeAt, source, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
-import { HEIGHT as PANEL_HEIGHT, Panel } from "./panel.mjs";
+import { Panel } from "./panel.mjs";
 import { openReport } from "./report.mjs";
 import { fold, folding, makeRoom, turnAdvanced, zoom } from "./room.mjs";
 import * as runs from "./runs.mjs";
-import { HEIGHT as TEXT_HEIGHT, TextPanel } from "./text_panel.mjs";
+import { TextPanel } from "./text_panel.mjs";
 import { loadWords } from "./text.mjs";
 
 /** loads: the type of the input whose file is to be checked. whole: the node reads the file itself. */
@@ -21,16 +21,19 @@ const QUANTIZING = {
   CalibratedRoundingQuantizeFile: { whole: true },
 };
 
-/** Nodes that say a few words, and the input over which they are told what a quantize node before them knows. */
+/**
+ * Nodes that say a few words. over: the input over which they are told what a quantize node before them knows. table:
+ * their words are a table.
+ */
 const TALKING = {
-  CalibratedRoundingSaveModel: "model",
-  CalibratedRoundingSaveTextEncoder: "clip",
-  CalibratedRoundingCollectCalibration: null,
-  CalibratedRoundingCalibrateModel: null,
-  CalibratedRoundingCalibrateTextEncoder: null,
-  CalibratedRoundingSaveCalibration: null,
-  CalibratedRoundingLoadCalibration: null,
-  CalibratedRoundingCompareModels: null,
+  CalibratedRoundingSaveModel: { over: "model" },
+  CalibratedRoundingSaveTextEncoder: { over: "clip" },
+  CalibratedRoundingCollectCalibration: {},
+  CalibratedRoundingCalibrateModel: {},
+  CalibratedRoundingCalibrateTextEncoder: {},
+  CalibratedRoundingSaveCalibration: {},
+  CalibratedRoundingLoadCalibration: {},
+  CalibratedRoundingCompareModels: { table: true },
 };
 
 const LOOKING = 250; // milliseconds between looks at the settings
@@ -53,8 +56,8 @@ function addPanel(node) {
         (report) => openReport(report, node.title),
         () => turnAdvanced(node),
       )
-    : new TextPanel();
-  const height = (quantizes ? PANEL_HEIGHT : TEXT_HEIGHT) + 2 * MARGIN;
+    : new TextPanel(TALKING[node.comfyClass].table);
+  const height = panel.height + 2 * MARGIN;
   const widget = node.addDOMWidget(WIDGET, "CALIBRATED_ROUNDING_PANEL", panel.element, {
     serialize: false,
     hideOnZoom: false,
@@ -143,10 +146,10 @@ function look() {
   if (document.hidden) return;
   for (const [, node] of ourNodes()) {
     const kind = QUANTIZING[node.comfyClass];
-    const input = TALKING[node.comfyClass];
+    const over = TALKING[node.comfyClass]?.over;
     if (kind) fold(node);
     if (kind) watches.get(node).look(question(node, kind));
-    if (input) panels.get(node).showCheck(toSave(source(node, input)));
+    if (over) panels.get(node).showCheck(toSave(source(node, over)));
   }
 }
 

@@ -6,14 +6,13 @@ import { secondsLeft } from "./runs.mjs";
 import { Strip } from "./strip.mjs";
 import { bytes, change, duration, error, percent, text, whole } from "./text.mjs";
 
-export const HEIGHT = 200;
-
 const TICK = 1000;
 const LEVELS = { error: "✕", warning: "⚠", info: "ⓘ" };
 
 export class Panel {
   /** openReport(report) and turnAdvanced() are called by the buttons. */
   constructor(openReport, turnAdvanced) {
+    this.height = 200;
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
     [this.head, this.facts, this.remarks] = ["head", "facts", "remarks"].map((name) =>

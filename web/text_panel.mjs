@@ -1,14 +1,13 @@
-// What the pack's other nodes say when they have run: the path of a file, the size of a calibration.
+// What the pack's other nodes say when they have run: the path of a file, the size of a calibration, a table of figures.
 
 import { h } from "./dom.mjs";
 import { remark } from "./panel.mjs";
 import { text } from "./text.mjs";
 
-export const HEIGHT = 64;
-
 export class TextPanel {
-  constructor() {
-    this.words = h("div", { class: "calro-words", role: "status", tabindex: 0 });
+  constructor(table = false) {
+    this.height = table ? 132 : 64;
+    this.words = h("div", { class: table ? "calro-words calro-figures" : "calro-words", role: "status", tabindex: 0 });
     this.element = h("div", { class: "calro calro-panel calro-text", "aria-label": text("panel") }, this.words);
     this.remarks = [];
     this.show(null);
