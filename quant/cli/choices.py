@@ -69,10 +69,14 @@ def _flagged_format(given: Mapping[str, Any], default: str) -> str | None:
         raise RecipeError(f"{' and '.join(f'--{flag}' for flag in sorted(flags))} exclude each other.")
     if not flags and not given.keys() & {"scaling_mode", "block_size"}:
         return None
-    own_kind, own_mode = next((kind, mode) for (kind, mode, _), name in FIELD_FORMATS.items() if name == default)
-    return _field_format(
-        KINDS[flags] or own_kind, given.get("scaling_mode", None if flags else own_mode), given.get("block_size")
-    )
+    mode, size, kind = given.get("scaling_mode"), given.get("block_size"), KINDS[flags]
+    if kind is None:
+        spelled = [(kind, mode) for (kind, mode, _), name in FIELD_FORMATS.items() if name == default]
+        if not spelled:
+            raise RecipeError(f"--scaling-mode and --block-size do not go with the format {default}; name another.")
+        kind, own_mode = spelled[0]
+        mode = mode or own_mode
+    return _field_format(kind, mode, size)
 
 
 def _field_format(kind: str, mode: str | None, size: int | None) -> str:

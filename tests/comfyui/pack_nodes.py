@@ -30,6 +30,16 @@ def call(node: Any, unique_id: str | None = None, **inputs: Any) -> Any:
     return clone.EXECUTE_NORMALIZED(**inputs)
 
 
+def layers(output: Any) -> list[dict[str, Any]]:
+    """What a quantize node's output tells of each layer."""
+    columns = output.ui["calibrated_rounding"][0]["layers"]
+    lists = {
+        key: column if isinstance(column, list) else [column["values"][place] for place in column["index"]]
+        for key, column in columns.items()
+    }
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
 def svd(optimizer: str, iterations: int = 10) -> dict[str, Any]:
     """The value of the ``rounding`` input for learned rounding."""
     steps = {} if optimizer == "feedback" else {"iterations": iterations, "learning_rate": 0.0}
