@@ -6,6 +6,7 @@ from typing import Any
 
 import inside
 import torch
+import workflows
 from torch import Tensor
 
 NEAREST = {"rounding": "nearest"}
@@ -28,6 +29,11 @@ def call(node: Any, unique_id: str | None = None, **inputs: Any) -> Any:
     clone = node.PREPARE_CLASS_CLONE(None)
     clone.hidden = SimpleNamespace(unique_id=unique_id, prompt=None, extra_pnginfo=None)
     return clone.EXECUTE_NORMALIZED(**inputs)
+
+
+def layers(node: Any) -> list[dict[str, Any]]:
+    """The layers of the report that a quantize node's output shows."""
+    return workflows.table(node.ui["calibrated_rounding"][0]["layers"])
 
 
 def svd(optimizer: str, iterations: int = 10) -> dict[str, Any]:

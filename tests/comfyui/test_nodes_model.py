@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.tests.comfyui import workflows
 from calibrated_rounding.tests.comfyui.harness import PACK, Host, example_model
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -101,8 +102,9 @@ def test_the_host_can_copy_the_model(made: dict[str, Any], fmt: str) -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_report_and_totals_come_with_the_model(made: dict[str, Any], fmt: str) -> None:
     report = made[fmt]["shown"]["calibrated_rounding"][0]
-    assert {layer["name"] for layer in report["layers"]} == made[fmt]["layers"].keys()
-    assert all(layer["name"] in made[fmt]["report"] for layer in report["layers"])
+    names = {layer["name"] for layer in workflows.table(report["layers"])}
+    assert names == made[fmt]["layers"].keys()
+    assert all(name in made[fmt]["report"] for name in names)
     assert made[fmt]["shown"]["text"][0] in made[fmt]["report"]
 
 
@@ -206,7 +208,7 @@ for optimizer in optimizers:
     rounding = pack_nodes.svd(optimizer)
     first, second = (quantize(model, "int8_row", rounding) for _ in range(2))
     texts = [node.ui["text"][0] for node in (first, second)]
-    layers = first.ui["calibrated_rounding"][0]["layers"]
+    layers = pack_nodes.layers(first)
     outputs[optimizer] = {
         "better": all(layer["projected_error"] <= layer["projected_nearest"] for layer in layers),
         "kept": ["rounded" in text for text in texts],
@@ -253,9 +255,9 @@ for prefix in ("../x", "/elsewhere/x", "diffusion_models/../../x"):
     outputs[prefix] = refusal(lambda: call(pack.SaveQuantizedModel, model=quantized, filename_prefix=prefix))
 outputs["written"] = [name for _, _, names in os.walk(os.path.dirname(output)) for name in names]
 again = quantize(quantized, "float8_e4m3fn", dequantize=True)
-outputs["dequantized"] = len(again.ui["calibrated_rounding"][0]["layers"])
+outputs["dequantized"] = len(pack_nodes.layers(again))
 recipe = call(pack.QuantizationRecipe, format="float8_e5m2", profile="auto", rounding=NEAREST).args[0]
-by_recipe = quantize(model, "int8_row", recipe=recipe).ui["calibrated_rounding"][0]["layers"]
+by_recipe = pack_nodes.layers(quantize(model, "int8_row", recipe=recipe))
 outputs["by recipe"] = sorted({layer["format"] for layer in by_recipe})
 """
 )
