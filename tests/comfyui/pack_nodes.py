@@ -6,6 +6,7 @@ from typing import Any
 
 import inside
 import torch
+import workflows
 from torch import Tensor
 
 NEAREST = {"rounding": "nearest"}

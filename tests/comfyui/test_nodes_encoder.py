@@ -54,7 +54,7 @@ def describe(name, clip, load, settings):
             "error": float((encoded - before).norm() / before.norm()),
             "sizes": [patcher.model_size() for patcher in (made.patcher, clip.patcher)],
             "layers": sorted(inside.quantized_layers(made.cond_stage_model)),
-            "reported": len(node.ui["calibrated_rounding"][0]["layers"]),
+            "reported": len(pack_nodes.layers(node)),
             "listed": os.path.basename(written) in folder_paths.get_filename_list("text_encoders"),
         }
     outputs[f"{name} unchanged"] = torch.equal(before, encode(clip))
