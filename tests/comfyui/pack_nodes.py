@@ -33,12 +33,7 @@ def call(node: Any, unique_id: str | None = None, **inputs: Any) -> Any:
 
 def layers(output: Any) -> list[dict[str, Any]]:
     """What a quantize node's output tells of each layer."""
-    columns = output.ui["calibrated_rounding"][0]["layers"]
-    lists = {
-        key: column if isinstance(column, list) else [column["values"][place] for place in column["index"]]
-        for key, column in columns.items()
-    }
-    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    return workflows.table(output.ui["calibrated_rounding"][0]["layers"])
 
 
 def svd(optimizer: str, iterations: int = 10) -> dict[str, Any]:
