@@ -139,6 +139,21 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "path": Node("PreviewAny", (840, 320), (360, 130), {}, {"source": ("save", 0)}, "The file"),
         "report": Node("PreviewAny", (840, 510), (360, 340), {}, {"source": ("quantize", 1)}, "Layer by layer"),
     },
+    "quantize_a_file": {
+        "quantize": Node(
+            "CalibratedRoundingQuantizeFile",
+            (40, 40),
+            (400, 680),
+            {
+                "file": "diffusion_models/digits_wan.safetensors",
+                "format": "int8_convrot",
+                "name": "digits_int8_from_file",
+            },
+            title="From file to file, a layer at a time: no model is loaded",
+        ),
+        "path": Node("PreviewAny", (500, 40), (420, 130), {}, {"source": ("quantize", 0)}, "The file"),
+        "report": Node("PreviewAny", (500, 230), (420, 490), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+    },
     "calibrate_quantize_sample": {
         "model": LOADER,
         "record": Node(
@@ -199,17 +214,24 @@ def main() -> None:
         for name, nodes in WORKFLOWS.items():
             workflow = ui_format(name, nodes, server)
             (EXAMPLES / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
-            shown = server.execute(api_format(workflow))
-            rows = [output["images"] for output in shown.values() if "images" in output]
-            if rows:
-                sheet = thumbnail([[server.image(image) for image in row] for row in rows])
-                sheet.save(EXAMPLES / f"{name}.jpg", quality=90)
-        copy_thumbnail()
+            graph = api_format(workflow)
+            rows = drawn(graph, server) or drawn(sampling_of_newest_file(server), server)
+            sheet = thumbnail([[server.image(image) for image in row] for row in rows])
+            sheet.save(EXAMPLES / f"{name}.jpg", quality=90)
 
 
-def copy_thumbnail() -> None:
-    """The workflow that saves draws nothing; it shows what its file draws."""
-    (EXAMPLES / "quantize_and_save.jpg").write_bytes((EXAMPLES / "sample_saved_file.jpg").read_bytes())
+def drawn(graph: Mapping[str, Any], server: Server) -> list[list[dict[str, str]]]:
+    """The pictures of each node that shows some, when the graph has run."""
+    return [output["images"] for output in server.execute(graph).values() if "images" in output]
+
+
+def sampling_of_newest_file(server: Server) -> dict[str, Any]:
+    """The stock nodes on the newest model file: what a workflow that only writes one has made."""
+    newest = max(server.output.glob("diffusion_models/*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    sampling = api_format(ui_format("sample_saved_file", WORKFLOWS["sample_saved_file"], server))
+    loader = next(node for node in sampling.values() if node["class_type"] == "UNETLoader")
+    loader["inputs"]["unet_name"] = newest.name
+    return sampling
 
 
 def thumbnail(rows: list[list[bytes]]) -> Image.Image:

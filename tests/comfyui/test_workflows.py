@@ -114,6 +114,19 @@ def test_quantize_and_save_writes_a_file_that_the_loaders_list(server: Server, s
     assert saved.name in server.object_info("UNETLoader")["input"]["required"]["unet_name"][0]
 
 
+def test_quantize_a_file_writes_what_stock_nodes_draw_the_digit_with(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(workflow("quantize_a_file"))
+    path, report = shown_by(server.execute(graph), graph, "PreviewAny")
+    written = Path(path["text"][0])
+    assert written.is_relative_to(server.output)
+    assert "layers quantized" in report["text"][0]
+    sampling = api_format(workflow("sample_saved_file"))
+    (loader,) = (node for node in sampling.values() if node["class_type"] == "UNETLoader")
+    loader["inputs"]["unet_name"] = written.name
+    (shown,) = shown_by(server.execute(sampling), sampling, "SaveImage")
+    assert digits_seen(server, handwriting, shown["images"]).count(ASKED) >= 3
+
+
 @pytest.mark.usefixtures("saved")
 def test_the_saved_file_draws_the_digit_with_stock_nodes(server: Server, handwriting: np.ndarray) -> None:
     graph = api_format(workflow("sample_saved_file"))
