@@ -70,8 +70,9 @@ def test_rounding_twice_is_rounding_once(name: str, values: object) -> None:
     torch.testing.assert_close(rounded(once, fmt), once, rtol=1e-6, atol=1e-30)
 
 
-def test_a_split_keeps_rows_and_what_they_become_together() -> None:
-    inputs = inputs_of(drawn(10), 256, FORMATS["int8_row"], None)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_split_keeps_rows_and_what_they_become_together(name: str) -> None:
+    inputs = inputs_of(drawn(10), 256, FORMATS[name], None)
     first, rest = inputs.split(0.25)
     assert (len(first), len(rest)) == (2, 8)
     assert torch.equal(torch.cat([first.fed, rest.fed]), inputs.fed)
