@@ -120,7 +120,8 @@ def _calibrated_inputs() -> list[io.Input]:
             min=0,
             max=20,
             advanced=True,
-            tooltip="Rounds of improving every weight once more; each takes about as long as the first rounding.",
+            tooltip="Rounds of improving every weight once more, at most: a layer that gains little has no further "
+            "one. Each takes about as long as the first rounding.",
         ),
     ]
 

@@ -1,7 +1,8 @@
 """The values that a code can stand for, before they are scaled.
 
 All functions take and give float32 in units of the grid (a weight divided by its scale). ``below`` and ``above`` are
-the grid points around a value, which is all that a rounding method may choose between.
+the grid points around a value, which is all that a rounding method may choose between; ``spacing`` is what lies between
+such two, also where the value is one itself.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Grid(Protocol):
     def encode(self, x: Tensor) -> Tensor: ...
     def below(self, x: Tensor) -> Tensor: ...
     def above(self, x: Tensor) -> Tensor: ...
+    def spacing(self, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class IntegerGrid:
     def above(self, x: Tensor) -> Tensor:
         return x.ceil().clamp_(-self.maximum, self.maximum)
 
+    def spacing(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
 
 @dataclass(frozen=True)
 class FloatGrid:
@@ -66,18 +71,19 @@ class FloatGrid:
         return x.clamp(-self.maximum, self.maximum).to(self.dtype)
 
     def below(self, x: Tensor) -> Tensor:
-        step = self._step(x)
+        step = self.spacing(x)
         return (x / step).floor_().mul_(step).clamp_(-self.maximum, self.maximum)
 
     def above(self, x: Tensor) -> Tensor:
-        step = self._step(x)
+        step = self.spacing(x)
         return (x / step).ceil_().mul_(step).clamp_(-self.maximum, self.maximum)
 
-    def _step(self, x: Tensor) -> Tensor:
-        """Distance between the grid points around ``x``; constant below the smallest normal number."""
+    def spacing(self, x: Tensor) -> Tensor:
+        """Constant below the smallest normal number."""
+        normal = x.abs().clamp_(min=2.0**self.smallest_exponent)
         # frexp gives a mantissa in [0.5, 1), so its exponent is one above the format's.
-        exponent = torch.frexp(x).exponent.sub_(1).clamp_(min=self.smallest_exponent)
-        return torch.ldexp(torch.ones_like(x), exponent.sub_(self.mantissa_bits))
+        exponent = torch.frexp(normal).exponent.sub_(1 + self.mantissa_bits)
+        return torch.ldexp(torch.ones_like(x), exponent)
 
 
 INT8 = IntegerGrid()

@@ -57,17 +57,26 @@ class Problem:
 
 
 def round_feedback(
-    weight: Tensor, scale: Tensor, fmt: Format, metric: Tensor, tick: Tick, *, adjacent: bool = False, passes: int = 0
+    weight: Tensor,
+    scale: Tensor,
+    fmt: Format,
+    metric: Tensor,
+    tick: Tick,
+    *,
+    adjacent: bool = False,
+    passes: int = 0,
+    least_gain: float = 0.0,
 ) -> Tensor:
     """Codes for float32 ``weight [N, K]`` that make ``tr(E H E^T)`` small, E being the error of the dequantized weight.
 
     ``metric`` is H, float32 ``[K, K]``, symmetric positive definite. With ``adjacent`` no code moves by more than one
-    step from nearest. ``passes`` of coordinate descent follow, each of which can only lower the cost. ``tick`` is
-    called once a block. A metric that is singular in float32 is damped until it is not. Raises
-    torch.linalg.LinAlgError for one that holds NaN, and RecipeError if the kernel backend that was chosen cannot run.
+    step from nearest. Up to ``passes`` of coordinate descent follow, each of which can only lower the cost; the last is
+    the one that lowers it by less than ``least_gain`` of what it was. ``tick`` is called once a block. A metric that is
+    singular in float32 is damped until it is not. Raises torch.linalg.LinAlgError for one that holds NaN, and
+    RecipeError if the kernel backend that was chosen cannot run.
     """
     # What matters most is rounded first, that is last in this order, while all the others can still make up for it.
-    order = metric.diagonal().argsort()
+    order = _importance(weight, scale, fmt, metric).argsort()
     # Bound to the same name: of a metric as large as this, one copy less is held.
     metric = metric[order[:, None], order]
     wide = _scale_by_input(scale, fmt, weight, order)
@@ -75,12 +84,22 @@ def round_feedback(
     with kernels.user_errors():
         errors = _feed_back(problem, tick)
         for _ in range(passes):
-            _descend(problem, errors, tick)
+            if _descend(problem, errors, tick) < least_gain:
+                break
     codes = fmt.grid.encode(errors.add_(problem.weight).div_(wide))
     rounded = torch.empty_like(weight, dtype=codes.dtype)
     # By bytes, as not every 8-bit float dtype can be indexed.
     rounded.view(torch.uint8)[:, order] = codes.view(torch.uint8).T
     return rounded
+
+
+def _importance(weight: Tensor, scale: Tensor, fmt: Format, metric: Tensor) -> Tensor:
+    """What rounding each input alone is expected to cost, up to a factor, ``[K]``: in floating point, large weights lie
+    on a coarser grid.
+    """
+    wide = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
+    steps = fmt.grid.spacing(weight / wide).mul_(wide)
+    return steps.square_().mean(dim=0).mul_(metric.diagonal())
 
 
 def _by_input(x: Tensor, order: Tensor) -> Tensor:
@@ -123,11 +142,19 @@ def _factor(metric: Tensor) -> Tensor:
     return factor
 
 
-def _descend(problem: Problem, errors: Tensor, tick: Tick) -> None:
-    """One pass of exact coordinate descent over all inputs; changes ``errors [K, N]`` in place."""
+def _descend(problem: Problem, errors: Tensor, tick: Tick) -> float:
+    """One pass of exact coordinate descent over all inputs; changes ``errors [K, N]`` in place.
+
+    Gives the share of the cost that it removed, of the cost as each block found it.
+    """
     metric = problem.metric
+    cost, removed = metric.new_zeros(()), metric.new_zeros(())
     for start in range(0, len(metric), BLOCK):
         tick()
         block = slice(start, min(start + BLOCK, len(metric)))
-        inputs = problem.inputs(block, metric[block, block])
-        kernels.feedback().descend(inputs, metric[block] @ errors, errors[block])
+        within, before, slopes = metric[block, block], errors[block].clone(), metric[block] @ errors
+        kernels.feedback().descend(problem.inputs(block, within), slopes.clone(), errors[block])
+        moved = errors[block] - before
+        cost += (before * slopes).sum()
+        removed -= (moved * (2 * slopes + within @ moved)).sum()
+    return float(removed / cost) if cost > 0 else 0.0

@@ -40,6 +40,16 @@ def test_neighbours_enclose_and_are_adjacent(grid: Grid, x: torch.Tensor) -> Non
 
 @GRIDS
 @given(x=VALUES)
+def test_spacing_is_what_lies_between_the_neighbours(grid: Grid, x: torch.Tensor) -> None:
+    lower, upper = grid.below(x), grid.above(x)
+    between = upper > lower
+    assert torch.equal(grid.spacing(x)[between], (upper - lower)[between])
+    on = points(grid)
+    assert torch.equal(grid.spacing(on[on >= 0])[:-1], on[on >= 0].diff())
+
+
+@GRIDS
+@given(x=VALUES)
 def test_the_numbers_that_describe_a_grid_give_its_points(grid: Grid, x: torch.Tensor) -> None:
     inside = x.clamp(-grid.maximum, grid.maximum)
     exponent = torch.frexp(inside).exponent.sub(1).clamp(min=grid.smallest_exponent)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from calibrated_rounding.kernels import backend
@@ -51,6 +53,36 @@ def test_after_descent_no_single_code_can_be_improved(columns: int, seed: int) -
             changed = codes.clone()
             changed[0, i] += step
             assert cost(changed, weight, scale, metric, "int8_row") >= found * (1 - 1e-5)
+
+
+@given(seed=st.integers(0, 500), width=st.sampled_from([24, BLOCK + 30]))
+@settings(max_examples=20, deadline=None)
+def test_a_pass_tells_the_share_of_the_cost_that_it_removed(seed: int, width: int) -> None:
+    fmt, name = FORMATS["float8_e4m3fn"], "float8_e4m3fn"
+    weight = torch.randn(16, width, generator=torch.Generator().manual_seed(seed))
+    scale, metric = absmax(weight, fmt), metric_of(width, width)
+    told: list[float] = []
+    descend = feedback._descend
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feedback, "_descend", lambda *operands: told.append(descend(*operands)) or told[-1])
+        before, after = (
+            cost(round_feedback(weight, scale, fmt, metric, lambda: None, passes=n), weight, scale, metric, name)
+            for n in (0, 1)
+        )
+    assert told[0] == pytest.approx(1 - after / before, rel=0.2, abs=1e-3)
+
+
+def test_passes_end_when_they_gain_little() -> None:
+    weight = torch.randn(64, 200, generator=torch.Generator().manual_seed(0))
+    fmt, metric = FORMATS["float8_e4m3fn"], metric_of(200, 100)
+
+    def ticks(least_gain: float) -> int:
+        count = itertools.count()
+        scale = absmax(weight, fmt)
+        round_feedback(weight, scale, fmt, metric, lambda: next(count), passes=9, least_gain=least_gain)
+        return next(count)
+
+    assert ticks(1.0) < ticks(0.02) < ticks(0.0)
 
 
 def test_a_diagonal_metric_leaves_nearest() -> None:
