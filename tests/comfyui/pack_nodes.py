@@ -10,7 +10,7 @@ import workflows
 from torch import Tensor
 
 NEAREST = {"rounding": "nearest"}
-CALIBRATED = {"rounding": "calibrated", "damping": 0.0, "passes": 1}
+CALIBRATED = {"rounding": "calibrated", "damping": 0.0, "passes": 2}
 
 
 def load(root: str) -> Any:
