@@ -73,10 +73,13 @@ export class Panel {
   }
 
   #remarks() {
-    const failure =
-      this.state.phase === "failed" ? [{ kind: "refused", level: "error", text: this.state.message }] : [];
-    const shown = [...failure, ...(this.check?.remarks ?? [])].map(remark);
-    if (shown.length) return shown;
+    const { phase, message } = this.state;
+    const known = this.check?.remarks ?? [];
+    // What made the run fail takes the place of what would.
+    const failure = { kind: "refused", level: "error", text: message };
+    const told = phase === "failed" ? [failure, ...known.filter(({ level }) => level !== "error")] : known;
+    if (told.length) return told.map(remark);
+    if (phase === "idle" && !this.check?.plan) return [h("p", {}, text("hint"))];
     const formats = new Set(this.state.layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);
   }
@@ -159,7 +162,7 @@ const VIEWS = {
     share: 1,
   }),
   done: ({ report }) => ({
-    title: text(report.from_disk ? "done_from_disk" : "done"),
+    title: report.from_disk ? text("done_from_disk") : text("done", { time: duration(report.seconds) }),
     detail: report.profile,
     facts: [
       [text("size"), change(report.totals.bytes_before, report.totals.bytes_after)],
