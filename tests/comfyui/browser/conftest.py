@@ -72,6 +72,17 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def chain(site: Site) -> tuple[int, int, int]:
+    """The ids of three nodes, linked: load, quantize, save."""
+    types = ("UNETLoader", "CalibratedRoundingQuantizeModel", "CalibratedRoundingSaveModel")
+    loader, quantize, save = (site.create(kind) for kind in types)
+    site.connect(loader, "MODEL", quantize, "model")
+    site.connect(quantize, "MODEL", save, "model")
+    site.set(loader, unet_name="digits_wan.safetensors")
+    return loader, quantize, save
+
+
 @pytest.fixture(params=MODES)
 def site(request: pytest.FixtureRequest, comfyui: Server, chromium: Any, shots: Path) -> Iterator[Site]:
     """An empty graph, in the canvas and in Nodes 2.0; the pack must have left no complaint in the console."""
