@@ -85,7 +85,7 @@ export class Panel {
   }
 }
 
-const button = (label, onclick, more = {}) => h("button", { type: "button", onclick, ...more }, label);
+const button = (label, onclick, more = {}) => h("button", { type: "button", title: label, onclick, ...more }, label);
 
 const SENTENCES = { refused: ({ text }) => text };
 

@@ -106,13 +106,28 @@ def test_a_reload_in_the_middle_and_an_interrupt(site: Site, chain: tuple[int, i
     assert "blocks." in running["title"]
     site.watch(quantize, lambda shown: shown["bars"] > running["bars"])
     site.shot("after_the_reload")
-    site.press("Cancel current run")
+    site.page.keyboard.press("Control+Alt+Enter")  # the page's button is dead after a reload
     seen = site.until(quantize, "interrupted")
     assert f"of {LAYERS}" in seen[-1]["facts"]
     site.shot("interrupted")
     site.reload()
     assert site.until(quantize, "interrupted")[-1]["bars"] == seen[-1]["bars"]
     assert site.shown(save)["phase"] == "idle"
+
+
+def test_the_pages_own_button_interrupts_and_the_node_runs_again(site: Site, chain: tuple[int, int, int]) -> None:
+    _, quantize, save = chain
+    site.learned(quantize, 1500)
+    site.press("Run")
+    site.watch(quantize, lambda shown: shown["phase"] == "running" and shown["bars"] >= 1)
+    site.press("Cancel current run")
+    stopped = site.until(quantize, "interrupted")[-1]
+    assert stopped["title"].startswith("Interrupted") and f"of {LAYERS}" in stopped["facts"]
+    assert site.shown(save)["phase"] == "idle"
+    site.learned(quantize, 1)
+    site.press("Run")
+    assert site.until(quantize, "done")[-1]["bars"] == LAYERS
+    site.until(save, "done")
 
 
 def test_what_is_wrong_is_said_before_the_run_and_after_it(site: Site, chain: tuple[int, int, int]) -> None:
