@@ -13,6 +13,12 @@ from urllib.parse import urlsplit
 
 from calibrated_rounding.tests.comfyui.harness import PACK_NAME, Server
 
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
 NODE = "window.app.graph.getNodeById(id)"
 PANEL = f"{NODE}?.widgets.find((widget) => widget.name === 'calibrated_rounding')?.element"
 PLACES = [(120, 160), (480, 160), (960, 160), (960, 400), (120, 400)]
@@ -68,6 +74,11 @@ WIDGET = """([id, name]) => {
   const { last_y: y } = node.widgets.find((widget) => widget.name === name);
   return [node.pos[0] + node.size[0] / 2, node.pos[1] + y + 10];
 }"""
+
+
+def launch(playwright: Any) -> Any:
+    """Debian's Chromium, which asks nobody for anything."""
+    return playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
 
 
 class Site:
