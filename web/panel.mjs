@@ -73,11 +73,12 @@ export class Panel {
   }
 
   #remarks() {
-    const { phase, message } = this.state;
+    const { phase, message, report } = this.state;
     const known = this.check?.remarks ?? [];
+    const said = (report?.said ?? []).map((text) => ({ kind: "said", level: "info", text }));
     // What made the run fail takes the place of what would.
-    const failure = { kind: "refused", level: "error", text: message };
-    const told = phase === "failed" ? [failure, ...known.filter(({ level }) => level !== "error")] : known;
+    const failure = { kind: "said", level: "error", text: message };
+    const told = phase === "failed" ? [failure, ...known.filter(({ level }) => level !== "error")] : [...said, ...known];
     if (told.length) return told.map(remark);
     if (phase === "idle" && !this.check?.plan) return [h("p", {}, text("hint"))];
     const formats = new Set(this.state.layers.map((layer) => layer.format));
@@ -87,7 +88,8 @@ export class Panel {
 
 const button = (label, onclick, more = {}) => h("button", { type: "button", title: label, onclick, ...more }, label);
 
-const SENTENCES = { refused: ({ text }) => text };
+/** Remarks whose words the server has found. */
+const SENTENCES = { refused: ({ text }) => text, said: ({ text }) => text };
 
 export function remark({ level, kind, ...details }) {
   const sentence = SENTENCES[kind]?.(details) ?? text(`remark_${kind}`, details);

@@ -74,6 +74,8 @@ def test_quantize_file_tells_what_quantize_model_tells(site: Site) -> None:
         done["facts"].split("\n")
     )
     site.shot("file")
+    path = Path(done["remarks"].replace("\n", "").removeprefix("ⓘ"))
+    assert path.is_file() and path.is_relative_to(site.server.output), "the node must say where the file is"
     assert site.report(node).locator(".calro-layers tbody tr").count() == LAYERS
 
 
