@@ -14,13 +14,17 @@ UI_KEY = "calibrated_rounding"
 FROM_DISK = "Taken from the results kept on disk; nothing was rounded."
 
 
-def shown(report: Report, kept: bool = False, said: Sequence[str] = (), note: str = "") -> dict[str, Any]:
+def shown(
+    report: Report, kept: bool = False, said: Sequence[str] = (), file: str = "", note: str = ""
+) -> dict[str, Any]:
     """The totals as text, and the whole report for the pack's front end.
 
-    kept: nothing was rounded for it. said: more lines, which the node shows, too. note: one that it has shown before.
+    kept: nothing was rounded for it. said: more lines, which the node shows, too. file: the path of what was written.
+    note: a line that the node has shown before.
     """
-    lines = [report.summary(), *([FROM_DISK] if kept else []), *said]
-    return {UI_KEY: [packed(report) | {"from_disk": kept, "said": list(said)}], "text": ["\n".join(lines) + note]}
+    lines = [report.summary(), *([FROM_DISK] if kept else []), *([file] if file else []), *said]
+    data = packed(report) | {"from_disk": kept, "said": list(said), "file": file}
+    return {UI_KEY: [data], "text": ["\n".join(lines) + note]}
 
 
 def packed(report: Report) -> dict[str, Any]:

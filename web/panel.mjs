@@ -79,7 +79,8 @@ export class Panel {
     // What made the run fail takes the place of what would.
     const failure = { kind: "said", level: "error", text: message };
     const told = phase === "failed" ? [failure, ...known.filter(({ level }) => level !== "error")] : [...said, ...known];
-    if (told.length) return told.map(remark);
+    const file = report?.file ? [tail(report.file)] : [];
+    if (file.length + told.length) return [...file, ...told.map(remark)];
     if (phase === "idle" && !this.check?.plan) return [h("p", {}, text("hint"))];
     const formats = new Set(this.state.layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);

@@ -284,6 +284,14 @@ class Site:
             return False
         return True
 
+    def heard(self, count: int) -> list[str]:
+        """The pack's complaints, when there are so many."""
+        for _ in range(200):
+            if len(self.complaints) >= count:
+                break
+            self.page.wait_for_timeout(50)
+        return list(self.complaints)
+
     def shot(self, name: str) -> None:
         self.shots.mkdir(exist_ok=True)
         self.page.screenshot(path=str(self.shots / f"{next(self._shot)}_{name}.png"))
