@@ -28,9 +28,14 @@ class LoadBlockwiseModel(io.ComfyNode):
             node_id="CalibratedRoundingLoadBlockwiseModel",
             display_name="Load Block-wise Model",
             category="model/loaders",
-            description="Loads a diffusion model with block-wise INT8 layers, which this ComfyUI's own loaders cannot.",
+            description="Loads a diffusion model with block-wise INT8 layers, which this ComfyUI's own loaders cannot "
+            "read.",
             search_aliases=["load int8_blockwise", "load quantized model", "block-wise int8"],
-            inputs=[io.Combo.Input("file", options=files.names(FOLDER), tooltip="A file of Load Diffusion Model's.")],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=files.names(FOLDER), tooltip="A diffusion model file with int8_blockwise layers."
+                )
+            ],
             outputs=[io.Model.Output()],
         )
 

@@ -146,7 +146,7 @@ class QuantizeFile(io.ComfyNode):
             cls.hidden.unique_id,
         )
         note = files.pack_note(read_header(target).metadata)
-        ui = shown(report, unused=unused_note(recipe, calibration) + note)
+        ui = shown(report, said=unused_note(recipe, calibration), file=str(target), note=note)
         return io.NodeOutput(str(target), report.table(), ui=ui)
 
 

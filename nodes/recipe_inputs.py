@@ -35,7 +35,8 @@ def calibration_link() -> io.Input:
     return QuantCalibration.Input(
         "calibration",
         optional=True,
-        tooltip="Recorded inputs of this model's layers, for calibrated rounding, bias_correction and input_scale.",
+        tooltip="From a calibration node: recorded inputs of this model's layers, for calibrated rounding, "
+        "bias_correction and input_scale.",
     )
 
 
@@ -47,8 +48,9 @@ def _format() -> io.Input:
     return io.DynamicCombo.Input(
         "format",
         options=options,
-        tooltip=f"How the weights are stored.\n{titles}\n{AUTO}: for each layer the format of least measured "
-        "error, within a size or an error; best with a calibration.",
+        tooltip=f"How the weights are stored; {DEFAULT_FORMAT} is a good start.\n{titles}\n"
+        f"{AUTO}: for each layer the format of least measured error, within a size or an error; best with a "
+        "calibration.",
     )
 
 
@@ -96,9 +98,9 @@ def _rounding() -> io.Input:
     return io.DynamicCombo.Input(
         "rounding",
         options=[io.DynamicCombo.Option(name, inputs) for name, inputs in options.items()],
-        tooltip="nearest: round each weight on its own, seconds. svd: learn which way to round from the leading "
-        "directions of each layer's weight, minutes; never worse than nearest on those. calibrated: learn it from "
-        "recorded inputs, which the calibration input gives; closest.",
+        tooltip="nearest: round each weight on its own, in seconds. svd: learn which way to round from the leading "
+        "directions of each layer's weight, in minutes; never worse than nearest on those. calibrated: learn it from "
+        "recorded inputs, which the calibration input gives; closest to the original.",
     )
 
 
@@ -132,11 +134,16 @@ def _svd_inputs() -> list[io.Input]:
         io.DynamicCombo.Input(
             "optimizer",
             options=options,
-            tooltip="What searches the roundings. original: adaptive steps. feedback: closed form, fast. prodigy "
+            tooltip="How the roundings are searched. original: adaptive steps. feedback: closed form, fast. prodigy "
             "needs the package prodigy-plus-schedule-free.",
         ),
         io.Float.Input(
-            "top_p", default=SVD.top_p, min=0.01, max=1.0, step=0.01, tooltip="Share of directions that count."
+            "top_p",
+            default=SVD.top_p,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip="Share of a weight's directions (its singular vectors) that count, within min_k and max_k.",
         ),
         io.Int.Input("min_k", default=SVD.min_k, min=1, max=8192, tooltip="At least so many directions."),
         io.Int.Input("max_k", default=SVD.max_k, min=1, max=8192, tooltip="At most so many directions."),
@@ -183,8 +190,9 @@ def _advanced() -> list[io.Input]:
             "scale",
             list(SCALES),
             DEFAULTS.scale,
-            "absmax: the largest weight fits. mse: smallest square error. auto: the better one for each layer, by the "
-            "error of its output on recorded inputs.",
+            "How far apart the values lie that weights are rounded to. absmax: so that the largest weight fits. mse: "
+            "for the smallest square error. auto: the better one for each layer, by the error of its output on "
+            "recorded inputs.",
         ),
         _choice(
             "rotation_group",
@@ -207,14 +215,19 @@ def _advanced() -> list[io.Input]:
             DEFAULTS.fallback,
             "Format of layers whose shape the chosen one cannot take; source keeps them.",
         ),
-        _choice("keep_dtype", [SOURCE, *FLOATS], DEFAULTS.keep_dtype, "Dtype of what stays in floating point."),
+        _choice(
+            "keep_dtype",
+            [SOURCE, *FLOATS],
+            DEFAULTS.keep_dtype,
+            "Number type of what stays in floating point; source leaves it as it is.",
+        ),
         io.DynamicCombo.Input(
             "upgrade",
             options=[io.DynamicCombo.Option(NONE, []), *upgrades],
             optional=True,
             tooltip="Mixed precision: a layer whose error exceeds max_error takes this format, or stays as it is.",
         ),
-        _switch("heuristics", "Also leave layers whose shape gains nothing from quantization."),
+        _switch("heuristics", "Also keep layers in floating point whose shape gains nothing from quantization."),
         _switch("embeddings", "Quantize token embeddings too."),
         _switch("full_precision_matrix_mult", "Ask ComfyUI to dequantize and multiply in 16 bits."),
         _switch("dequantize", "Accept a model that is quantized already, and dequantize it first."),

@@ -75,8 +75,8 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def unused_note(recipe: Recipe, calibration: Calibration | None) -> str:
+def unused_note(recipe: Recipe, calibration: Calibration | None) -> list[str]:
     """Says so if a calibration is linked and nothing is learned from it; else empty."""
     if calibration is None or recipe.learns:
-        return ""
-    return f"\nThe calibration only measured the error: {recipe.rounding} rounding learns nothing from it."
+        return []
+    return [f"The calibration only measured the error: {recipe.rounding} rounding learns nothing from it."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..quant import Report
@@ -10,10 +11,20 @@ from .columns import columns
 UI_KEY = "calibrated_rounding"
 
 
-def shown(report: Report, kept: bool = False, unused: str = "") -> dict[str, Any]:
-    """The totals as text, and the whole report for the pack's front end. kept: nothing was rounded for it."""
-    note = "\nTaken from the results kept on disk; nothing was rounded." if kept else ""
-    return {UI_KEY: [packed(report) | {"from_disk": kept}], "text": [report.summary() + note + unused]}
+FROM_DISK = "Taken from the results kept on disk; nothing was rounded."
+
+
+def shown(
+    report: Report, kept: bool = False, said: Sequence[str] = (), file: str = "", note: str = ""
+) -> dict[str, Any]:
+    """The totals as text, and the whole report for the pack's front end.
+
+    kept: nothing was rounded for it. said: more lines, which the node shows, too. file: the path of what was written.
+    note: a line that the node has shown before.
+    """
+    lines = [report.summary(), *([FROM_DISK] if kept else []), *([file] if file else []), *said]
+    data = packed(report) | {"from_disk": kept, "said": list(said), "file": file}
+    return {UI_KEY: [data], "text": ["\n".join(lines) + note]}
 
 
 def packed(report: Report) -> dict[str, Any]:

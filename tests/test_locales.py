@@ -56,7 +56,8 @@ def test_a_language_is_not_english(language: str) -> None:
 def test_the_front_end_has_every_word_that_it_asks_for() -> None:
     code = scripts()
     asked = set(re.findall(r'\btext\("(\w+)"', code))
-    made = {f"column_{key}" for key in re.findall(r'(?:numeric|worded)\("(\w+)"', code)}
+    made = {f"column_{key}" for key in re.findall(r'(?:numeric|measured|worded)\("(\w+)"', code)}
+    made |= set(re.findall(r'about: "(\w+)"', code))
     assert asked and made and (asked | made) - WORDS.keys() == set()
 
 

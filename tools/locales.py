@@ -1,7 +1,9 @@
-"""Writes locales/<language>/nodeDefs.json, the texts of the nodes, from what a running ComfyUI tells of them.
+"""Writes locales/<language>/nodeDefs.json, the texts of the nodes, from the nodes as a ComfyUI loads them.
 
-    python tools/locales.py http://127.0.0.1:8188                        # English anew; others keep what still holds
-    python tools/locales.py http://127.0.0.1:8188 --words fr words.json  # and take in translations, {"English": "..."}
+    python tools/locales.py                        # English anew; others keep what still holds
+    python tools/locales.py --words fr words.json  # and take in translations, {"English": "..."}
+
+The ComfyUI is found as the tests find it. It is asked for every node, also for those that it would not register.
 
 A text that is the same in several places is translated once. What is missing is printed as JSON, ready to be filled
 in; its key is left out of the language's file, so that ComfyUI shows the English text, and the tests tell.
@@ -12,21 +14,39 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from calibrated_rounding.tests.comfyui.harness import PACK, Host, find_host
 
 FOLDER = Path(__file__).resolve().parents[1] / "locales"
 LANGUAGES = ("zh", "ja", "ko", "fr", "es")
 FILE = "nodeDefs.json"
 PREFIX = "CalibratedRounding"
 
+ASK = """
+import asyncio, pack_nodes
+from comfy_api.latest import io
+
+extension = pack_nodes.load(root)
+registered = asyncio.run(extension.CalibratedRounding().get_node_list())
+classes = [entry for entry in vars(extension).values() if isinstance(entry, type) and issubclass(entry, io.ComfyNode)]
+nodes = dict.fromkeys([*registered, *classes])
+outputs["info"] = {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in nodes}
+"""
+
 Tree = dict[str, Any]
 
 
+def node_info(host: Host) -> Tree:
+    """What ``/object_info`` says of the pack's nodes, of all that there are."""
+    info: Tree = host.run(ASK, root=str(PACK))["info"]
+    return info
+
+
 def english(info: Mapping[str, Any]) -> Tree:
-    """The texts of the pack's nodes, in the shape of the front end's own files, from the answer of ``/object_info``."""
+    """The texts of the pack's nodes, in the shape of the front end's own files, from `node_info`."""
     return {name: _node(node) for name, node in info.items() if name.startswith(PREFIX)}
 
 
@@ -105,11 +125,9 @@ def _choices(options: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Tre
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("server")
     parser.add_argument("--words", nargs=2, action="append", default=[], metavar=("LANGUAGE", "FILE"))
     given = parser.parse_args()
-    with urllib.request.urlopen(f"{given.server}/object_info") as answer:
-        new = english(json.load(answer))
+    new = english(node_info(find_host()))
     old, missing = read("en"), dict[str, dict[str, str]]()
     for language in LANGUAGES:
         words = known_words(old, read(language))

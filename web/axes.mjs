@@ -4,7 +4,7 @@ import { s } from "./dom.mjs";
 import { bytes, number } from "./text.mjs";
 
 export const HEIGHT = 230;
-const EDGE = { left: 58, right: 14, top: 10, bottom: 34 };
+const EDGE = { left: 50, right: 14, top: 26, bottom: 34 };
 const WIDE = 12; // a span of values beyond this ratio is drawn on a logarithmic scale
 
 /** x(bytes), y(error): places in a drawing of `width` and HEIGHT that has room for all of the values. */
@@ -17,16 +17,18 @@ export class Axes {
 
   /** Lines, figures and the two names. */
   drawn(across, upwards) {
-    const name = (x, anchor, words) =>
-      s("text", { x, y: HEIGHT - 4, "text-anchor": anchor, class: "calro-axis" }, words);
-    const names = [name(this.right, "end", across), name(EDGE.left, "start", upwards)];
-    return [...this.y.ticks.map((value) => this.#line(value)), ...this.#sizes(), ...names];
+    const name = (x, y, anchor, words) => s("text", { x, y, "text-anchor": anchor, class: "calro-axis" }, words);
+    const names = [name(this.right, HEIGHT - 4, "end", across), name(0, 11, "start", upwards)];
+    return [this.#rule(HEIGHT - EDGE.bottom), ...this.y.ticks.map((v) => this.#line(v)), ...this.#sizes(), ...names];
+  }
+
+  #rule(y) {
+    return s("line", { x1: EDGE.left, x2: this.right, y1: y, y2: y });
   }
 
   #line(value) {
     const y = this.y(value);
-    const line = s("line", { x1: EDGE.left, x2: this.right, y1: y, y2: y });
-    return s("g", {}, line, s("text", { x: EDGE.left - 8, y: y + 4, "text-anchor": "end" }, number(value)));
+    return s("g", {}, this.#rule(y), s("text", { x: EDGE.left - 8, y: y + 4, "text-anchor": "end" }, number(value)));
   }
 
   #sizes() {

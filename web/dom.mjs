@@ -22,8 +22,8 @@ function filled(element, attributes, children) {
 }
 
 /** A short text whose end matters more than its beginning, as with layer names; all of it is in the tooltip. */
-export function tail(text, className = "") {
-  return h("bdi", { class: `calro-tail ${className}`, title: text }, h("bdi", {}, text));
+export function tail(text, title = text) {
+  return h("bdi", { class: "calro-tail", title }, h("bdi", {}, text));
 }
 
 /** Load the pack's style sheet once. */

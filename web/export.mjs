@@ -3,7 +3,7 @@
 import { h } from "./dom.mjs";
 
 /** The report without what only the page needs. */
-export function toJson({ from_disk: _, ...report }) {
+export function toJson({ from_disk: _, said: __, file: ___, ...report }) {
   return JSON.stringify(report, null, 1);
 }
 

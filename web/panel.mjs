@@ -73,18 +73,24 @@ export class Panel {
   }
 
   #remarks() {
-    const failure =
-      this.state.phase === "failed" ? [{ kind: "refused", level: "error", text: this.state.message }] : [];
-    const shown = [...failure, ...(this.check?.remarks ?? [])].map(remark);
-    if (shown.length) return shown;
+    const { phase, message, report } = this.state;
+    const known = this.check?.remarks ?? [];
+    const said = (report?.said ?? []).map((text) => ({ kind: "said", level: "info", text }));
+    // What made the run fail takes the place of what would.
+    const failure = { kind: "said", level: "error", text: message };
+    const told = phase === "failed" ? [failure, ...known.filter(({ level }) => level !== "error")] : [...said, ...known];
+    const file = report?.file ? [tail(report.file)] : [];
+    if (file.length + told.length) return [...file, ...told.map(remark)];
+    if (phase === "idle" && !this.check?.plan) return [h("p", {}, text("hint"))];
     const formats = new Set(this.state.layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);
   }
 }
 
-const button = (label, onclick, more = {}) => h("button", { type: "button", onclick, ...more }, label);
+const button = (label, onclick, more = {}) => h("button", { type: "button", title: label, onclick, ...more }, label);
 
-const SENTENCES = { refused: ({ text }) => text };
+/** Remarks whose words the server has found. */
+const SENTENCES = { refused: ({ text }) => text, said: ({ text }) => text };
 
 export function remark({ level, kind, ...details }) {
   const sentence = SENTENCES[kind]?.(details) ?? text(`remark_${kind}`, details);
@@ -159,7 +165,7 @@ const VIEWS = {
     share: 1,
   }),
   done: ({ report }) => ({
-    title: text(report.from_disk ? "done_from_disk" : "done"),
+    title: report.from_disk ? text("done_from_disk") : text("done", { time: duration(report.seconds) }),
     detail: report.profile,
     facts: [
       [text("size"), change(report.totals.bytes_before, report.totals.bytes_after)],

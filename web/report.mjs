@@ -2,7 +2,7 @@
 // why, and the files to take away.
 
 import { Chart } from "./chart.mjs";
-import { h } from "./dom.mjs";
+import { h, tail } from "./dom.mjs";
 import { download, toCsv, toJson } from "./export.mjs";
 import { legend } from "./palette.mjs";
 import { Table } from "./table.mjs";
@@ -13,38 +13,44 @@ const has = (key) => (layers) => layers.some((layer) => layer[key] != null);
 const optional = (shown) => (value) => (value == null ? "–" : shown(value));
 const last = (value) => (value == null ? -Infinity : value);
 
-const numeric = (key, shown, given = () => true) => ({
+const numeric = (key, shown, more = {}) => ({
   key,
   number: true,
-  given,
+  given: () => true,
   value: (layer) => last(layer[key]),
   shown: (layer) => optional(shown)(layer[key]),
+  ...more,
+  kind: `calro-number ${more.kind ?? ""}`,
 });
-const worded = (key, words, shown = words) => ({ key, given: () => true, value: words, shown });
+const measured = (key, more = {}) => numeric(key, error, { given: has(key), ...more });
+const worded = (key, words, more = {}) => ({ key, given: () => true, value: words, shown: words, ...more });
 
 const notes = (layer) => [...layer.notes, ...(layer.given_back ? [text("given_back")] : [])].join("; ");
 const shape = (row) => row.shape.join(" × ");
+const LESS = { kind: "calro-less" }; // left out where there is little room
 
 const COLUMNS = [
-  worded("name", (layer) => layer.name),
-  { ...numeric("shape", String), value: (layer) => layer.shape[0] * layer.shape[1], shown: shape },
-  worded(
-    "format",
-    (layer) => layer.format,
-    (layer) => legend(layer.format),
-  ),
-  numeric("bytes_before", bytes),
+  worded("name", (layer) => layer.name, {
+    shown: (layer) => tail(layer.name, `${layer.name}\n${layer.reason}`),
+  }),
+  numeric("shape", String, { value: (layer) => layer.shape[0] * layer.shape[1], shown: shape }),
+  worded("format", (layer) => layer.format, { shown: (layer) => legend(layer.format) }),
+  numeric("bytes_before", bytes, LESS),
   numeric("bytes_after", bytes),
-  numeric("error", error),
-  numeric("sqnr_db", decibels),
-  numeric("output_error", error, has("output_error")),
-  numeric("output_nearest", error, has("output_nearest")),
-  numeric("run_error", error, has("run_error")),
-  numeric("run_nearest", error, has("run_nearest")),
-  numeric("projected_error", error, has("projected_error")),
-  numeric("projected_nearest", error, has("projected_nearest")),
+  numeric("error", error, { about: "about_error" }),
+  numeric("sqnr_db", decibels, { about: "about_sqnr_db", ...LESS }),
+  measured("output_error", { about: "about_output_error" }),
+  measured("output_nearest", { about: "about_nearest" }),
+  measured("run_error", { about: "about_run_error" }),
+  measured("run_nearest", { about: "about_nearest" }),
+  measured("projected_error", { about: "about_projected_error", ...LESS }),
+  measured("projected_nearest", { about: "about_nearest", ...LESS }),
   numeric("seconds", duration),
-  worded("notes", notes),
+  worded("notes", notes, {
+    given: (layers) => layers.some(notes),
+    shown: (layer) => h("span", { title: notes(layer) }, notes(layer)),
+    kind: "calro-notes",
+  }),
 ];
 
 const KEPT = [
@@ -52,7 +58,7 @@ const KEPT = [
   worded("shape", shape),
   worded("dtype", (kept) => kept.dtype),
   numeric("bytes_after", bytes),
-  worded("reason", (kept) => kept.reason),
+  worded("reason", ({ reason, source }) => (source ? `${reason} (${source})` : reason), { kind: "calro-wide" }),
 ];
 
 /** Show a report (runs.mjs) in a dialog over the page; `title` is the node's. */
@@ -61,7 +67,8 @@ export function openReport(report, title) {
   const view = new View(report);
   const close = h("button", { type: "button", class: "calro-close", "aria-label": text("close") }, "✕");
   close.addEventListener("click", () => dialog.close());
-  dialog.append(h("header", {}, h("h2", {}, text("report")), h("span", {}, title), close), ...view.parts);
+  const made = [title, report.recipe.format, report.recipe.rounding].join(" · ");
+  dialog.append(h("header", {}, h("h2", {}, text("report")), h("span", {}, made), close), ...view.parts);
   dialog.addEventListener("close", () => dialog.remove());
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   // The page's own shortcuts stay out of what is typed here.
@@ -70,7 +77,6 @@ export function openReport(report, title) {
   }
   document.body.append(dialog);
   dialog.showModal();
-  view.chart.draw();
 }
 
 class View {
@@ -95,8 +101,9 @@ class View {
   }
 
   #charts() {
-    const { precision } = this.report;
-    return h("div", { class: "calro-charts" }, this.chart.element, precision ? new Tradeoff(precision).element : null);
+    const { precision, totals } = this.report;
+    const tradeoff = precision && new Tradeoff(precision, totals.bytes_before);
+    return h("div", { class: "calro-charts" }, this.chart.element, tradeoff?.element);
   }
 
   #tools() {
@@ -139,7 +146,12 @@ class View {
   }
 }
 
-const named = (column) => ({ ...column, label: text(`column_${column.key}`) });
+const named = ({ key, about, ...column }) => ({
+  ...column,
+  key,
+  label: text(`column_${key}`),
+  about: about && text(about),
+});
 const words = (layer) => `${layer.name} ${layer.format} ${notes(layer)}`.toLowerCase();
 const formats = ({ layers }) => [...new Set(layers.map((layer) => layer.format))];
 const measures = ({ layers }) => ["error", "output_error", "run_error"].filter((key) => has(key)(layers));
@@ -149,10 +161,11 @@ function choice(label, options) {
 }
 
 function tiles({ totals, seconds, layers, kept, profile }) {
-  const size = change(totals.bytes_before, totals.bytes_after);
+  const share = percent(totals.bytes_after / (totals.bytes_before || 1));
   const shown = [
-    [text("size"), `${size} (${percent(totals.bytes_after / (totals.bytes_before || 1))})`],
+    [text("size"), change(totals.bytes_before, totals.bytes_after), share],
     [text("error"), error(totals.mean_error)],
+    ...["output", "run"].flatMap((kind) => against(totals, kind)),
     [text("layers"), whole(layers.length)],
     [text("kept"), whole(kept.length)],
     [text("time"), duration(seconds)],
@@ -162,8 +175,16 @@ function tiles({ totals, seconds, layers, kept, profile }) {
   return h(
     "dl",
     { class: "calro-tiles" },
-    ...shown.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))),
+    ...shown.map(([label, value, beside]) => h("div", {}, h("dt", {}, label), h("dd", {}, value, small(beside)))),
   );
+}
+
+const small = (words) => words && h("small", {}, words);
+
+/** An error that was measured on recorded inputs, beside that of nearest rounding. */
+function against(totals, kind) {
+  const [own, nearest] = [totals[`${kind}_error`], totals[`${kind}_nearest`]];
+  return own == null ? [] : [[text(`column_${kind}_error`), error(own), `nearest ${error(nearest)}`]];
 }
 
 /** What is folded away: the tensors that were kept or dropped, and the notes with the recipe. */

@@ -6,11 +6,12 @@ const STEPS = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Inf
 
 export class Table {
   /**
-   * columns: {key, label, value(row), shown(row), number}; `value` is what is sorted by, `shown` a text or an element.
+   * columns: {key, label, about, value(row), shown(row), number, kind}; `value` is what is sorted by, `shown` a text or
+   * an element, `about` a tooltip, `kind` a class; numbers are sorted downwards first.
    * chosen(row) is called when the user goes to a row.
    */
   constructor(columns, chosen) {
-    Object.assign(this, { columns, chosen, rows: [], lines: new Map(), by: null, down: false });
+    Object.assign(this, { columns, chosen, rows: [], lines: new Map(), marked: null, by: null, down: false });
     this.heads = columns.map((column) => this.#head(column));
     this.body = h("tbody", { onkeydown: (event) => this.#key(event), onclick: (event) => this.#click(event) });
     this.element = h("table", {}, h("thead", {}, h("tr", {}, ...this.heads)), this.body);
@@ -32,7 +33,8 @@ export class Table {
 
   /** Mark a row and bring it into sight; null marks none. */
   mark(row) {
-    this.body.querySelector("[aria-selected=true]")?.setAttribute("aria-selected", "false");
+    this.lines.get(this.marked)?.setAttribute("aria-selected", "false");
+    this.marked = row;
     const line = this.lines.get(row);
     line?.setAttribute("aria-selected", "true");
     line?.scrollIntoView({ block: "nearest" });
@@ -41,14 +43,14 @@ export class Table {
 
   #head(column) {
     const turn = () => this.sort(column, this.by === column ? !this.down : Boolean(column.number));
-    const button = h("button", { type: "button", onclick: turn }, column.label);
-    return h("th", { scope: "col", "aria-sort": "none", class: column.number && "calro-number" }, button);
+    const button = h("button", { type: "button", title: column.about, onclick: turn }, column.label);
+    return h("th", { scope: "col", "aria-sort": "none", class: column.kind }, button);
   }
 
   #draw() {
     this.lines = new Map(this.#sorted().map((row) => [row, this.#line(row)]));
     this.body.replaceChildren(...this.lines.values());
-    this.#stop(this.body.firstChild);
+    this.#stop(this.lines.get(this.marked));
   }
 
   #sorted() {
@@ -60,8 +62,8 @@ export class Table {
   }
 
   #line(row) {
-    const cells = this.columns.map((column) => h("td", { class: column.number && "calro-number" }, column.shown(row)));
-    return h("tr", { tabindex: -1, "aria-selected": false }, ...cells);
+    const cells = this.columns.map((column) => h("td", { class: column.kind }, column.shown(row)));
+    return h("tr", { tabindex: -1, "aria-selected": String(row === this.marked) }, ...cells);
   }
 
   /** The one row that the tab key stops at. */

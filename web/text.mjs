@@ -44,10 +44,11 @@ export function bytes(value) {
   return `${number(value / 1000 ** step)} ${UNITS[step]}`;
 }
 
-/** Two sizes in the larger one's unit. */
+/** Two sizes in the larger one's unit, with as many digits. */
 export function change(before, after) {
   const step = unit(Math.max(before, after));
-  const [from, to] = [before, after].map((value) => number(value / 1000 ** step));
+  const digits = { minimumSignificantDigits: 3, maximumSignificantDigits: 3 };
+  const [from, to] = [before, after].map((value) => (value / 1000 ** step).toLocaleString(locale, digits));
   return `${from} → ${to} ${UNITS[step]}`;
 }
 

@@ -15,14 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibrated_rounding.tests.comfyui.browser.site import Site
+from calibrated_rounding.tests.comfyui.browser.site import CHROMIUM, Site, launch
 from calibrated_rounding.tests.comfyui.harness import Host, Server
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 PACKAGE = "comfyui-frontend-package"
 FRONT_ENDS = ("asked", "newest")
 MODES = ("canvas", "nodes2")
@@ -34,7 +29,7 @@ def chromium() -> Iterator[Any]:
         pytest.skip(f"there is no {CHROMIUM}; install Debian's package chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
+        browser = launch(running)
         yield browser
         browser.close()
 
@@ -70,6 +65,17 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"\nscreenshots: {folder}")
     return folder
+
+
+@pytest.fixture
+def chain(site: Site) -> tuple[int, int, int]:
+    """The ids of three nodes, linked: load, quantize, save."""
+    types = ("UNETLoader", "CalibratedRoundingQuantizeModel", "CalibratedRoundingSaveModel")
+    loader, quantize, save = (site.create(kind) for kind in types)
+    site.connect(loader, "MODEL", quantize, "model")
+    site.connect(quantize, "MODEL", save, "model")
+    site.set(loader, unet_name="digits_wan.safetensors")
+    return loader, quantize, save
 
 
 @pytest.fixture(params=MODES)

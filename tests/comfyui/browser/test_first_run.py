@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pytest
 from calibrated_rounding.quant import Recipe, plan_file
 from calibrated_rounding.tests.comfyui.browser.site import Site
 from calibrated_rounding.tests.comfyui.harness import example_model
@@ -15,31 +14,20 @@ from calibrated_rounding.tests.comfyui.harness import example_model
 LAYERS = len(plan_file(example_model("digits_wan.safetensors"), Recipe()).layers)
 
 
-@pytest.fixture
-def chain(site: Site) -> tuple[int, int, int]:
-    """The ids of three nodes, linked: load, quantize, save."""
-    types = ("UNETLoader", "CalibratedRoundingQuantizeModel", "CalibratedRoundingSaveModel")
-    loader, quantize, save = (site.create(kind) for kind in types)
-    site.connect(loader, "MODEL", quantize, "model")
-    site.connect(quantize, "MODEL", save, "model")
-    site.set(loader, unet_name="digits_wan.safetensors")
-    return loader, quantize, save
-
-
 def test_from_an_empty_graph_to_a_saved_model(site: Site) -> None:
-    loader, quantize, save = (
-        site.add(title) for title in ("Load Diffusion Model", "Quantize Model", "Save Quantized Model")
-    )
+    loader = site.add("Load Diffusion Model")
+    quantize, save = (site.drag(title) for title in ("Quantize Model", "Save Quantized Model"))
+    assert "Connect a model" in site.shown(quantize)["remarks"]
     site.set(loader, unet_name="digits_wan.safetensors")
     site.link(loader, "MODEL", quantize, "model")
     site.link(quantize, "MODEL", save, "model")
-    site.set(quantize, format="int8_row")
-    site.watch(quantize, lambda shown: str(LAYERS) in shown["facts"])
+    site.choose(quantize, "format", "int8_row")
+    site.watch(quantize, lambda shown: str(LAYERS) in shown["facts"] and shown["remarks"] == "int8_row")
     assert "WAN" in site.shown(quantize)["title"]
     site.shot("planned")
     site.learned(quantize, 150)
     before = site.shown(quantize)
-    site.queue()
+    site.press("Run")
     seen = site.watch(quantize, lambda shown: shown["phase"] == "running" and shown["bars"] > LAYERS // 3)
     site.shot("running")
     seen += site.until(quantize, "done")
@@ -65,12 +53,7 @@ def test_from_an_empty_graph_to_a_saved_model(site: Site) -> None:
 
 def report_is_complete(site: Site, node: int) -> None:
     """Open the report with the keyboard, sort, filter, take it away, and close it."""
-    page, button = site.page, site.panel(node).query_selector("button")
-    button.focus()
-    page.keyboard.press("Enter")
-    dialog = page.locator("dialog.calro-report")
-    dialog.wait_for()
-    page.wait_for_timeout(300)
+    page, dialog = site.page, site.report(node)
     site.shot("report")
     rows = dialog.locator(".calro-layers tbody tr")
     assert rows.count() == LAYERS == dialog.locator("circle").count()
@@ -102,6 +85,17 @@ def taken(site: Site, dialog: Any, button: str) -> str:
     return Path(download.value.path()).read_text(encoding="utf-8")
 
 
+def test_nodes_are_found_by_what_they_are_called(site: Site) -> None:
+    kinds = {
+        "Quantize Model": "CalibratedRoundingQuantizeModel",
+        "Save Quantized Model": "CalibratedRoundingSaveModel",
+        "Quantize File": "CalibratedRoundingQuantizeFile",
+    }
+    for title in kinds:
+        site.add(title)
+    assert site.page.evaluate("() => window.app.graph.nodes.map((node) => node.type)") == [*kinds.values()]
+
+
 def test_a_reload_in_the_middle_and_an_interrupt(site: Site, chain: tuple[int, int, int]) -> None:
     _, quantize, save = chain
     site.learned(quantize, 1500)
@@ -112,13 +106,28 @@ def test_a_reload_in_the_middle_and_an_interrupt(site: Site, chain: tuple[int, i
     assert "blocks." in running["title"]
     site.watch(quantize, lambda shown: shown["bars"] > running["bars"])
     site.shot("after_the_reload")
-    site.server.interrupt()
+    site.page.keyboard.press("Control+Alt+Enter")  # the page's button is dead after a reload
     seen = site.until(quantize, "interrupted")
     assert f"of {LAYERS}" in seen[-1]["facts"]
     site.shot("interrupted")
     site.reload()
     assert site.until(quantize, "interrupted")[-1]["bars"] == seen[-1]["bars"]
     assert site.shown(save)["phase"] == "idle"
+
+
+def test_the_pages_own_button_interrupts_and_the_node_runs_again(site: Site, chain: tuple[int, int, int]) -> None:
+    _, quantize, save = chain
+    site.learned(quantize, 1500)
+    site.press("Run")
+    site.watch(quantize, lambda shown: shown["phase"] == "running" and shown["bars"] >= 1)
+    site.press("Cancel current run")
+    stopped = site.until(quantize, "interrupted")[-1]
+    assert stopped["title"].startswith("Interrupted") and f"of {LAYERS}" in stopped["facts"]
+    assert site.shown(save)["phase"] == "idle"
+    site.learned(quantize, 1)
+    site.press("Run")
+    assert site.until(quantize, "done")[-1]["bars"] == LAYERS
+    site.until(save, "done")
 
 
 def test_what_is_wrong_is_said_before_the_run_and_after_it(site: Site, chain: tuple[int, int, int]) -> None:
