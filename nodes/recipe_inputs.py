@@ -184,6 +184,7 @@ def _advanced() -> list[io.Input]:
             default="",
             multiline=True,
             optional=True,
+            advanced=True,
             tooltip="Layers to keep in floating point: regular expressions, one a line.",
         ),
         _choice(
