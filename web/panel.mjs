@@ -12,7 +12,7 @@ const LEVELS = { error: "✕", warning: "⚠", info: "ⓘ" };
 export class Panel {
   /** openReport(report) and turnAdvanced() are called by the buttons. */
   constructor(openReport, turnAdvanced) {
-    this.height = 200;
+    this.height = 208;
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
     [this.head, this.facts, this.remarks] = ["head", "facts", "remarks"].map((name) =>
