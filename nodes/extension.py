@@ -53,4 +53,4 @@ class CalibratedRounding(ComfyExtension):
             CompareModels,
             LoadClassConditioning,
         ]
-        return nodes if host_formats.is_loadable() else [*nodes, LoadBlockwiseModel]
+        return [*nodes, LoadBlockwiseModel] if host_formats.needs_own_loader() else nodes

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..quant import QuantError, Recipe, Report
 from ..quant.checkpoint import read_header
+from .host_compiled import recompile
 
 ATTACHMENT = "calibrated_rounding"
 RECORDING = "calibrated_rounding_recording"
@@ -93,6 +94,7 @@ def rebuild_model(patcher: Any, tensors: Mapping[str, Tensor], made: Made) -> An
     origin = origin_of(patcher)
     clone = detached_clone(patcher, _load(origin, tensors), made, _reload, origin.options)
     clone.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, RECORDING)
+    recompile(clone)
     return clone
 
 

@@ -48,7 +48,7 @@ def register() -> str:
 
     What another pack has registered under these names stays as it is, and a second call changes nothing.
     """
-    obstacle = "" if is_registered() else _owner() or _mismatch()
+    obstacle = "" if is_registered() else no_quantized_models() or _owner() or _mismatch()
     if obstacle:
         logging.warning("calibrated-rounding: %s", obstacle)
     elif not is_registered():
@@ -80,8 +80,29 @@ def is_loadable() -> bool:
     return bool(_entry()) and _entry().get("loaders", True)
 
 
+def needs_own_loader() -> bool:
+    """Whether `blockwise_loader` has to load what the host's loaders do not take."""
+    return not is_loadable() and not no_quantized_models()
+
+
+def no_quantized_models() -> str:
+    """Says so if the host runs no quantized model in any format.
+
+    ComfyUI starts without the comfy-kitchen that it needs, as after an update of its code alone, and puts empty classes
+    in the place of what it could not import.
+    """
+    if issubclass(getattr(comfy.quant_ops, "QuantizedTensor", Tensor), Tensor):
+        return ""
+    return (
+        "comfy-kitchen does not fit this ComfyUI, which therefore runs no quantized model (the start of the log says "
+        "more); install ComfyUI's requirements.txt and start it again. Quantize File works as it is."
+    )
+
+
 def refuse_unloadable(recipe: Recipe) -> None:
-    """Raise QuantError where a recipe asks for a format that this host cannot build a model with."""
+    """Raise QuantError where a recipe asks for what this host cannot build a model with."""
+    if obstacle := no_quantized_models():
+        raise QuantError(obstacle)
     names = {recipe.format, recipe.fallback, recipe.upgrade, *(fmt for _, fmt in recipe.overrides)}
     own = sorted(name for name in names if name in FORMATS and not FORMATS[name].stock)
     if own and not is_loadable():

@@ -11,6 +11,7 @@ from ..quant import Report
 from ..quant.calibration import Calibration
 from .host import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
 from .host_clip import part_tensors, rebuild_clip, runnable_parts
+from .host_compiled import refuse_replaced
 from .host_encoding import calibration_of
 from .host_run import DEVICES
 from .quantize import Result, quantize_weights
@@ -63,6 +64,7 @@ class QuantizeModel(io.ComfyNode):
     def execute(
         cls, model: Any, device: str = "auto", calibration: Calibration | None = None, **values: Any
     ) -> io.NodeOutput:
+        refuse_replaced(model)
         recipe = make_recipe(values)
         weights = LoadedWeights(diffusion_tensors(origin_of(model)))
         result = quantize_weights(weights, source_stamp(model), recipe, device, cls.hidden.unique_id, calibration)

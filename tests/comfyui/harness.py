@@ -22,7 +22,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,23 @@ def tail(log: Path, characters: int = 6000) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-characters:]
 
 
-class Server:
-    """ComfyUI's server on the CPU, with folders of its own below ``base`` and a copy of the pack in custom_nodes.
+def install_checkout(custom_nodes: Path) -> None:
+    """A copy of the pack as it lies here, under its own name."""
+    ignore = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "output")
+    shutil.copytree(PACK, custom_nodes / PACK_NAME, ignore=ignore)
 
-    options: more of its command line.
+
+class Server:
+    """ComfyUI's server on the CPU, with folders of its own below ``base`` and the pack in custom_nodes.
+
+    options: more of its command line. install: puts packs into the folder that it is called with.
     """
 
-    def __init__(self, host: Host, base: Path, *options: str) -> None:
+    def __init__(
+        self, host: Host, base: Path, *options: str, install: Callable[[Path], object] = install_checkout
+    ) -> None:
         self.host = host
+        self.install = install
         self.base = base
         self.options = options
         self.log = base / "server.log"
@@ -156,10 +165,9 @@ class Server:
         self.url = f"http://127.0.0.1:{_free_port()}"
 
     def __enter__(self) -> Server:
-        ignore = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "output")
-        shutil.copytree(PACK, self.base / "custom_nodes" / PACK_NAME, ignore=ignore)
-        for folder in ("models", "input", "output"):
+        for folder in ("custom_nodes", "models", "input", "output"):
             (self.base / folder).mkdir(exist_ok=True)
+        self.install(self.base / "custom_nodes")
         command = [
             *(str(self.host.python), str(self.host.path / "main.py"), "--cpu", "--disable-auto-launch"),
             *("--base-directory", str(self.base), "--port", self.url.rsplit(":", 1)[1]),

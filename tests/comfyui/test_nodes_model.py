@@ -200,6 +200,40 @@ def test_a_sampling_patch_survives(patched: dict[str, Any]) -> None:
     assert patched["sampling patch kept"]
 
 
+COMPILED_CODE = (
+    SETUP
+    + """
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+compiled = []
+def backend(graph, inputs):
+    compiled.append(graph)
+    return graph
+
+plain = sample(quantize(model, fmt).args[0])
+source = model.clone()
+set_torch_compile_wrapper(source, backend=backend, keys=["diffusion_model.blocks.1"])  # all of it takes long
+outputs["quantized"] = torch.equal(sample(quantize(source, fmt).args[0]), plain)
+outputs["graphs"] = len(compiled)
+replaced = model.clone()
+replaced.add_object_patch("diffusion_model", torch.compile(model.get_model_object("diffusion_model"), backend=backend))
+try:
+    quantize(replaced, fmt)
+except Exception as error:
+    outputs["refusal"] = f"{type(error).__name__}: {error}"
+"""
+)
+
+
+def test_what_compiles_the_source_compiles_the_quantized_model(
+    host: Host, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    ran = host.run(COMPILED_CODE, **inputs, output=str(tmp_path), fmt="int8_blockwise")
+    assert ran["quantized"]
+    assert ran["graphs"] > 0
+    assert ran["refusal"].startswith("QuantError: 'diffusion_model' of this model was replaced by a compiled module")
+
+
 ROUNDING_CODE = (
     SETUP
     + """

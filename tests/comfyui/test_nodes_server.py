@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.tests.comfyui.graphs import loader, node, quantizing, svd
 from calibrated_rounding.tests.comfyui.harness import HostError, Server, example_model
 from calibrated_rounding.tests.comfyui.workflows import table
 from safetensors.torch import load_file, save_file
@@ -19,26 +20,6 @@ NODES = (
     *("CalibrateTextEncoder", "CompareModels"),
 )
 STEPS = {"iterations": 20, "learning_rate": 0.0}
-DIRECTIONS = {"metric": "weight", "top_p": 0.2, "min_k": 64, "max_k": 256, "exact_svd": False, "random_seed": 0}
-
-
-def node(kind: str, /, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": f"CalibratedRounding{kind}", "inputs": inputs}
-
-
-def quantizing(**settings: Any) -> dict[str, Any]:
-    """Inputs as the API format has them; what is not named takes the node's default."""
-    return {"format": "int8_row", "profile": "auto", "rounding": "nearest", **settings}
-
-
-def svd(optimizer: str, **steps: Any) -> dict[str, Any]:
-    nested = {f"rounding.optimizer.{key}": value for key, value in steps.items()}
-    flat = {f"rounding.{key}": value for key, value in DIRECTIONS.items()}
-    return {"rounding": "svd", "rounding.optimizer": optimizer, **nested, **flat}
-
-
-def loader(name: str) -> dict[str, Any]:
-    return {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,34 @@
+"""Models that were compiled before they are quantized: what was compiled is the source, with its float weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, TORCH_COMPILE_KWARGS
+
+from ..quant import QuantError
+
+
+def refuse_replaced(patcher: Any) -> None:
+    """Raise QuantError if a patch puts a compiled module of the source in the place of a part of the model."""
+    for name, patch in patcher.object_patches.items():
+        if hasattr(patch, "_orig_mod"):
+            raise QuantError(
+                f"'{name}' of this model was replaced by a compiled module, which keeps its float weights; put the "
+                "node that compiles after the one that quantizes."
+            )
+
+
+def recompile(clone: Any) -> None:
+    """Has the wrapper of TorchCompileModel, which samples with the modules that it was given, take the clone's."""
+    for wrapper in clone.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY):
+        set_torch_compile_wrapper(clone, keys=_parts(wrapper), **clone.model_options[TORCH_COMPILE_KWARGS])
+
+
+def _parts(wrapper: Callable[..., Any]) -> list[str]:
+    """Names of the modules that a wrapper swaps; the host keeps them nowhere else."""
+    return list(inspect.getclosurevars(wrapper).nonlocals.get("compiled_module_dict", ()))
