@@ -92,7 +92,8 @@ def rebuild_model(patcher: Any, tensors: Mapping[str, Tensor], made: Made) -> An
     ``tensors`` are named as `diffusion_tensors` names them. The source keeps its own model and stays usable.
     """
     origin = origin_of(patcher)
-    clone = detached_clone(patcher, _load(origin, tensors), made, _reload, origin.options)
+    fresh = _load(origin, tensors, disable_dynamic=not patcher.is_dynamic())
+    clone = detached_clone(patcher, fresh, made, _reload, origin.options)
     clone.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, RECORDING)
     recompile(clone)
     return clone

@@ -73,7 +73,8 @@ def rebuild_clip(clip: Any, tensors: Mapping[str, Mapping[str, Tensor]], kinds: 
     prefixes = tuple(name + TRANSFORMER for name in tensors)
     rest = {key: t for key, t in host.original_tensors(origin).items() if not key.startswith(prefixes)}
     named = {f"{name}{TRANSFORMER}{key}": t for name, part in tensors.items() for key, t in part.items()}
-    fresh = _load(origin, named | host.copied(rest, origin.offload_device))
+    whole = named | host.copied(rest, origin.offload_device)
+    fresh = _load(origin, whole, disable_dynamic=not clip.patcher.is_dynamic())
     new = clip.clone()
     new.patcher = host.detached_clone(clip.patcher, fresh, made, _reload, origin.options)
     new.cond_stage_model = new.patcher.model
