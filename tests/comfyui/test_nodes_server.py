@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 NODES = (
     *("QuantizeModel", "QuantizeTextEncoder", "SaveModel", "SaveTextEncoder", "QuantizeFile", "Recipe", "LoadRecipe"),
     *("RecordCalibration", "CollectCalibration", "CalibrateModel", "SaveCalibration", "LoadCalibration"),
-    *("CalibrateTextEncoder", "CompareModels"),
+    *("CalibrateTextEncoder", "CompareModels", "LoadClassConditioning", "LoadExampleTextEncoder"),
 )
 STEPS = {"iterations": 20, "learning_rate": 0.0}
 DIRECTIONS = {"metric": "weight", "top_p": 0.2, "min_k": 64, "max_k": 256, "exact_svd": False, "random_seed": 0}
