@@ -10,7 +10,7 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from . import encoder_sizes, files
+from . import encoder_header, files
 
 FOLDER = "text_encoders"
 SHIPPED = "digits_gemma2.safetensors"
@@ -31,7 +31,8 @@ class LoadExampleTextEncoder(io.ComfyNode):
                     "file",
                     options=files.names(FOLDER),
                     default=SHIPPED,
-                    tooltip="A file of ComfyUI's text encoder folders that states its sizes in its header; any other is refused.",
+                    tooltip="A file of ComfyUI's text encoder folders that states its sizes in its header; any other "
+                    "is refused.",
                 )
             ],
             outputs=[io.Clip.Output()],
@@ -48,12 +49,16 @@ class LoadExampleTextEncoder(io.ComfyNode):
 
 def load(path: str) -> Any:
     """The CLIP of a file that states its sizes, quantized or not. Raises QuantError for any other file."""
-    return comfy.sd.load_clip(
+    options = encoder_header.stated(Path(path))
+    clip = comfy.sd.load_clip(
         [path],
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         clip_type=comfy.sd.CLIPType.LUMINA2,
-        model_options=encoder_sizes.model_options(Path(path)),
+        model_options=options.model,
     )
+    for name, value in options.tokenizer.items():
+        clip.set_tokenizer_option(name, value)
+    return clip
 
 
 def _path(file: str) -> str:

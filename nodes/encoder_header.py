@@ -1,9 +1,11 @@
-"""The sizes of a small Gemma 2 text encoder, from its file's header; ComfyUI's loaders take those of the 2B model."""
+"""What a small Gemma 2 text encoder's header states of it; ComfyUI's loaders take what is true of the 2B model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..quant import QuantError
 from ..quant.checkpoint import read_header
@@ -11,12 +13,17 @@ from ..quant.checkpoint.header import TensorInfo
 from ..quant.checkpoint.strict_json import parse_object
 
 FIELD = "config"
-"""The header's field, JSON: {`FAMILY`: {size: number}}."""
+"""The header's field, JSON: {`FAMILY`: {size: number}, `PADDING`: number}."""
 
 FAMILY = "gemma2_2b"
 """ComfyUI's name for the architecture. Of those that it runs quantized, this one fixes no width and needs no tokenizer
 beside the file.
 """
+
+PADDING = "min_padding"
+"""How many pad tokens end every prompt; left out, none."""
+
+MOST_PADDING = 512
 
 HEAD_DIM = 256
 """ComfyUI's, for every size of the model."""
@@ -32,10 +39,18 @@ PARTS = (
 """What every layer has a weight of."""
 
 
-def model_options(path: Path) -> dict[str, dict[str, int]]:
-    """The option by which ComfyUI builds the encoder of a file in its sizes.
+@dataclass(frozen=True)
+class Stated:
+    """ComfyUI's options for an encoder and its tokenizer."""
 
-    Raises QuantError for a file that states none, lacks a tensor, or whose tensors have other sizes.
+    model: dict[str, dict[str, int]]
+    tokenizer: dict[str, int]
+
+
+def stated(path: Path) -> Stated:
+    """The options by which ComfyUI makes of a file the encoder that was trained.
+
+    Raises QuantError for a file that states no sizes, lacks a tensor, or whose tensors have other sizes.
     """
     header = read_header(path)
     config = parse_object(header.metadata.get(FIELD, "{}").encode(), path, f"the header's field '{FIELD}'")
@@ -49,9 +64,19 @@ def model_options(path: Path) -> dict[str, dict[str, int]]:
     sizes = _sizes(header.tensors)
     if sizes != config[FAMILY]:
         raise QuantError(
-            f"The header of '{path.name}' states other sizes than its tensors have; the file is damaged: fetch it anew."
+            f"'{path.name}' states other sizes in its header than its tensors have; the file is damaged, fetch it "
+            "again."
         )
-    return {f"{FAMILY}_model_config": sizes}
+    return Stated({f"{FAMILY}_model_config": sizes}, {f"{FAMILY}_{PADDING}": _padding(path, config.get(PADDING, 0))})
+
+
+def _padding(path: Path, tokens: Any) -> int:
+    if type(tokens) is not int or not 0 <= tokens <= MOST_PADDING:
+        raise QuantError(
+            f"'{path.name}' states a '{PADDING}' in its header that is no number up to {MOST_PADDING}; the file is "
+            "damaged, fetch it again."
+        )
+    return tokens
 
 
 def _layers(tensors: Mapping[str, TensorInfo]) -> int:
