@@ -8,7 +8,7 @@ import folder_paths
 
 MODELS = Path(__file__).parent.parent / "examples" / "models"
 
-FOLDERS = {"diffusion_models": "diffusion_models", "vae": "vae", "vae_approx": "vae"}
+FOLDERS = {kind: kind for kind in ("diffusion_models", "text_encoders", "vae")} | {"vae_approx": "vae"}
 """A kind of model folder, and the folder of the examples that holds such models."""
 
 

@@ -11,6 +11,7 @@ from ..kernels.layouts import stock
 from . import examples, host_formats, routes
 from .blockwise_loader import LoadBlockwiseModel
 from .conditioning import LoadClassConditioning
+from .encoder_loader import LoadExampleTextEncoder
 from .nodes_calibration import (
     CalibrateModel,
     CalibrateTextEncoder,
@@ -52,5 +53,6 @@ class CalibratedRounding(ComfyExtension):
             LoadCalibration,
             CompareModels,
             LoadClassConditioning,
+            LoadExampleTextEncoder,
         ]
         return [*nodes, LoadBlockwiseModel] if host_formats.needs_own_loader() else nodes

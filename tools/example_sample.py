@@ -2,21 +2,28 @@
 
     PYTHON tools/example_sample.py --comfyui DIR --models examples/models --out digits.safetensors
 
-Writes `pictures` float32 [10 * each, 64, 64, 3] in [0, 1], decoded by the stock VAE, `latents` [10 * each, 16, 1, 8, 8]
-and `asked` int64 [10 * each], the digit that each was asked for. `example_check.py` judges them.
+Writes `pictures` float32 [N, 64, 64, 3] in [0, 1], decoded by the stock VAE, `latents` [N, 16, 1, 8, 8] and `asked`
+int64 [N], the digit that each was asked for: 10 * each of them, asked for by the rows of the class table, or, with
+--encoder, for each of the prompts' templates, asked for by word and by numeral. `example_check.py` judges them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-NOTHING = 10
+from example_prompts import HELD_OUT, NOTHING, SEEN, named
+
+TEMPLATES = {"seen": SEEN, "held-out": HELD_OUT}
 
 
 def main() -> None:
@@ -24,8 +31,10 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
     parser.add_argument("--models", type=Path, required=True, help="folder with the example models")
     parser.add_argument("--model", type=Path, help="another diffusion model than digits_wan.safetensors")
+    parser.add_argument("--encoder", type=Path, help="ask by prompts, through this text encoder, quantized or not")
+    parser.add_argument("--prompts", choices=TEMPLATES, default="held-out", help="(default held-out)")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--each", type=int, default=10, help="samples of each digit (default 10)")
+    parser.add_argument("--each", type=int, default=10, help="samples of each digit, or each prompt (default 10)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance, ComfyUI's cfg")
     parser.add_argument("--sampler", default="euler")
@@ -54,23 +63,55 @@ def sampled(options: argparse.Namespace) -> dict[str, Tensor]:
         str(options.model or options.models / "diffusion_models" / "digits_wan.safetensors")
     )
     vae = comfy.sd.VAE(sd=load_file(options.models / "vae" / "digits_vae.safetensors"))
-    table = load_file(options.models / "conditioning" / "digits_conditioning.safetensors")["conditioning"]
-    latents = []
-    for digit in range(10):
-        positive, negative = ([[table[row : row + 1], {}]] for row in (digit, NOTHING))
-        empty = torch.zeros(options.each, 16, 1, 8, 8)
-        seed = options.seed + digit
+    latents, asked = [], []
+    for seed, (digits, positive, negative) in enumerate(questions(options), options.seed):
+        empty = torch.zeros(len(digits), 16, 1, 8, 8)
         noise = comfy.sample.prepare_noise(empty, seed)
         latents.append(
             comfy.sample.sample(
                 model, noise, options.steps, options.guidance, options.sampler, options.scheduler,
-                positive, negative, empty, seed=seed, disable_pbar=True,
+                [[positive, {}]], [[negative, {}]], empty, seed=seed, disable_pbar=True,
             )
         )  # fmt: skip
+        asked.append(digits)
     latent = torch.cat(latents)
     pictures = vae.decode(latent)[:, 0]
-    asked = torch.arange(10).repeat_interleave(options.each)
-    return {"pictures": pictures.contiguous(), "latents": latent.contiguous(), "asked": asked}
+    return {"pictures": pictures.contiguous(), "latents": latent.contiguous(), "asked": torch.cat(asked)}
+
+
+def questions(options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches: the digits asked for [N], and the conditionings that ask for them and for nothing."""
+    if options.encoder is None:
+        table = load_file(options.models / "conditioning" / "digits_conditioning.safetensors")["conditioning"]
+        for digit in range(10):
+            yield torch.full((options.each,), digit), table[digit : digit + 1], table[NOTHING:]
+        return
+    clip = load_encoder(options.encoder)
+    nothing = encoded(clip, "")
+    for template in TEMPLATES[options.prompts]:
+        for numeral in (False, True):
+            rows = [encoded(clip, named(template, digit, numeral)) for digit in range(10)]
+            yield torch.arange(10).repeat(options.each), torch.cat(rows).repeat(options.each, 1, 1), nothing
+
+
+def load_encoder(path: Path) -> Any:
+    """A CLIP in the sizes, and with the padding, that the file's header states."""
+    import comfy.sd
+
+    with safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    padding = config.pop("min_padding")
+    ((family, sizes),) = config.items()
+    options = {f"{family}_model_config": sizes}
+    clip = comfy.sd.load_clip([str(path)], clip_type=comfy.sd.CLIPType.LUMINA2, model_options=options)
+    clip.set_tokenizer_option(f"{family}_min_padding", padding)
+    return clip
+
+
+def encoded(clip: Any, prompt: str) -> Tensor:
+    """[1, tokens, width], as CLIP Text Encode makes it."""
+    rows: Tensor = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0][0]
+    return rows
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from calibrated_rounding.tests.comfyui.harness import PACK, Server, find_host
 from calibrated_rounding.tests.comfyui.workflows import api_format
 from PIL import Image
+
+from example_prompts import SEEN, named
 
 EXAMPLES = PACK / "examples"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
@@ -38,9 +40,14 @@ class Node:
     title: str | None = None
 
 
-def sampling(model: tuple[str, int], name: str, x: int, y: int, title: str) -> dict[str, Node]:
-    """A sampler, a decoder and an image, in a row; ``name`` makes their keys and the image's file name."""
-    links = conditioned(model=model)
+def sampling(
+    model: tuple[str, int], name: str, x: int, y: int, title: str, asked: Mapping[str, tuple[str, int]] | None = None
+) -> dict[str, Node]:
+    """A sampler, a decoder and an image, in a row; ``name`` makes their keys and the image's file name.
+
+    asked: links of the sampler's conditionings, where they are not those of `digit_inputs`.
+    """
+    links = conditioned(model=model) | (asked or {})
     values = {"seed": 1, "control_after_generate": "fixed", **STEPS}
     decoded = {"samples": (f"{name} sampler", 0), "vae": ("vae", 0)}
     return {
@@ -55,16 +62,41 @@ def sampling(model: tuple[str, int], name: str, x: int, y: int, title: str) -> d
 def digit_inputs(y: int, pictures: int = PICTURES) -> dict[str, Node]:
     """What sampling needs beside a model: the class asked for, nothing, an empty latent, the decoder."""
     table = "digits_conditioning.safetensors"
-    size = {"width": 64, "height": 64, "length": 1, "batch_size": pictures}
     load = "CalibratedRoundingLoadClassConditioning"
     return {
         "digit": Node(load, (40, y), (320, 90), {"table": table, "class_index": DIGIT}, title="The digit to draw"),
         "nothing": Node(
             load, (40, y + 140), (320, 90), {"table": table, "class_index": NOTHING}, title="Nothing asked"
         ),
-        "latent": Node("EmptyHunyuanLatentVideo", (40, y + 280), (320, 140), size),
-        "vae": Node("VAELoader", (40, y + 470), (320, 60), {"vae_name": "digits_vae.safetensors"}),
+        **canvas(y + 280, pictures),
     }
+
+
+def canvas(y: int, pictures: int = PICTURES) -> dict[str, Node]:
+    """An empty latent, and the decoder."""
+    size = {"width": 64, "height": 64, "length": 1, "batch_size": pictures}
+    return {
+        "latent": Node("EmptyHunyuanLatentVideo", (40, y), (320, 140), size),
+        "vae": Node("VAELoader", (40, y + 190), (320, 60), {"vae_name": "digits_vae.safetensors"}),
+    }
+
+
+def asking(encoder: str, name: str, x: int, y: int) -> tuple[dict[str, Node], dict[str, tuple[str, int]]]:
+    """The prompt and an empty one, encoded one above the other, and the links of a sampler that is asked by them."""
+    keys = {"positive": f"{name} prompt", "negative": f"{name} nothing"}
+    texts = {"positive": PROMPT, "negative": ""}
+    nodes = {
+        key: Node(
+            "CLIPTextEncode",
+            (x, y + 160 * i),
+            (320, 120),
+            {"text": texts[side]},
+            {"clip": (encoder, 0)},
+            key.capitalize(),
+        )
+        for i, (side, key) in enumerate(keys.items())
+    }
+    return nodes, {side: (key, 0) for side, key in keys.items()}
 
 
 def conditioned(**models: tuple[str, int]) -> dict[str, tuple[str, int]]:
@@ -99,6 +131,8 @@ def calibrated(probe_steps: int = 0) -> dict[str, Node]:
     }
 
 
+PROMPT = "a handwritten seven"
+CALIBRATION_PROMPTS = "\n".join(named(template, i % 10, numeral=i >= 10) for i, template in enumerate(SEEN))
 STEPS = {"steps": 20, "cfg": 3.0, "scheduler": "simple"}
 LOADER = Node("UNETLoader", (40, 40), (320, 90), {"unet_name": "digits_wan.safetensors"})
 QUANTIZE = "CalibratedRoundingQuantizeModel"
@@ -109,6 +143,9 @@ SIZED = {
     "format.target.target_share": 0.51,
 }
 """No larger than what the profile leaves: on a CPU, ComfyUI holds what stays in floating point in 32 bits."""
+
+QUANTIZED_PROMPT, ASKED_QUANTIZED = asking("quantize", "quantized", 1220, 40)
+FLOAT_PROMPT, ASKED_FLOAT = asking("encoder", "float", 1220, 400)
 
 WORKFLOWS: dict[str, dict[str, Node]] = {
     "quantize_and_sample": {
@@ -194,6 +231,41 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         **calibrated(probe_steps=4),
         **comparison("profile", 40, {"format": "int8_convrot", "rounding": "calibrated"}, "what the profile keeps"),
         **comparison("chosen", 740, {**SIZED, "rounding": "calibrated"}, "what measuring keeps, no larger"),
+    },
+    "quantize_text_encoder": {
+        "encoder": Node(
+            "CalibratedRoundingLoadExampleTextEncoder", (40, 40), (320, 60), {"file": "digits_gemma2.safetensors"}
+        ),
+        "model": replace(LOADER, pos=(40, 160)),
+        **canvas(310),
+        "calibrate": Node(
+            "CalibratedRoundingCalibrateTextEncoder",
+            (420, 40),
+            (340, 340),
+            {"prompts": CALIBRATION_PROMPTS},
+            {"clip": ("encoder", 0)},
+            "Record what its layers are fed",
+        ),
+        "quantize": Node(
+            "CalibratedRoundingQuantizeTextEncoder",
+            (800, 40),
+            (360, 640),
+            {"format": "float8_e4m3fn", "rounding": "calibrated"},
+            {"clip": ("encoder", 0), "calibration": ("calibrate", 0)},
+        ),
+        **QUANTIZED_PROMPT,
+        **FLOAT_PROMPT,
+        **sampling(("model", 0), "quantized", 1600, 40, "As the quantized encoder reads it", ASKED_QUANTIZED),
+        **sampling(("model", 0), "float", 1600, 400, "As the float encoder reads it", ASKED_FLOAT),
+        "save": Node(
+            "CalibratedRoundingSaveTextEncoder",
+            (420, 440),
+            (340, 100),
+            {"filename_prefix": "clip/digits_gemma2_fp8"},
+            {"clip": ("quantize", 0)},
+        ),
+        "path": Node("PreviewAny", (420, 600), (340, 130), {}, {"source": ("save", 0)}, "The file"),
+        "report": Node("PreviewAny", (1220, 760), (700, 280), {}, {"source": ("quantize", 1)}, "Layer by layer"),
     },
     "sample_saved_file": {
         "model": Node(

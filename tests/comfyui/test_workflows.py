@@ -105,6 +105,39 @@ def mean_psnr(shown: dict[str, Any]) -> float:
     return float(last.removeprefix("mean").split()[0])
 
 
+def test_quantize_text_encoder_draws_what_the_prompt_asks_for_with_both_encoders(
+    server: Server, handwriting: np.ndarray
+) -> None:
+    graph = api_format(workflow("quantize_text_encoder"))
+    outputs = server.execute(graph)
+    quantized, floats = shown_by(outputs, graph, "SaveImage")
+    for shown in (quantized, floats):
+        assert digits_seen(server, handwriting, shown["images"]).count(ASKED) >= 3
+    assert (pixels(server, quantized) != pixels(server, floats)).any()
+    path, report = shown_by(outputs, graph, "PreviewAny")
+    assert "21 layers quantized" in report["text"][0]
+    again, image = with_saved_encoder(graph, Path(path["text"][0]).name)
+    assert (pixels(server, server.execute(again)[image]) == pixels(server, quantized)).all()
+
+
+def pixels(server: Server, shown: dict[str, Any]) -> np.ndarray:
+    """What an image node shows, without what the files tell of the graph."""
+    return np.stack([np.asarray(Image.open(io.BytesIO(server.image(image)))) for image in shown["images"]])
+
+
+def with_saved_encoder(graph: dict[str, Any], file: str) -> tuple[dict[str, Any], str]:
+    """What draws the float encoder's pictures, with a saved encoder in its place; and the node that shows them."""
+    loader = next(name for name in graph if graph[name]["class_type"].endswith("LoadExampleTextEncoder"))
+    _, image = (name for name in graph if graph[name]["class_type"] == "SaveImage")
+    return {**upstream(graph, image), loader: {**graph[loader], "inputs": {"file": file}}}, image
+
+
+def upstream(graph: dict[str, Any], name: str) -> dict[str, Any]:
+    """A node and all that it needs."""
+    links = [value[0] for value in graph[name]["inputs"].values() if isinstance(value, list)]
+    return {name: graph[name]} | {key: node for link in links for key, node in upstream(graph, link).items()}
+
+
 def test_quantize_and_save_writes_a_file_that_the_loaders_list(server: Server, saved: Path) -> None:
     assert saved.is_relative_to(server.output)
     recipe = Recipe(format="int8_convrot")
