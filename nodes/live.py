@@ -19,7 +19,7 @@ REMEMBERED = 32
 """Runs that are kept, the latest of each node."""
 
 BAD_ENDS = ("interrupted", "failed")
-COLUMNS = ("name", "format", "error", "bytes_before", "bytes_after", "seconds")
+COLUMNS = ("name", "format", "error", "run_error", "bytes_before", "bytes_after", "seconds")
 
 _runs: dict[str, Run] = {}
 _numbers = itertools.count(1)

@@ -66,9 +66,9 @@ def digit_inputs(y: int, pictures: int = PICTURES) -> dict[str, Node]:
     return {
         "digit": Node(load, (40, y), (320, 90), {"table": table, "class_index": DIGIT}, title="The digit to draw"),
         "nothing": Node(
-            load, (40, y + 140), (320, 90), {"table": table, "class_index": NOTHING}, title="Nothing asked"
+            load, (40, y + 160), (320, 90), {"table": table, "class_index": NOTHING}, title="Nothing asked"
         ),
-        **canvas(y + 280, pictures),
+        **canvas(y + 320, pictures),
     }
 
 
@@ -186,7 +186,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
                 "format": "int8_convrot",
                 "name": "digits_int8_from_file",
             },
-            title="From file to file, a layer at a time: no model is loaded",
+            title="Quantize File: a layer at a time",
         ),
         "path": Node("PreviewAny", (500, 40), (420, 130), {}, {"source": ("quantize", 0)}, "The file"),
         "report": Node("PreviewAny", (500, 230), (420, 490), {}, {"source": ("quantize", 1)}, "Layer by layer"),
@@ -210,7 +210,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             {},
             {"recorder": ("record", 1), "after": ("float sampler", 0)},
         ),
-        "recorded": Node("PreviewAny", (420, 560), (320, 160), {}, {"source": ("collect", 1)}, "What was recorded"),
+        "recorded": Node("PreviewAny", (420, 600), (320, 160), {}, {"source": ("collect", 1)}, "What was recorded"),
         "quantize": Node(
             QUANTIZE,
             (800, 400),
@@ -236,8 +236,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         "encoder": Node(
             "CalibratedRoundingLoadExampleTextEncoder", (40, 40), (320, 60), {"file": "digits_gemma2.safetensors"}
         ),
-        "model": replace(LOADER, pos=(40, 160)),
-        **canvas(310),
+        "model": replace(LOADER, pos=(40, 190)),
+        **canvas(350),
         "calibrate": Node(
             "CalibratedRoundingCalibrateTextEncoder",
             (420, 40),
@@ -264,7 +264,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             {"filename_prefix": "clip/digits_gemma2_fp8"},
             {"clip": ("quantize", 0)},
         ),
-        "path": Node("PreviewAny", (420, 600), (340, 130), {}, {"source": ("save", 0)}, "The file"),
+        "path": Node("PreviewAny", (420, 660), (340, 130), {}, {"source": ("save", 0)}, "The file"),
         "report": Node("PreviewAny", (1220, 760), (700, 280), {}, {"source": ("quantize", 1)}, "Layer by layer"),
     },
     "sample_saved_file": {

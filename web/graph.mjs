@@ -43,11 +43,13 @@ export function values(node) {
   return Object.fromEntries(plain.filter((widget) => widget.serialize !== false).map((w) => [w.name, w.value]));
 }
 
-/** The stock nodes that load models: kind of folder and the widget that names the file. */
+/** The nodes that load one model file: kind of folder and the widget that names the file. */
 const LOADERS = {
   UNETLoader: ["diffusion_models", "unet_name"],
   CheckpointLoaderSimple: ["checkpoints", "ckpt_name"],
   CLIPLoader: ["text_encoders", "clip_name"],
+  CalibratedRoundingLoadExampleTextEncoder: ["text_encoders", "file"],
+  CalibratedRoundingLoadBlockwiseModel: ["diffusion_models", "file"],
 };
 
 /** [kind of folder, file name] of what a MODEL or CLIP input is loaded from, through nodes that pass it on, or null. */

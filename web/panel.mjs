@@ -2,7 +2,7 @@
 
 import { h, tail } from "./dom.mjs";
 import { legend } from "./palette.mjs";
-import { secondsLeft } from "./runs.mjs";
+import { secondsLeft, seen } from "./runs.mjs";
 import { Strip } from "./strip.mjs";
 import { bytes, change, duration, error, percent, text, whole } from "./text.mjs";
 
@@ -12,7 +12,7 @@ const LEVELS = { error: "✕", warning: "⚠", info: "ⓘ" };
 export class Panel {
   /** openReport(report) and turnAdvanced() are called by the buttons. */
   constructor(openReport, turnAdvanced) {
-    this.height = 208;
+    this.height = 223;
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
     [this.head, this.facts, this.remarks] = ["head", "facts", "remarks"].map((name) =>
@@ -102,18 +102,15 @@ function fact([label, value]) {
   return h("span", {}, h("span", {}, label), shown);
 }
 
-const layerFact = (label, layer, value) => [
-  label,
-  h("b", { class: "calro-pair" }, tail(layer.name), h("span", {}, value)),
-];
-const most = (layers, key) => layers.reduce((best, layer) => (layer[key] > best[key] ? layer : best));
+const pairFact = (label, words, value) => [label, h("b", { class: "calro-pair" }, tail(words), h("span", {}, value))];
+const most = (layers, figure) => layers.reduce((best, layer) => (figure(layer) > figure(best) ? layer : best));
 const sum = (layers, key) => layers.reduce((total, layer) => total + layer[key], 0);
 
 function saved(layers) {
   const last = layers.at(-1);
   return [
     [text("saved"), bytes(sum(layers, "bytes_before") - sum(layers, "bytes_after"))],
-    [text("last_error"), last ? error(last.error) : "–"],
+    [text("last_error"), last ? error(seen(last)) : "–"],
   ];
 }
 
@@ -124,8 +121,16 @@ function count({ run }) {
 
 function worst(layers) {
   if (!layers.length) return [];
-  const [slow, bad] = [most(layers, "seconds"), most(layers, "error")];
-  return [layerFact(text("worst"), bad, error(bad.error)), layerFact(text("slowest"), slow, duration(slow.seconds))];
+  const [slow, bad] = [most(layers, ({ seconds }) => seconds), most(layers, seen)];
+  return [
+    pairFact(text("worst"), bad.name, error(seen(bad))),
+    pairFact(text("slowest"), slow.name, duration(slow.seconds)),
+  ];
+}
+
+/** With a calibration, what rounding by it has gained. */
+function gained({ run_error: own, run_nearest: nearest }) {
+  return own == null ? [] : [pairFact(text("column_run_error"), `nearest ${error(nearest)}`, error(own))];
 }
 
 function planned(plan) {
@@ -170,6 +175,7 @@ const VIEWS = {
     facts: [
       [text("size"), change(report.totals.bytes_before, report.totals.bytes_after)],
       [text("error"), error(report.totals.mean_error)],
+      ...gained(report.totals),
       ...worst(report.layers),
     ],
     share: 1,

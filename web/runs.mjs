@@ -53,3 +53,6 @@ export function secondsLeft(run, now = performance.now()) {
   const all = (run.seconds * run.weights_total) / run.weights_done;
   return Math.max(0, all - run.seconds - (now - run.received) / 1000);
 }
+
+/** A layer's error that the picture sees: of its output as ComfyUI runs it where that was measured, else its weight's. */
+export const seen = (layer) => layer.run_error ?? layer.error;

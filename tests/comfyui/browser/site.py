@@ -21,7 +21,7 @@ ARGUMENTS = (
 
 NODE = "window.app.graph.getNodeById(id)"
 PANEL = f"{NODE}?.widgets.find((widget) => widget.name === 'calibrated_rounding')?.element"
-PLACES = [(120, 160), (480, 160), (960, 160), (960, 400), (120, 400)]
+PLACES = [(120, 160), (480, 160), (960, 160), (960, 580), (120, 400)]
 """Where nodes are put, in the graph's coordinates; the graph is not scaled. The side bar hides the first column."""
 
 CLIENT_PLACE = """([x, y]) => {

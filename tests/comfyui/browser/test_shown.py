@@ -34,6 +34,31 @@ def test_what_every_size_would_cost(site: Site, chain: tuple[int, int, int]) -> 
         assert table[0] <= table[1], f"the table must fit at {width} pixels"
 
 
+def test_a_text_encoder_with_a_calibration(site: Site) -> None:
+    loader, calibrate, quantize, save = (
+        site.create(f"CalibratedRounding{kind}")
+        for kind in ("LoadExampleTextEncoder", "CalibrateTextEncoder", "QuantizeTextEncoder", "SaveTextEncoder")
+    )
+    for node in (calibrate, quantize):
+        site.connect(loader, "CLIP", node, "clip")
+    site.connect(calibrate, "calibration", quantize, "calibration")
+    site.connect(quantize, "CLIP", save, "clip")
+    site.set(quantize, format="int8_row", rounding="calibrated")
+    site.watch(quantize, lambda shown: shown["title"].startswith("Planned") and "Gemma" in shown["title"])
+    site.press("Run")
+    done = site.until(quantize, "done")[-1]
+    site.until(save, "done")
+    site.shot("text_encoder")
+    facts = done["facts"].split("\n")
+    report = json.loads(taken(site, site.report(quantize), "JSON"))
+    own, nearest = (f"{report['totals'][key]:.4f}" for key in ("run_error", "run_nearest"))
+    assert "As run" in facts and own in facts and f"nearest {nearest}" in facts
+    worst = max(report["layers"], key=lambda layer: layer["run_error"])
+    assert worst["name"] in facts, "what the picture sees makes the worst layer"
+    path = Path(site.shown(save)["words"].replace("\n", ""))
+    assert path.is_file() and path.is_relative_to(site.server.output)
+
+
 def sizes_are_to_scale(dialog: Any, precision: dict[str, Any]) -> None:
     """A point for every size, smaller errors lower and larger sizes further to the right; one of them is the choice."""
     chosen = precision["chosen"]
