@@ -35,7 +35,7 @@ class Measured:
     @property
     def text(self) -> str:
         rotated = f" rotated in groups of {self.plan.group}" if self.plan.group else ""
-        return f"{self.plan.format.name}{rotated} {self.error:.4f}"
+        return f"{self.plan.format.name}{rotated} ({self.error:.4f})"
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ const named = ({ key, about, ...column }) => ({
 });
 const words = (layer) => `${layer.name} ${layer.format} ${notes(layer)}`.toLowerCase();
 const formats = ({ layers }) => [...new Set(layers.map((layer) => layer.format))];
-const measures = ({ layers }) => ["error", "output_error", "run_error"].filter((key) => has(key)(layers));
+const measures = ({ layers }) => ["run_error", "output_error", "error"].filter((key) => has(key)(layers));
 
 function choice(label, options) {
   return h("select", { "aria-label": label }, ...options.map(([value, shown]) => h("option", { value }, shown)));

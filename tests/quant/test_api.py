@@ -287,7 +287,7 @@ def test_mixed_precision_takes_the_cheapest_format_under_the_limit(digits: Tenso
     left = [kept for kept in report.kept if "no format stays under" in kept.reason]
     assert len(report.layers) + len(left) == len(narrow.layers)
     assert left
-    assert "int8_row 0." in left[0].reason and "int8_convrot rotated in groups of 256 0." in left[0].reason
+    assert "int8_row (0." in left[0].reason and "int8_convrot rotated in groups of 256 (0." in left[0].reason
 
 
 def test_progress_counts_every_layer_and_weight(digits: Tensors) -> None:
