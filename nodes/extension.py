@@ -8,10 +8,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..kernels.errors import KernelError
 from ..kernels.layouts import stock
-from . import examples, host_formats, routes
-from .blockwise_loader import LoadBlockwiseModel
-from .conditioning import LoadClassConditioning
-from .encoder_loader import LoadExampleTextEncoder
+from . import examples
+from .host import registration
+from .nodes_blockwise import LoadBlockwiseModel
 from .nodes_calibration import (
     CalibrateModel,
     CalibrateTextEncoder,
@@ -21,15 +20,18 @@ from .nodes_calibration import (
     SaveCalibration,
 )
 from .nodes_compare import CompareModels
+from .nodes_conditioning import LoadClassConditioning
+from .nodes_example_encoder import LoadExampleTextEncoder
 from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEncoder
 from .nodes_quantize import QuantizeModel, QuantizeTextEncoder
 from .nodes_recipe import LoadRecipe, QuantizationRecipe
+from .page import routes
 
 
 class CalibratedRounding(ComfyExtension):
     async def on_load(self) -> None:
         examples.register()
-        host_formats.register()
+        registration.register()
         try:
             stock.apply_setting()
         except KernelError as error:
@@ -55,4 +57,4 @@ class CalibratedRounding(ComfyExtension):
             LoadClassConditioning,
             LoadExampleTextEncoder,
         ]
-        return [*nodes, LoadBlockwiseModel] if host_formats.needs_own_loader() else nodes
+        return [*nodes, LoadBlockwiseModel] if registration.needs_own_loader() else nodes

@@ -17,7 +17,7 @@ from ..quant.api import METADATA_KEY
 from ..quant.checkpoint import CheckpointWriter
 from ..quant.marker import HEADER_KEY, SUFFIX, from_header, from_tensor, to_header
 from ..quant.version import VERSION
-from .host import Made
+from .host.models import Made
 
 FOLDERS = ("diffusion_models", "text_encoders", "checkpoints")
 """Kinds of model folders that Quantize File reads from."""

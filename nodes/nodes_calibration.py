@@ -9,10 +9,11 @@ from comfy_api.latest import io
 
 from ..quant import QuantError
 from ..quant.calibration import BUDGET, ROWS, Calibration
-from . import files, host_run
-from .host_calibration import SamplingRecorder, record
-from .host_encoding import calibrate_encoder
-from .host_probing import SamplingProbe
+from . import files
+from .host import running
+from .host.encoding import calibrate_encoder
+from .host.probing import SamplingProbe
+from .host.recording import SamplingRecorder, record
 from .nodes_quantize import CATEGORY
 from .prompts import PROMPTS
 from .recipe_inputs import QuantCalibration
@@ -160,7 +161,7 @@ class CalibrateModel(io.ComfyNode):
         sampling = Sampling(**settings)
         bar = RunsBar(runs, sampling.steps, cls.hidden.unique_id)
         for run in range(runs):
-            host_run.send_text(f"run {run + 1} of {runs}", cls.hidden.unique_id)
+            running.send_text(f"run {run + 1} of {runs}", cls.hidden.unique_id)
             sampling.run(recording, (seed + run) % 2**64, bar.follow(recording, run))
         calibration = recorder.calibration()
         if probe_steps:
@@ -176,7 +177,7 @@ class CalibrateModel(io.ComfyNode):
         bar = RunsBar(len(titles), sampling.steps, node_id)
 
         def sample(probing: Any, index: int) -> Any:
-            host_run.send_text(f"probing {index} of {len(layers)} layers: {titles[index]}", node_id)
+            running.send_text(f"probing {index} of {len(layers)} layers: {titles[index]}", node_id)
             return sampling.run(probing, seed, bar.follow(probing, index))
 
         return SamplingProbe(model).sensitivities(layers, sample)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..quant import QuantError
 from ..quant.latents import LatentComparison, Trace, compare_traces
-from . import host_run
+from .host import running
 from .nodes_quantize import CATEGORY
 from .pictures import amplification, side_by_side
 from .sampling import RunsBar, Sampling, condition_inputs, step_inputs
@@ -111,7 +111,7 @@ class Runs:
         return [self._trace(model, seed, f"{title}, seed {seed}") for seed in self._seeds]
 
     def _trace(self, model: Any, seed: int, text: str) -> Trace:
-        host_run.send_text(text, self._node_id)
+        running.send_text(text, self._node_id)
         steps, show = list[Tensor](), self._bar.follow(model, self._done)
 
         def keep(step: int, predicted: Tensor, latents: Tensor, count: int) -> None:
@@ -139,6 +139,6 @@ def drawn(vae: Any, found: LatentComparison, made: list[Trace], wanted: list[Tra
 
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """Pictures ``[N, H, W, 3]`` in [0, 1], the frames of a video one after the other."""
-    host_run.stop_if_interrupted()
+    running.stop_if_interrupted()
     pictures = vae.decode(latents)
     return pictures.reshape(-1, *pictures.shape[-3:])[..., :3].float().cpu()

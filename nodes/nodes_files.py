@@ -11,13 +11,14 @@ from comfy_api.latest import io
 from ..quant import QuantError, quantize_file
 from ..quant.calibration import Calibration
 from ..quant.checkpoint import read_header
-from . import files, host_run
-from .host import ATTACHMENT, source_metadata
-from .host_clip import quantized_parts
+from . import files
+from .host import running
+from .host.encoders import quantized_parts
+from .host.models import ATTACHMENT, source_metadata
 from .nodes_quantize import CATEGORY, device_input, report_output
+from .page.shown import shown
 from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe_values import make_recipe, unused_note
-from .shown import shown
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
 
@@ -138,8 +139,8 @@ class QuantizeFile(io.ComfyNode):
         recipe = make_recipe(values)
         kind, source = files.model_path(file)
         target = files.output_file(f"{files.OUTPUT_NAMES.get(kind, kind)}/{name}")
-        where = host_run.device_name(device)
-        report = host_run.run(
+        where = running.device_name(device)
+        report = running.run(
             lambda progress, cancel: quantize_file(
                 source, target, recipe, device=where, statistics=calibration, progress=progress, cancel=cancel
             ),

@@ -9,16 +9,16 @@ from comfy_api.latest import io
 
 from ..quant import Report
 from ..quant.calibration import Calibration
-from .host import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
-from .host_clip import part_tensors, rebuild_clip, runnable_parts
-from .host_compiled import refuse_replaced
-from .host_encoding import calibration_of
-from .host_run import DEVICES
+from .host.compiled import refuse_replaced
+from .host.encoders import part_tensors, rebuild_clip, runnable_parts
+from .host.encoding import calibration_of
+from .host.models import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
+from .host.running import DEVICES
+from .host.weights import LoadedWeights
+from .page.shown import shown
 from .quantize import Result, quantize_weights
 from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe_values import make_recipe, unused_note
-from .shown import shown
-from .weights import LoadedWeights
 
 CATEGORY = "model/quantization"
 

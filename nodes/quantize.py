@@ -19,10 +19,11 @@ from ..quant.engine import Run
 from ..quant.errors import CheckpointError
 from ..quant.sinks import FileSink, StateDictSink
 from ..quant.sources import as_float
-from . import host_run, live
 from .cache import Cache
-from .host_formats import refuse_unloadable
-from .weights import LoadedWeights
+from .host import running
+from .host.registration import refuse_unloadable
+from .host.weights import LoadedWeights
+from .page import live
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,17 @@ def quantize_weights(
     Raises QuantError before any work where the host could not run the result.
     """
     refuse_unloadable(recipe)
-    device, store = host_run.device_name(device_choice), cache()
+    device, store = running.device_name(device_choice), cache()
     live.begin(node_id)
-    digest = weights.digest(quick=bool(stamp), tick=host_run.stop_if_interrupted)
+    digest = weights.digest(quick=bool(stamp), tick=running.stop_if_interrupted)
     calibrated = "" if calibration is None else f" {calibration.digest}"
     path = store.path(f"{stamp} {digest}{calibrated}", recipe, device)
     entry = store.find(path)
     if entry is not None:
         return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, kept=True)
     sizes = (spec.shape[0] * spec.shape[1] for spec in weights.tensors.values() if len(spec.shape) == 2)
-    host_run.make_room(device, max(sizes, default=0))
-    made = host_run.run(
+    running.make_room(device, max(sizes, default=0))
+    made = running.run(
         lambda progress, cancel: _make(weights, Run(recipe, device, calibration or {}, progress, cancel), path), node_id
     )
     if isinstance(made, Result):

@@ -1,4 +1,4 @@
-// What the server says of a quantize node before it runs (nodes/check.py). Asked when something that matters has changed
+// What the server says of a quantize node before it runs (nodes/page/check.py). Asked when something that matters has changed
 // and then stayed the same for a moment.
 
 import { api } from "../../scripts/api.js";

@@ -1,4 +1,4 @@
-// Tables as the server sends them (nodes/columns.py): a list for each column.
+// Tables as the server sends them (nodes/page/columns.py): a list for each column.
 
 const spread = (column) => (Array.isArray(column) ? column : column.index.map((place) => column.values[place]));
 

@@ -1,7 +1,7 @@
 // What is known of each node's run, for every workflow that is open in this page.
 //
 // A state is {phase, run, layers, report, text, message}. phase: preparing, running, rounded (the engine is done, the
-// node is not), done, interrupted, failed. run: the server's last words (nodes/live.py), with `received`, when they came.
+// node is not), done, interrupted, failed. run: the server's last words (nodes/page/live.py), with `received`, when they came.
 
 import { rows } from "./columns.mjs";
 

@@ -48,7 +48,7 @@ before = (comfy.ops._load_quantized_module, comfy.ops._quantized_weight_state_di
 outputs["without"] = failure(lambda: inside.load_unet(made))
 pack_nodes.load(root)
 from calibrated_rounding.kernels import layouts
-from calibrated_rounding.nodes import host_formats
+from calibrated_rounding.nodes.host import registration
 told = layouts.operations._told
 
 block_linear, calls = layouts.operations.ops.block_linear, []
@@ -110,10 +110,10 @@ for what, change in {
     broken[what] = failure(lambda: inside.load_unet(path))
 outputs["broken"] = broken
 
-host_formats.unregister()
+registration.unregister()
 outputs["undone"] = before == (comfy.ops._load_quantized_module, comfy.ops._quantized_weight_state_dict)
 outputs["undone too"] = failure(lambda: inside.load_unet(made))
-host_formats.register()
+registration.register()
 outputs["again equal"] = torch.equal(sample(inside.load_unet(made)[0]), latents)
 """
 
@@ -224,7 +224,7 @@ def again():
     return mine, extension, warnings
 
 extension = pack_nodes.load(root)
-from calibrated_rounding.nodes import host_formats
+from calibrated_rounding.nodes.host import registration
 latents = sample(inside.load_unet(made)[0])
 state = (comfy.ops._load_quantized_module, QUANT_ALGOS["int8_blockwise"], base.LAYOUTS["BlockWiseINT8Layout"])
 mine, other, warnings = again()
@@ -250,31 +250,31 @@ def wrapper(function):
 seen = []
 comfy.ops._load_quantized_module = outer = wrapper(comfy.ops._load_quantized_module)
 outputs["wrapped by another"] = torch.equal(sample(inside.load_unet(made)[0]), latents) and bool(seen)
-host_formats.unregister()
+registration.unregister()
 outputs["stays in the chain"] = comfy.ops._load_quantized_module is outer
 stock, _ = inside.load_unet(int8)
 outputs["passes on"] = len(inside.quantized_layers(stock.model.diffusion_model)) > 0
 seen.clear()
-host_formats.register()
+registration.register()
 outputs["wraps another"] = torch.equal(sample(inside.load_unet(made)[0]), latents)
 inside.load_unet(int8)
 outputs["calls another"] = len(seen) > 0
-host_formats.unregister()
+registration.unregister()
 
 theirs = {"storage_t": torch.int8, "parameters": {"weight_scale"}, "comfy_tensor_layout": "TensorWiseINT8Layout"}
 QUANT_ALGOS["int8_blockwise"] = theirs
 function = comfy.ops._load_quantized_module
 with inside.warnings_logged() as warnings:
-    host_formats.register()
+    registration.register()
 outputs["left to another"] = {
     "untouched": QUANT_ALGOS["int8_blockwise"] is theirs and comfy.ops._load_quantized_module is function,
     "warnings": warnings,
     "loader": [node.__name__ for node in asyncio.run(extension.CalibratedRounding().get_node_list())],
 }
 del QUANT_ALGOS["int8_blockwise"]
-host_formats.register()
+registration.register()
 base.LAYOUTS["BlockWiseINT8Layout"], own = object(), base.LAYOUTS["BlockWiseINT8Layout"]
-outputs["layout replaced"] = host_formats._active()
+outputs["layout replaced"] = registration._active()
 base.LAYOUTS["BlockWiseINT8Layout"] = own
 """
 
@@ -361,8 +361,8 @@ outputs["fallback refusal"] = failure(lambda: quantize(float_model, format="int8
 outputs["stock formats"] = quantize(float_model, format="int8_row").ui["calibrated_rounding"][0]["totals"]["layers"]
 made_here = quantize(float_model, format="int8_row").args[0]
 comfy.ops._load_quantized_module = stock
-from calibrated_rounding.nodes import host_formats
-outputs["taught later"] = host_formats.register()
+from calibrated_rounding.nodes.host import registration
+outputs["taught later"] = registration.register()
 outputs["equal to taught"] = torch.equal(sample(inside.load_unet(made)[0]), latents)
 outputs["saved"] = f"{output}/diffusion_models/again_00001_.safetensors"
 """

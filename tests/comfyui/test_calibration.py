@@ -190,7 +190,7 @@ def test_a_model_that_was_compiled_before_is_recorded_in_full(recorded: dict[str
 QUALITY_CODE = (
     SETUP
     + """
-from calibrated_rounding.nodes.host import diffusion_tensors, origin_of
+from calibrated_rounding.nodes.host.models import diffusion_tensors, origin_of
 from calibrated_rounding.quant.sources import StateDictSource, as_float
 conditions = {"positive": [[table[:10], {}]], "negative": [[table[10:].expand(10, -1, -1), {}]]}
 settings = {"steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "rows": 2048, "budget_gib": 2.0}

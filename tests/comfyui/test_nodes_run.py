@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import comfy.model_management as management, comfy.utils
 inside.load_pack(root)
 from calibrated_rounding.nodes import quantize
-from calibrated_rounding.nodes.weights import LoadedWeights
+from calibrated_rounding.nodes.host.weights import LoadedWeights
 from calibrated_rounding.quant import Recipe, methods
 
 folder = quantize.cache().folder
@@ -88,16 +88,16 @@ server = SimpleNamespace(
 sys.modules["server"] = SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
 comfy.utils.set_progress_bar_global_hook(lambda now, total, preview, node_id: bars.append((now, total, node_id)))
 report = run().report
-from calibrated_rounding.nodes import live
+from calibrated_rounding.nodes.page import live
 outputs["events"], outputs["bars"], outputs["remembered"] = list(events), bars, live.remembered()
 outputs["errors"] = [layer.error for layer in report.layers]
 
 def fail(progress, cancel):
     raise ValueError("no such luck")
 
-from calibrated_rounding.nodes import host_run
+from calibrated_rounding.nodes.host import running
 try:
-    host_run.run(fail, "8")
+    running.run(fail, "8")
 except ValueError:
     outputs["failed"] = live.remembered()[-1]
 """

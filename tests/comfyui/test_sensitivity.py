@@ -34,7 +34,7 @@ CODE = (
     SETUP
     + """
 from dataclasses import replace
-from calibrated_rounding.nodes.host_probing import SamplingProbe
+from calibrated_rounding.nodes.host.probing import SamplingProbe
 
 def fail(raised):
     seen = []

@@ -8,8 +8,9 @@ from typing import Any
 import folder_paths
 from aiohttp import web
 
-from ..quant import QuantError
-from . import files, live
+from ...quant import QuantError
+from .. import files
+from . import live
 from .check import Question, check
 
 PREFIX = "/calibrated_rounding"

@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, TORCH_COMPILE_KWARGS
 
-from ..quant import QuantError
+from ...quant import QuantError
 
 
 def refuse_replaced(patcher: Any) -> None:

@@ -11,9 +11,9 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ..quant import Progress
-from ..quant.engine import Cancel, OnProgress
-from . import live
+from ...quant import Progress
+from ...quant.engine import Cancel, OnProgress
+from ..page import live
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 0.5

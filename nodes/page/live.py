@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from ..quant import LayerReport, Progress
+from ...quant import LayerReport, Progress
 from .columns import columns
 
 EVENT = "calibrated_rounding.progress"

@@ -16,7 +16,8 @@ from comfy_api.latest import io
 
 from ..quant import QuantError
 from ..quant.formats import BLOCKWISE
-from . import files, host_formats
+from . import files
+from .host import registration
 
 FOLDER = "diffusion_models"
 
@@ -63,19 +64,19 @@ def load(path: str, disable_dynamic: bool = False) -> Any:
 def operations(dtype: torch.dtype) -> Any:
     """ComfyUI's operations for quantized layers, computing in ``dtype``, with linear layers that know the format."""
     # Layers look up here that their inputs are not to be quantized.
-    comfy.quant_ops.QUANT_ALGOS.setdefault(BLOCKWISE, host_formats.LAYERS_ONLY)
+    comfy.quant_ops.QUANT_ALGOS.setdefault(BLOCKWISE, registration.LAYERS_ONLY)
     stock = comfy.ops.mixed_precision_ops({}, dtype)
 
     class Linear(stock.Linear):  # type: ignore[misc, name-defined]
         def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-            if host_formats.marked(state_dict, prefix):
+            if registration.marked(state_dict, prefix):
                 plain = partial(torch.nn.Module._load_from_state_dict, self)
-                host_formats.load_layer(self, plain, state_dict, prefix, *args)
+                registration.load_layer(self, plain, state_dict, prefix, *args)
             else:
                 super()._load_from_state_dict(state_dict, prefix, *args)
 
         def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", **kwargs: Any) -> Any:
             saved = super().state_dict(*args, destination=destination, prefix=prefix, **kwargs)
-            return host_formats.complete_marker(self, saved, prefix)
+            return registration.complete_marker(self, saved, prefix)
 
     return type("BlockwiseOperations", (stock,), {"Linear": Linear})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..quant import Report
+from ...quant import Report
 from .columns import columns
 
 UI_KEY = "calibrated_rounding"

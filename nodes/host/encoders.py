@@ -11,10 +11,10 @@ import comfy.sd
 from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
-from ..quant import QuantError
-from ..quant.marker import SUFFIX
-from . import host
-from .host import Made, Origin
+from ...quant import QuantError
+from ...quant.marker import SUFFIX
+from . import models
+from .models import Made, Origin
 
 TRANSFORMER = ".transformer."
 
@@ -60,7 +60,7 @@ def quantized_parts(clip: Any) -> list[Part]:
 
 def part_tensors(clip: Any, part: Part) -> dict[str, Tensor]:
     """An encoder's weights without any patch, named as in a file of its own."""
-    tensors = host.original_tensors(host.origin_of(clip.patcher))
+    tensors = models.original_tensors(models.origin_of(clip.patcher))
     return {key.removeprefix(part.prefix): t for key, t in tensors.items() if key.startswith(part.prefix)}
 
 
@@ -69,21 +69,21 @@ def rebuild_clip(clip: Any, tensors: Mapping[str, Mapping[str, Tensor]], kinds: 
 
     Parts that are not named are copied. Raises QuantError where ComfyUI ignores that the weights are quantized.
     """
-    origin = replace(host.origin_of(clip.patcher), options=_options(clip, kinds))
+    origin = replace(models.origin_of(clip.patcher), options=_options(clip, kinds))
     prefixes = tuple(name + TRANSFORMER for name in tensors)
-    rest = {key: t for key, t in host.original_tensors(origin).items() if not key.startswith(prefixes)}
+    rest = {key: t for key, t in models.original_tensors(origin).items() if not key.startswith(prefixes)}
     named = {f"{name}{TRANSFORMER}{key}": t for name, part in tensors.items() for key, t in part.items()}
-    whole = named | host.copied(rest, origin.offload_device)
+    whole = named | models.copied(rest, origin.offload_device)
     fresh = _load(origin, whole, disable_dynamic=not clip.patcher.is_dynamic())
     new = clip.clone()
-    new.patcher = host.detached_clone(clip.patcher, fresh, made, _reload, origin.options)
+    new.patcher = models.detached_clone(clip.patcher, fresh, made, _reload, origin.options)
     new.cond_stage_model = new.patcher.model
     return new
 
 
 def _options(clip: Any, kinds: Mapping[str, str]) -> dict[str, Any]:
     """The options that say which encoders are quantized, as the loader finds them in a file, beside the loader's."""
-    options = dict(host.loader_options(clip.patcher))
+    options = dict(models.loader_options(clip.patcher))
     found = {"mixed_ops": True}
     options |= {QUANTIZED_OPTIONS[kind]: found for kind in kinds.values()}
     if len(_parts(clip)) == 1:
@@ -93,7 +93,7 @@ def _options(clip: Any, kinds: Mapping[str, str]) -> dict[str, Any]:
 
 def _reload(origin: Origin, disable_dynamic: bool = False) -> Any:
     """A fresh patcher with copies of a quantized CLIP's weights."""
-    return _load(origin, host.copied(host.original_tensors(origin), origin.offload_device), disable_dynamic)
+    return _load(origin, models.copied(models.original_tensors(origin), origin.offload_device), disable_dynamic)
 
 
 def _load(origin: Origin, tensors: Mapping[str, Tensor], disable_dynamic: bool = False) -> Any:
@@ -101,7 +101,7 @@ def _load(origin: Origin, tensors: Mapping[str, Tensor], disable_dynamic: bool =
     dtype = origin.options.get("dtype") or comfy.model_management.text_encoder_dtype(origin.load_device)
     model = type(origin.model)(device=origin.offload_device, dtype=dtype, model_options=dict(origin.options))
     comfy.model_management.archive_model_dtypes(model)
-    patcher = host.fresh_patcher(model, origin, disable_dynamic or getattr(model, "disable_offload", False))
+    patcher = models.fresh_patcher(model, origin, disable_dynamic or getattr(model, "disable_offload", False))
     model.load_state_dict(dict(tensors), strict=False, assign=patcher.is_dynamic())
     for layer in (key.removesuffix(SUFFIX) for key in tensors if key.endswith(SUFFIX)):
         if not hasattr(getattr(model.get_submodule(layer), "weight", None), "_qdata"):

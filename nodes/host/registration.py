@@ -17,11 +17,11 @@ import comfy.quant_ops
 import torch
 from torch import Tensor
 
-from ..kernels import layouts
-from ..kernels.checks import BLOCKS
-from ..quant import QuantError, Recipe
-from ..quant.formats import BLOCKWISE, FORMATS
-from ..quant.marker import from_tensor, to_tensor
+from ...kernels import layouts
+from ...kernels.checks import BLOCKS
+from ...quant import QuantError, Recipe
+from ...quant.formats import BLOCKWISE, FORMATS
+from ...quant.marker import from_tensor, to_tensor
 
 ALGORITHM: Mapping[str, Any] = {
     "storage_t": torch.int8,
@@ -35,7 +35,7 @@ ALGORITHM: Mapping[str, Any] = {
 """The format's entry in ``QUANT_ALGOS``; pack tells who made it, loaders that the host's loaders obey it."""
 
 LAYERS_ONLY: Mapping[str, Any] = {**ALGORITHM, "loaders": False}
-"""The entry where the loaders cannot be taught: enough for the layers that `blockwise_loader` makes."""
+"""The entry where the loaders cannot be taught: enough for the layers that `nodes_blockwise` makes."""
 
 WRAPPED = ("_load_quantized_module", "_quantized_weight_state_dict")
 
@@ -81,7 +81,7 @@ def is_loadable() -> bool:
 
 
 def needs_own_loader() -> bool:
-    """Whether `blockwise_loader` has to load what the host's loaders do not take."""
+    """Whether `nodes_blockwise` has to load what the host's loaders do not take."""
     return not is_loadable() and not no_quantized_models()
 
 

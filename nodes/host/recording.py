@@ -8,13 +8,13 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..quant import QuantError
-from ..quant.calibration import Calibration
-from ..quant.plan import WEIGHT
-from ..quant.recording import Recorder
-from ..quant.sources import StateDictSource, quantized_layers
-from ..quant.statistics import fingerprint
-from .host import RECORDING, diffusion_tensors, origin_of
+from ...quant import QuantError
+from ...quant.calibration import Calibration
+from ...quant.plan import WEIGHT
+from ...quant.recording import Recorder
+from ...quant.sources import StateDictSource, quantized_layers
+from ...quant.statistics import fingerprint
+from .models import RECORDING, diffusion_tensors, origin_of
 
 
 class SamplingRecorder:

@@ -18,9 +18,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..quant import QuantError, Recipe, Report
-from ..quant.checkpoint import read_header
-from .host_compiled import recompile
+from ...quant import QuantError, Recipe, Report
+from ...quant.checkpoint import read_header
+from .compiled import recompile
 
 ATTACHMENT = "calibrated_rounding"
 RECORDING = "calibrated_rounding_recording"

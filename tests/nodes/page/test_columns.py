@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from calibrated_rounding.nodes.columns import columns
-from calibrated_rounding.nodes.shown import packed
+from calibrated_rounding.nodes.page.columns import columns
+from calibrated_rounding.nodes.page.shown import packed
 from calibrated_rounding.quant import LayerReport, Report
 from hypothesis import given
 from hypothesis import strategies as st

@@ -8,11 +8,11 @@ from typing import Any
 
 import comfy.utils
 
-from ..quant.calibration import Calibration
-from ..quant.recording import Recorder
-from . import host_run
-from .host_calibration import float_fingerprints
-from .host_clip import Part, part_tensors, runnable_parts
+from ...quant.calibration import Calibration
+from ...quant.recording import Recorder
+from . import running
+from .encoders import Part, part_tensors, runnable_parts
+from .recording import float_fingerprints
 
 
 def calibrate_encoder(
@@ -51,7 +51,7 @@ def calibration_of(part: Part, calibration: Calibration) -> Calibration:
 def _encode(clip: Any, prompts: Sequence[str], node_id: str | None) -> None:
     bar = comfy.utils.ProgressBar(len(prompts), node_id=node_id)
     for done, prompt in enumerate(prompts):
-        host_run.stop_if_interrupted()
-        host_run.send_text(f"prompt {done + 1} of {len(prompts)}", node_id)
+        running.stop_if_interrupted()
+        running.send_text(f"prompt {done + 1} of {len(prompts)}", node_id)
         clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
         bar.update_absolute(done + 1, len(prompts))

@@ -1,0 +1,1 @@
+"""What touches ComfyUI's internals: its models, text encoders, loaders and runs, behind functions of our own."""
