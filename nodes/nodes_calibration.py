@@ -14,11 +14,11 @@ from .host import running
 from .host.encoding import calibrate_encoder
 from .host.probing import SamplingProbe
 from .host.recording import SamplingRecorder, record
-from .nodes_quantize import CATEGORY
 from .prompts import PROMPTS
 from .recipe_inputs import QuantCalibration
 from .recipe_values import lines
 from .sampling import RunsBar, Sampling, condition_inputs, step_inputs
+from .schema import CATEGORY
 
 CalibrationRecorder = io.Custom("CALIBRATION_RECORDER")
 

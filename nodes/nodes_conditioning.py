@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 from safetensors import SafetensorError, safe_open
 
-from .nodes_quantize import CATEGORY
+from .schema import CATEGORY
 
 SHIPPED = Path(__file__).resolve().parents[1] / "examples" / "models" / "conditioning"
 KEY = "conditioning"

@@ -15,10 +15,10 @@ from . import files
 from .host import running
 from .host.encoders import quantized_parts
 from .host.models import ATTACHMENT, source_metadata
-from .nodes_quantize import CATEGORY, device_input, report_output
 from .page.shown import shown
 from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe_values import make_recipe, unused_note
+from .schema import CATEGORY, device_input, report_output
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
 

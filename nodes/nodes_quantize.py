@@ -13,29 +13,12 @@ from .host.compiled import refuse_replaced
 from .host.encoders import part_tensors, rebuild_clip, runnable_parts
 from .host.encoding import calibration_of
 from .host.models import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
-from .host.running import DEVICES
 from .host.weights import LoadedWeights
 from .page.shown import shown
 from .quantize import Result, quantize_weights
 from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe_values import make_recipe, unused_note
-
-CATEGORY = "model/quantization"
-
-
-def device_input() -> io.Input:
-    return io.Combo.Input(
-        "device",
-        options=list(DEVICES),
-        default="auto",
-        optional=True,
-        advanced=True,
-        tooltip="Where the rounding is computed; auto is where ComfyUI runs models.",
-    )
-
-
-def report_output() -> io.Output:
-    return io.String.Output("report", tooltip="What was done, layer by layer, and what it cost.")
+from .schema import CATEGORY, device_input, report_output
 
 
 class QuantizeModel(io.ComfyNode):

@@ -12,9 +12,9 @@ from ..quant.api import METADATA_KEY
 from ..quant.checkpoint import read_header
 from ..quant.errors import RecipeError
 from . import files
-from .nodes_quantize import CATEGORY
 from .recipe_inputs import QuantRecipe, recipe_inputs
 from .recipe_values import make_recipe
+from .schema import CATEGORY
 
 
 class QuantizationRecipe(io.ComfyNode):
