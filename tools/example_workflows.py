@@ -287,8 +287,8 @@ def main() -> None:
             workflow = ui_format(name, nodes, server)
             (EXAMPLES / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
             graph = api_format(workflow)
-            rows = drawn(graph, server) or drawn(sampling_of_newest_file(server), server)
-            sheet = thumbnail([[server.image(image) for image in row] for row in rows])
+            shown = drawn(graph, server) or drawn(sampling_of_newest_file(server), server)
+            sheet = thumbnail([[server.image(image) for image in images] for images in shown])
             sheet.save(EXAMPLES / f"{name}.jpg", quality=90)
 
 
@@ -306,17 +306,19 @@ def sampling_of_newest_file(server: Server) -> dict[str, Any]:
     return sampling
 
 
-def thumbnail(rows: list[list[bytes]]) -> Image.Image:
-    """The pictures that each node shows as a row, as many as fit; small ones three times enlarged."""
-    first = Image.open(io.BytesIO(rows[0][0]))
-    columns = max(1, THUMBNAIL_WIDTH // (3 * first.width))
+def thumbnail(nodes: list[list[bytes]]) -> Image.Image:
+    """As many of each node's pictures as make about a square, which is what the template browser has room for."""
+    pictures = [[Image.open(io.BytesIO(file)).convert("RGB") for file in files] for files in nodes]
+    aspect = pictures[0][0].width / pictures[0][0].height
+    columns = 2 if aspect < 2 else 1
+    each = max(1, columns * round(columns * aspect) // len(nodes))
+    shown = [picture for row in pictures for picture in row[:each]]
     width = THUMBNAIL_WIDTH // columns
-    height = width * first.height // first.width
-    sheet = Image.new("RGB", (THUMBNAIL_WIDTH, len(rows) * height))
-    for i, row in enumerate(rows):
-        for j, file in enumerate(row[:columns]):
-            picture = Image.open(io.BytesIO(file)).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-            sheet.paste(picture, (j * width, i * height))
+    height = round(width / aspect)
+    sheet = Image.new("RGB", (THUMBNAIL_WIDTH, len(shown) // columns * height))
+    for i, picture in enumerate(shown):
+        large = picture.resize((width, height), Image.Resampling.BICUBIC)
+        sheet.paste(large, (i % columns * width, i // columns * height))
     return sheet
 
 
