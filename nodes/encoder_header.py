@@ -25,6 +25,9 @@ PADDING = "min_padding"
 
 MOST_PADDING = 512
 
+FEWEST_LAYERS = 3
+"""ComfyUI encodes with the state after the last layer but one, and takes no encoder where that is the first."""
+
 HEAD_DIM = 256
 """ComfyUI's, for every size of the model."""
 
@@ -86,7 +89,7 @@ def _layers(tensors: Mapping[str, TensorInfo]) -> int:
 def _names(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
     """Every tensor that an encoder of as many layers needs, quantized or not."""
     yield from (EMBEDDING, NORM, TOKENIZER)
-    yield from (LAYER.format(layer, part) for layer in range(max(1, _layers(tensors))) for part in PARTS)
+    yield from (LAYER.format(layer, part) for layer in range(max(FEWEST_LAYERS, _layers(tensors))) for part in PARTS)
 
 
 def _sizes(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..quant import Report
 from ..quant.calibration import Calibration
-from .host.compiled import refuse_replaced
+from .host.compiled import refuse_float_copies
 from .host.encoders import part_tensors, rebuild_clip, runnable_parts
 from .host.encoding import calibration_of
 from .host.models import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
@@ -47,7 +47,7 @@ class QuantizeModel(io.ComfyNode):
     def execute(
         cls, model: Any, device: str = "auto", calibration: Calibration | None = None, **values: Any
     ) -> io.NodeOutput:
-        refuse_replaced(model)
+        refuse_float_copies(model)
         recipe = make_recipe(values)
         weights = LoadedWeights(diffusion_tensors(origin_of(model)))
         result = quantize_weights(weights, source_stamp(model), recipe, device, cls.hidden.unique_id, calibration)

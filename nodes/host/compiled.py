@@ -12,15 +12,23 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, TORCH_COMPILE_KWA
 
 from ...quant import QuantError
 
+AFTER = "put the node that compiles after the one that quantizes."
 
-def refuse_replaced(patcher: Any) -> None:
-    """Raise QuantError if a patch puts a compiled module of the source in the place of a part of the model."""
+
+def refuse_float_copies(patcher: Any) -> None:
+    """Raise QuantError if what is compiled of the source would go on to run with its float weights.
+
+    That is where a patch puts a compiled module in the place of a part of the model, and where a wrapper is not of
+    ComfyUI's making, so that nothing tells which parts it swaps.
+    """
     for name, patch in patcher.object_patches.items():
         if hasattr(patch, "_orig_mod"):
             raise QuantError(
-                f"'{name}' of this model was replaced by a compiled module, which keeps its float weights; put the "
-                "node that compiles after the one that quantizes."
+                f"'{name}' of this model was replaced by a compiled module, which keeps its float weights; {AFTER}"
             )
+    wrappers = patcher.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY)
+    if wrappers and not (TORCH_COMPILE_KWARGS in patcher.model_options and all(map(_parts, wrappers))):
+        raise QuantError(f"This model was compiled in a way that keeps its float weights; {AFTER}")
 
 
 def recompile(clone: Any) -> None:
@@ -30,5 +38,6 @@ def recompile(clone: Any) -> None:
 
 
 def _parts(wrapper: Callable[..., Any]) -> list[str]:
-    """Names of the modules that a wrapper swaps; the host keeps them nowhere else."""
-    return list(inspect.getclosurevars(wrapper).nonlocals.get("compiled_module_dict", ()))
+    """Names of the modules that a wrapper of the host's swaps, which keeps them nowhere else; of any other, none."""
+    known = inspect.getclosurevars(wrapper).nonlocals if inspect.isfunction(wrapper) else {}
+    return list(known.get("compiled_module_dict", ()))

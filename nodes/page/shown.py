@@ -10,7 +10,6 @@ from .columns import columns
 
 UI_KEY = "calibrated_rounding"
 
-
 FROM_DISK = "Taken from the results kept on disk; nothing was rounded."
 
 

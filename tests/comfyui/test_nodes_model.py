@@ -203,7 +203,10 @@ def test_a_sampling_patch_survives(patched: dict[str, Any]) -> None:
 COMPILED_CODE = (
     SETUP
     + """
+from functools import partial
+from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, TORCH_COMPILE_KWARGS
 
 compiled = []
 def backend(graph, inputs):
@@ -217,10 +220,18 @@ outputs["quantized"] = torch.equal(sample(quantize(source, fmt).args[0]), plain)
 outputs["graphs"] = len(compiled)
 replaced = model.clone()
 replaced.add_object_patch("diffusion_model", torch.compile(model.get_model_object("diffusion_model"), backend=backend))
-try:
-    quantize(replaced, fmt)
-except Exception as error:
-    outputs["refusal"] = f"{type(error).__name__}: {error}"
+nameless = source.clone()
+nameless.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY)
+callable_object, without_options = nameless.clone(), source.clone()
+nameless.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY, lambda executor, *args, **kwargs: executor(*args))
+callable_object.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY, partial(print))
+del without_options.model_options[TORCH_COMPILE_KWARGS]
+refused = {"replaced": replaced, "nameless": nameless, "object": callable_object, "no options": without_options}
+for name, patcher in refused.items():
+    try:
+        quantize(patcher, fmt)
+    except Exception as error:
+        outputs[name] = f"{type(error).__name__}: {error}"
 """
 )
 
@@ -231,7 +242,9 @@ def test_what_compiles_the_source_compiles_the_quantized_model(
     ran = host.run(COMPILED_CODE, **inputs, output=str(tmp_path), fmt="int8_blockwise")
     assert ran["quantized"]
     assert ran["graphs"] > 0
-    assert ran["refusal"].startswith("QuantError: 'diffusion_model' of this model was replaced by a compiled module")
+    assert ran["replaced"].startswith("QuantError: 'diffusion_model' of this model was replaced by a compiled module")
+    for name in ("nameless", "object", "no options"):
+        assert ran[name].startswith("QuantError: This model was compiled in a way that keeps its float weights; put ")
 
 
 ROUNDING_CODE = (

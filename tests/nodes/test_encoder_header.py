@@ -99,6 +99,13 @@ def test_a_missing_tensor_is_named(write: Write, key: str) -> None:
     assert f"has no tensor '{key.replace('__', '.')}'" in refusal(path)
 
 
+def test_fewer_layers_than_comfyui_encodes_with_are_refused(write: Write) -> None:
+    sizes = config()
+    sizes["gemma2_2b"]["num_hidden_layers"] = 2
+    last = [key for key in load_file(example_model(SHIPPED)) if key.startswith("model.layers.2.")]
+    assert "has no tensor 'model.layers.2." in refusal(write(json.dumps(sizes), **dict.fromkeys(last)))
+
+
 def test_a_tensor_that_is_no_matrix_is_refused(write: Write) -> None:
     path = write(json.dumps(config()), model__layers__0__mlp__gate_proj__weight=torch.zeros(()))
     assert "states other sizes" in refusal(path)
