@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from calibrated_rounding.quant.checkpoint import Checkpoint, open_checkpoint
-from calibrated_rounding.quant.rotation import rotate
+from calibrated_rounding.quant.files import Checkpoint, open_checkpoint
+from calibrated_rounding.quant.formats.rotation import rotate
 from torch import Tensor
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import _minilm
 import torch
-from calibrated_rounding.quant.calibration import Calibration
-from calibrated_rounding.quant.checkpoint import open_checkpoint
-from calibrated_rounding.quant.recording import Recorder
+from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.calibration.recorder import Recorder
+from calibrated_rounding.quant.files import open_checkpoint
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]

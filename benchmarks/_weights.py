@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from calibrated_rounding.quant.checkpoint import CheckpointWriter, open_checkpoint
+from calibrated_rounding.quant.files import CheckpointWriter, open_checkpoint
 from torch import Tensor
 
 RANK = 256

@@ -18,11 +18,11 @@ import torch
 from _networks import Network, digits
 from _table import Row, arguments, emit
 from calibrated_rounding.quant import Recipe, quantize_state_dict
-from calibrated_rounding.quant.calibration import Collector
+from calibrated_rounding.quant.calibration.sample import Collector
+from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.layer import quantize_layer
-from calibrated_rounding.quant.statistics import InputStatistics
-from calibrated_rounding.quant.task import Task
+from calibrated_rounding.quant.layer.quantize import quantize_layer
+from calibrated_rounding.quant.layer.task import Task
 
 WIDE = (3072, 12288)
 KINDS = ("float8_e4m3fn", "int8_row", "int8_convrot")

@@ -25,11 +25,11 @@ from _networks import Network, networks
 from _process import race
 from _table import Row, arguments, emit
 from _weights import save
-from calibrated_rounding.quant.activations import rounded
-from calibrated_rounding.quant.checkpoint import open_checkpoint
+from calibrated_rounding.quant.files import open_checkpoint
+from calibrated_rounding.quant.files.dequantized import as_float, quantized_layers
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.rotation import rotate
-from calibrated_rounding.quant.sources import as_float, quantized_layers
+from calibrated_rounding.quant.formats.rotation import rotate
+from calibrated_rounding.quant.layer.activations import rounded
 
 OURS = (sys.executable, "-m", "calibrated_rounding.quant", "--quiet", "--overwrite", "--profile", "generic")
 WANTED = ("float8_e4m3fn", "int8_row", "int8_convrot", "int8_blockwise", "mxfp8")

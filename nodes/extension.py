@@ -8,7 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..kernels.errors import KernelError
 from ..kernels.layouts import stock
-from . import examples
+from .examples import folders as examples
 from .host import registration
 from .nodes_blockwise import LoadBlockwiseModel
 from .nodes_calibration import (

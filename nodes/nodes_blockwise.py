@@ -16,8 +16,8 @@ from comfy_api.latest import io
 
 from ..quant import QuantError
 from ..quant.formats import BLOCKWISE
-from . import files
 from .host import registration
+from .pipeline import files
 
 FOLDER = "diffusion_models"
 

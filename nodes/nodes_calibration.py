@@ -8,16 +8,17 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant import QuantError
-from ..quant.calibration import BUDGET, ROWS, Calibration
-from . import files
+from ..quant.calibration.file import Calibration
+from ..quant.calibration.sample import BUDGET, ROWS
 from .host import running
 from .host.encoding import calibrate_encoder
 from .host.probing import SamplingProbe
 from .host.recording import SamplingRecorder, record
+from .host.sampling import RunsBar, Sampling, condition_inputs, step_inputs
+from .pipeline import files
 from .prompts import PROMPTS
-from .recipe_inputs import QuantCalibration
-from .recipe_values import lines
-from .sampling import RunsBar, Sampling, condition_inputs, step_inputs
+from .recipe.inputs import QuantCalibration
+from .recipe.values import lines
 from .schema import CATEGORY
 
 CalibrationRecorder = io.Custom("CALIBRATION_RECORDER")

@@ -12,12 +12,12 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..quant import QuantError
-from ..quant.latents import LatentComparison, Trace, compare_traces
+from .compare.latents import LatentComparison, Trace, compare_traces
+from .compare.pictures import amplification, side_by_side
+from .compare.seeds import parse_seeds
 from .host import running
-from .pictures import amplification, side_by_side
-from .sampling import RunsBar, Sampling, condition_inputs, step_inputs
+from .host.sampling import RunsBar, Sampling, condition_inputs, step_inputs
 from .schema import CATEGORY
-from .seeds import parse_seeds
 
 NO_VAE = "Compare Models has no picture to give without a VAE: connect one, or disconnect what takes the picture."
 

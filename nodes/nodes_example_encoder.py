@@ -10,7 +10,8 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from . import encoder_header, files
+from .examples import encoder_header
+from .pipeline import files
 
 FOLDER = "text_encoders"
 SHIPPED = "digits_gemma2.safetensors"

@@ -9,15 +9,15 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from ..quant import QuantError, quantize_file
-from ..quant.calibration import Calibration
-from ..quant.checkpoint import read_header
-from . import files
+from ..quant.calibration.file import Calibration
+from ..quant.files import read_header
 from .host import running
 from .host.encoders import quantized_parts
 from .host.models import ATTACHMENT, source_metadata
 from .page.shown import shown
-from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
-from .recipe_values import make_recipe, unused_note
+from .pipeline import files
+from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
+from .recipe.values import make_recipe, unused_note
 from .schema import CATEGORY, device_input, report_output
 
 CHECKPOINT_PREFIX = "model.diffusion_model."

@@ -8,16 +8,16 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant import Report
-from ..quant.calibration import Calibration
+from ..quant.calibration.file import Calibration
 from .host.compiled import refuse_float_copies
 from .host.encoders import part_tensors, rebuild_clip, runnable_parts
 from .host.encoding import calibration_of
 from .host.models import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
 from .host.weights import LoadedWeights
 from .page.shown import shown
-from .quantize import Result, quantize_weights
-from .recipe_inputs import calibration_link, recipe_inputs, recipe_link
-from .recipe_values import make_recipe, unused_note
+from .pipeline.quantize import Result, quantize_weights
+from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
+from .recipe.values import make_recipe, unused_note
 from .schema import CATEGORY, device_input, report_output
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant import Recipe
-from ..quant.api import METADATA_KEY
-from ..quant.checkpoint import read_header
 from ..quant.errors import RecipeError
-from . import files
-from .recipe_inputs import QuantRecipe, recipe_inputs
-from .recipe_values import make_recipe
+from ..quant.files import read_header
+from ..quant.reports.provenance import METADATA_KEY
+from .pipeline import files
+from .recipe.inputs import QuantRecipe, recipe_inputs
+from .recipe.values import make_recipe
 from .schema import CATEGORY
 
 

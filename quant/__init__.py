@@ -6,20 +6,11 @@
 """
 
 from .api import plan_file, quantize_file, quantize_state_dict, quantize_tensor
-from .engine import Progress
-from .errors import (
-    AlreadyQuantizedError,
-    Cancelled,
-    CheckpointError,
-    LayerError,
-    ProfileError,
-    QuantError,
-    RecipeError,
-)
-from .recipe import Recipe
-from .report import KeptReport, LayerReport, Report
-from .rounding import SvdSettings
-from .statistics import InputStatistics
+from .calibration.statistics import InputStatistics
+from .errors import AlreadyQuantizedError, Cancelled, CheckpointError, LayerError, ProfileError, QuantError, RecipeError
+from .recipe import Recipe, SvdSettings
+from .reports.progress import Progress
+from .reports.report import KeptReport, LayerReport, Report
 from .version import VERSION
 
 __version__ = VERSION

@@ -10,18 +10,21 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from . import marker
-from .checkpoint import CheckpointWriter, open_checkpoint, refuse_same_file
-from .engine import Cancel, OnProgress, Run
-from .plan import WEIGHT, Plan, make_plan
+from .calibration.statistics import Statistics
+from .engine import Run
+from .files import CheckpointWriter, open_checkpoint, refuse_same_file
+from .files.dequantized import as_float
+from .files.sinks import FileSink, StateDictSink
+from .files.sources import StateDictSource
+from .files.tensors import WEIGHT
+from .formats import marker
+from .planning.plan import Plan, make_plan
 from .recipe import Recipe
-from .report import Report
-from .sinks import FileSink, StateDictSink
-from .sources import StateDictSource, as_float
-from .statistics import Statistics
+from .reports.progress import Cancel, OnProgress
+from .reports.provenance import METADATA_KEY
+from .reports.report import Report
 from .version import VERSION
 
-METADATA_KEY = "calibrated_rounding"
 NO_HASH = "0" * 64
 """Holds the place of the source's hash, which is known when the last tensor has been read."""
 

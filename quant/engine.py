@@ -5,51 +5,31 @@ cost.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from . import bias, marker
+from .calibration.input_scales import input_scale
+from .calibration.statistics import NOTHING_KNOWN, InputStatistics, Statistics, fingerprint
 from .errors import Cancelled, ProfileError, RecipeError
-from .formats import pack_note
-from .input_scales import input_scale
-from .layer import dequantize_layer, fitting, quantize_layer
-from .measure import Gauge
-from .mixed import Settling
-from .plan import WEIGHT, LayerPlan, Plan, Spec, make_plan
+from .files.sinks import Sink
+from .files.sources import Source
+from .files.tensors import WEIGHT, Spec
+from .formats import marker, pack_note
+from .formats.dequantize import dequantize_layer
+from .layer import bias
+from .layer.quantize import fitting, quantize_layer
+from .layer.task import QuantizedLayer, Task
+from .planning.candidates import Gauge
+from .planning.mixed_precision import Settling
+from .planning.plan import LayerPlan, Plan, make_plan
 from .recipe import AUTO, OFF, Recipe
-from .report import KeptReport, LayerReport, Report, decibels
-from .sinks import Sink
-from .sources import Source
-from .statistics import NOTHING_KNOWN, InputStatistics, Statistics, fingerprint
-from .task import QuantizedLayer, Task, layer_seed
+from .reports.progress import Cancel, OnProgress, Progress
+from .reports.report import KeptReport, LayerReport, Report, decibels
+from .seeds import layer_seed
 from .text import shortened
 from .version import versions
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a progress callback gets, before the first layer and after each.
-
-    done and total count layers; weights_done and weights_total count their weights, which is what time goes by.
-    """
-
-    done: int
-    total: int
-    weights_done: int
-    weights_total: int
-    next_layer: str | None
-    last: LayerReport | None
-
-    @property
-    def fraction(self) -> float:
-        return self.weights_done / self.weights_total if self.weights_total else 1.0
-
-
-OnProgress = Callable[[Progress], None]
-Cancel = Callable[[], bool]
 
 
 @dataclass(frozen=True)

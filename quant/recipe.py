@@ -11,12 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from .calibration.input_scales import METHODS as INPUT_SCALE_METHODS
 from .errors import RecipeError
 from .formats import FLOATS, FORMATS, format_name
-from .input_scales import METHODS as INPUT_SCALE_METHODS
-from .rotation import GROUP_SIZES
-from .rounding import CalibratedSettings, SvdSettings
-from .scales import METHODS as SCALE_METHODS
+from .formats.rotation import GROUP_SIZES
+from .formats.scales import METHODS as SCALE_METHODS
 
 ROUNDINGS = ("nearest", "svd", "calibrated")
 SOURCE = "source"
@@ -27,6 +26,70 @@ BIAS_CORRECTIONS = (OFF, "measured", "synthetic")
 LISTS = ("formats", "exclude")
 TARGETS = ("target_gb", "target_share", "target_error")
 INPUT_SCALES = (OFF, *INPUT_SCALE_METHODS)
+
+
+OPTIMIZERS = ("original", "adamw", "radam", "prodigy", "feedback")
+METRICS = ("weight", "inputs")
+
+
+@dataclass(frozen=True)
+class SvdSettings:
+    """optimizer: one of `OPTIMIZERS`. iterations and lr (None: the optimizer's own) steer all but feedback.
+
+    The number of directions k is ``top_p`` of the weight's smaller side, at least ``min_k`` and at most ``max_k``.
+    full: an exact SVD instead of the randomized one. metric: whose directions they are, one of `METRICS`.
+    """
+
+    optimizer: str = "original"
+    iterations: int = 60
+    lr: float | None = None
+    top_p: float = 0.2
+    min_k: int = 64
+    max_k: int = 256
+    full: bool = False
+    metric: str = "weight"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise RecipeError(f"Unknown optimizer '{self.optimizer}'; choose one of {', '.join(OPTIMIZERS)}.")
+        if self.metric not in METRICS:
+            raise RecipeError(f"Unknown metric '{self.metric}'; choose one of {', '.join(METRICS)}.")
+        checks = {
+            "iterations": (self.iterations >= 1, "at least 1"),
+            "lr": (self.lr is None or self.lr > 0, "above 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_k": (self.min_k >= 1, "at least 1"),
+            "max_k": (self.max_k >= self.min_k, "at least min_k"),
+        }
+        for name, (fine, range_text) in checks.items():
+            if not fine:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be {range_text}.")
+
+    def rank(self, shape: tuple[int, int]) -> int:
+        smaller = min(shape)
+        return min(smaller, self.max_k, max(self.min_k, int(self.top_p * smaller)))
+
+
+@dataclass(frozen=True)
+class CalibratedSettings:
+    """damping: added to the metric's diagonal, relative to its mean; None: found from the sample. held_out: share of
+    the sample that decides. passes: of coordinate descent after the error feedback, at most; the last is the one that
+    removes less than `LEAST_GAIN` of the cost, which for most INT8 layers is the first.
+    """
+
+    damping: float | None = None
+    held_out: float = 0.125
+    passes: int = 2
+
+    def __post_init__(self) -> None:
+        checks = {
+            "damping": (self.damping is None or self.damping > 0, "above 0"),
+            "held_out": (0 < self.held_out < 1, "between 0 and 1"),
+            "passes": (self.passes >= 0, "0 or more"),
+        }
+        for name, (fine, range_text) in checks.items():
+            if not fine:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be {range_text}.")
 
 
 @dataclass(frozen=True)

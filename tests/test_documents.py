@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from calibrated_rounding.quant.cli.options import MODEL_FLAGS, OPTIONS
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.profiles import profile_names
+from calibrated_rounding.quant.planning.profiles import profile_names
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "MANUAL.md", "DEVELOPMENT.md", "CHANGELOG.md")

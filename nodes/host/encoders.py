@@ -12,7 +12,7 @@ from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
 from ...quant import QuantError
-from ...quant.marker import SUFFIX
+from ...quant.formats.marker import SUFFIX
 from . import models
 from .models import Made, Origin
 

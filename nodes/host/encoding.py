@@ -8,8 +8,8 @@ from typing import Any
 
 import comfy.utils
 
-from ...quant.calibration import Calibration
-from ...quant.recording import Recorder
+from ...quant.calibration.file import Calibration
+from ...quant.calibration.recorder import Recorder
 from . import running
 from .encoders import Part, part_tensors, runnable_parts
 from .recording import float_fingerprints

@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...quant import QuantError, Recipe, Report
-from ...quant.checkpoint import read_header
+from ...quant.files import read_header
 from .compiled import recompile
 
 ATTACHMENT = "calibrated_rounding"

@@ -9,7 +9,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...quant.sensitivity import Disturbance, probe
+from ...quant.calibration.sensitivity import Disturbance, probe
 
 PROBING = "calibrated_rounding_probing"
 

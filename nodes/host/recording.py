@@ -9,11 +9,12 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...quant import QuantError
-from ...quant.calibration import Calibration
-from ...quant.plan import WEIGHT
-from ...quant.recording import Recorder
-from ...quant.sources import StateDictSource, quantized_layers
-from ...quant.statistics import fingerprint
+from ...quant.calibration.file import Calibration
+from ...quant.calibration.recorder import Recorder
+from ...quant.calibration.statistics import fingerprint
+from ...quant.files.dequantized import quantized_layers
+from ...quant.files.sources import StateDictSource
+from ...quant.files.tensors import WEIGHT
 from .models import RECORDING, diffusion_tensors, origin_of
 
 

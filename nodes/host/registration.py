@@ -21,7 +21,7 @@ from ...kernels import layouts
 from ...kernels.checks import BLOCKS
 from ...quant import QuantError, Recipe
 from ...quant.formats import BLOCKWISE, FORMATS
-from ...quant.marker import from_tensor, to_tensor
+from ...quant.formats.marker import from_tensor, to_tensor
 
 ALGORITHM: Mapping[str, Any] = {
     "storage_t": torch.int8,

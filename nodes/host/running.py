@@ -12,7 +12,7 @@ import comfy.utils
 import torch
 
 from ...quant import Progress
-from ...quant.engine import Cancel, OnProgress
+from ...quant.reports.progress import Cancel, OnProgress
 from ..page import live
 
 POLL_SECONDS = 0.1

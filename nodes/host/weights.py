@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...quant.plan import Spec
+from ...quant.files.tensors import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,14 +11,15 @@ import torch
 from comfy_api.latest import io
 
 from ...quant import AlreadyQuantizedError, CheckpointError, QuantError, Recipe
-from ...quant.checkpoint import open_checkpoint
+from ...quant.files import open_checkpoint
+from ...quant.files.dequantized import as_float, quantized_layers
+from ...quant.files.tensors import Spec
 from ...quant.formats import FORMATS, Format
-from ...quant.plan import Plan, Spec, make_plan
-from ...quant.profiles import get_profile, recognise
+from ...quant.planning.plan import Plan, make_plan
+from ...quant.planning.profiles import get_profile, recognise
 from ...quant.recipe import AUTO
-from ...quant.sources import as_float, quantized_layers
-from ..recipe_inputs import recipe_inputs
-from ..recipe_values import make_recipe
+from ..recipe.inputs import recipe_inputs
+from ..recipe.values import make_recipe
 
 COMPUTE: Mapping[str, Callable[[Any], bool]] = {
     "float8_e4m3fn": comfy.model_management.supports_fp8_compute,

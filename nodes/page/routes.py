@@ -9,7 +9,7 @@ import folder_paths
 from aiohttp import web
 
 from ...quant import QuantError
-from .. import files
+from ..pipeline import files
 from . import live
 from .check import Question, check
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from ..engine import Progress
+from ..reports.progress import Progress
 from .console import say
 
 BAR = "{percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"

@@ -8,8 +8,7 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..formats import FORMATS, format_name
-from ..recipe import AUTO, TARGETS, Recipe
-from ..rounding import SvdSettings
+from ..recipe import AUTO, TARGETS, Recipe, SvdSettings
 from .options import DEFAULT_FORMAT, FIELD_FORMATS, KINDS
 
 SVD = "svd."

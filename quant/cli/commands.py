@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from ..comparison import Comparison, Difference, compare_files
-from ..inspection import Entry, Inspection, inspect_file
-from ..profiles import get_profile, profile_names
+from ..planning.profiles import get_profile, profile_names
+from ..reports.comparison import Comparison, Difference, compare_files
+from ..reports.inspection import Entry, Inspection, inspect_file
 from ..text import dimensions, megabytes, shortened, table
 from .bar import progress_bar
 from .console import PROGRAM, Parser, say

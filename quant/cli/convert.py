@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from ..api import plan_file, quantize_file
-from ..calibration import Calibration
-from ..checkpoint import refuse_same_file
-from ..checkpoint.reader import INDEX_SUFFIX
+from ..calibration.file import Calibration
 from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError
+from ..files import refuse_same_file
+from ..files.reader import INDEX_SUFFIX
 from ..recipe import Recipe
-from ..report import Report
+from ..reports.report import Report
 from ..text import left_lines
 from .bar import progress_bar
 from .choices import make_recipe, without_effect

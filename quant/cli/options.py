@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..formats import FLOATS, FORMATS
-from ..recipe import AUTO, BIAS_CORRECTIONS, INPUT_SCALES, ROUNDINGS, SCALES, Recipe
-from ..rotation import GROUP_SIZES
-from ..rounding import METRICS, OPTIMIZERS
+from ..formats.rotation import GROUP_SIZES
+from ..recipe import AUTO, BIAS_CORRECTIONS, INPUT_SCALES, METRICS, OPTIMIZERS, ROUNDINGS, SCALES, Recipe
 from ..version import VERSION
 from .console import PROGRAM, Parser
 

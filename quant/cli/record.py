@@ -14,9 +14,9 @@ from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
 
-from ..calibration import BUDGET, ROWS
+from ..calibration.recorder import Recorder
+from ..calibration.sample import BUDGET, ROWS
 from ..errors import CheckpointError, QuantError
-from ..recording import Recorder
 from .console import PROGRAM, Parser, UsageError, say
 from .convert import SUFFIX, refuse_existing
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..plan import LayerPlan, Plan, Spec
+from ..files.tensors import Spec
+from ..planning.plan import LayerPlan, Plan
 from ..text import dimensions, left_lines, megabytes, table
 
 

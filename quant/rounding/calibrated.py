@@ -7,42 +7,19 @@ output. A sample can be learned by heart: `held_out` decides what of the result 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import RecipeError
 from ..formats import Format
-from .feedback import round_feedback
+from ..recipe import CalibratedSettings
+from .ldlq import round_feedback
 
 SMALLEST_DAMPING = 1e-3
 """Of a sample that is found certain; below this, float32 hardly tells a wide layer's metric from a singular one."""
 
 LEAST_GAIN = 0.02
 """Share of the cost that a pass of coordinate descent removes for another to follow: 1 % of the error."""
-
-
-@dataclass(frozen=True)
-class CalibratedSettings:
-    """damping: added to the metric's diagonal, relative to its mean; None: found from the sample. held_out: share of
-    the sample that decides. passes: of coordinate descent after the error feedback, at most; the last is the one that
-    removes less than `LEAST_GAIN` of the cost, which for most INT8 layers is the first.
-    """
-
-    damping: float | None = None
-    held_out: float = 0.125
-    passes: int = 2
-
-    def __post_init__(self) -> None:
-        checks = {
-            "damping": (self.damping is None or self.damping > 0, "above 0"),
-            "held_out": (0 < self.held_out < 1, "between 0 and 1"),
-            "passes": (self.passes >= 0, "0 or more"),
-        }
-        for name, (fine, range_text) in checks.items():
-            if not fine:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be {range_text}.")
 
 
 def round_calibrated(

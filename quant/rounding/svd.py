@@ -15,15 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import RecipeError
 from ..formats import Format
-from .feedback import round_feedback
+from ..recipe import SvdSettings
+from .ldlq import round_feedback
 from .nearest import round_nearest
-from .steppers import STEPPERS
-
-OPTIMIZERS = (*STEPPERS, "feedback")
-
-METRICS = ("weight", "inputs")
+from .optimizers import STEPPERS
 
 OVERSAMPLING = 2
 """How many times k directions the randomized SVD looks for, the rest of which are dropped after it (Halko et al., arXiv
@@ -32,44 +28,6 @@ the error of a 1024 x 1024 layer then falls to 0.56 of nearest instead of 0.26 (
 
 FEEDBACK_DAMPING = 0.05
 """What error feedback is charged for directions outside V_k, relative to those inside; bounds the total error."""
-
-
-@dataclass(frozen=True)
-class SvdSettings:
-    """optimizer: one of `OPTIMIZERS`. iterations and lr (None: the optimizer's own) steer all but feedback.
-
-    The number of directions k is ``top_p`` of the weight's smaller side, at least ``min_k`` and at most ``max_k``.
-    full: an exact SVD instead of the randomized one. metric: whose directions they are, one of `METRICS`.
-    """
-
-    optimizer: str = "original"
-    iterations: int = 60
-    lr: float | None = None
-    top_p: float = 0.2
-    min_k: int = 64
-    max_k: int = 256
-    full: bool = False
-    metric: str = "weight"
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise RecipeError(f"Unknown optimizer '{self.optimizer}'; choose one of {', '.join(OPTIMIZERS)}.")
-        if self.metric not in METRICS:
-            raise RecipeError(f"Unknown metric '{self.metric}'; choose one of {', '.join(METRICS)}.")
-        checks = {
-            "iterations": (self.iterations >= 1, "at least 1"),
-            "lr": (self.lr is None or self.lr > 0, "above 0"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "min_k": (self.min_k >= 1, "at least 1"),
-            "max_k": (self.max_k >= self.min_k, "at least min_k"),
-        }
-        for name, (fine, range_text) in checks.items():
-            if not fine:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be {range_text}.")
-
-    def rank(self, shape: tuple[int, int]) -> int:
-        smaller = min(shape)
-        return min(smaller, self.max_k, max(self.min_k, int(self.top_p * smaller)))
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,8 @@ QUALITY_CODE = (
     SETUP
     + """
 from calibrated_rounding.nodes.host.models import diffusion_tensors, origin_of
-from calibrated_rounding.quant.sources import StateDictSource, as_float
+from calibrated_rounding.quant.files.sources import StateDictSource
+from calibrated_rounding.quant.files.dequantized import as_float
 conditions = {"positive": [[table[:10], {}]], "negative": [[table[10:].expand(10, -1, -1), {}]]}
 settings = {"steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "rows": 2048, "budget_gib": 2.0}
 calibration, report = call(

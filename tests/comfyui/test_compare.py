@@ -21,7 +21,7 @@ import pack_nodes, nodes
 from pack_nodes import call, NEAREST
 pack = pack_nodes.load(root)
 from calibrated_rounding.nodes import examples
-from calibrated_rounding.nodes.sampling import Sampling
+from calibrated_rounding.nodes.host.sampling import Sampling
 examples.register()
 model, _ = inside.load_unet(source)
 quantized = call(pack.QuantizeModel, model=model, format="int8_row", profile="auto", rounding=NEAREST).args[0]

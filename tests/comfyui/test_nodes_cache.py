@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calibrated_rounding.nodes.cache import Cache
+from calibrated_rounding.nodes.pipeline.cache import Cache
 from calibrated_rounding.quant import Recipe, Report, quantize_state_dict
 from safetensors.torch import save_file
 

@@ -122,9 +122,9 @@ QUALITY_CODE = (
 import re
 from dataclasses import replace
 from calibrated_rounding.quant import Recipe, plan_file, quantize_file
-from calibrated_rounding.quant.measure import Gauge
-from calibrated_rounding.quant.plan import make_plan
-from calibrated_rounding.quant.sources import StateDictSource
+from calibrated_rounding.quant.planning.candidates import Gauge
+from calibrated_rounding.quant.planning.plan import make_plan
+from calibrated_rounding.quant.files.sources import StateDictSource
 calibration, _ = calibrate(probe_steps=4)
 wanted = torch.stack([inside.sample(model, table, seed) for seed in range(2)])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from calibrated_rounding.kernels.tiles import Device, Problem, Tile, default_tile
-from calibrated_rounding.quant.grids import E4M3, E5M2, INT8, Grid
+from calibrated_rounding.quant.formats.grids import E4M3, E5M2, INT8, Grid
 
 triton = pytest.importorskip("triton")
 

@@ -8,7 +8,7 @@ from calibrated_rounding.kernels import feedback
 from calibrated_rounding.kernels.backend import NAMES, kernel_backend
 from calibrated_rounding.kernels.errors import KernelError
 from calibrated_rounding.kernels.feedback import Inputs
-from calibrated_rounding.quant.grids import INT8
+from calibrated_rounding.quant.formats.grids import INT8
 
 BLOCK = Inputs(torch.zeros(3, 5), torch.ones(1, 1).expand(3, 5), torch.eye(3), INT8)
 TARGETS = torch.full((3, 5), 0.75)

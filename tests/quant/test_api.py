@@ -27,13 +27,15 @@ from calibrated_rounding.quant import (
     quantize_state_dict,
     quantize_tensor,
 )
-from calibrated_rounding.quant.calibration import Calibration, Collector
+from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.calibration.sample import Collector
+from calibrated_rounding.quant.calibration.statistics import fingerprint
+from calibrated_rounding.quant.files.dequantized import as_float
+from calibrated_rounding.quant.files.sources import StateDictSource
 from calibrated_rounding.quant.formats import FORMATS, int8_blockwise
+from calibrated_rounding.quant.formats.scales import absmax
 from calibrated_rounding.quant.rounding import round_nearest
-from calibrated_rounding.quant.scales import absmax
-from calibrated_rounding.quant.sources import StateDictSource, as_float
-from calibrated_rounding.quant.statistics import fingerprint
-from calibrated_rounding.quant.task import layer_seed
+from calibrated_rounding.quant.seeds import layer_seed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from calibrated_rounding.kernels import eager, ops
-from calibrated_rounding.quant.rotation import rotate
+from calibrated_rounding.quant.formats.rotation import rotate
 from calibrated_rounding.tests.kernels.inputs import values
 
 

@@ -10,9 +10,9 @@ from calibrated_rounding.kernels.backend import kernel_backend
 from calibrated_rounding.kernels.eager import feedback as eager
 from calibrated_rounding.kernels.feedback import Inputs
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.grids import E4M3, E5M2, INT8, Grid
-from calibrated_rounding.quant.rounding.feedback import round_feedback
-from calibrated_rounding.quant.scales import absmax
+from calibrated_rounding.quant.formats.grids import E4M3, E5M2, INT8, Grid
+from calibrated_rounding.quant.formats.scales import absmax
+from calibrated_rounding.quant.rounding.ldlq import round_feedback
 from torch import Tensor
 
 GRIDS = pytest.mark.parametrize("grid", [INT8, E4M3, E5M2], ids=["int8", "e4m3", "e5m2"])

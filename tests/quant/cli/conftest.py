@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from calibrated_rounding.quant.calibration import Collector
+from calibrated_rounding.quant.calibration.sample import Collector
+from calibrated_rounding.quant.calibration.statistics import fingerprint
 from calibrated_rounding.quant.cli import main
-from calibrated_rounding.quant.statistics import fingerprint
 from safetensors.torch import load_file, save_file
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, quantize_file
-from calibrated_rounding.quant.api import METADATA_KEY
-from calibrated_rounding.quant.calibration import Calibration
+from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.reports.provenance import METADATA_KEY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

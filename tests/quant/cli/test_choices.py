@@ -11,9 +11,8 @@ from calibrated_rounding.quant.cli.choices import make_recipe, without_effect
 from calibrated_rounding.quant.cli.console import UsageError
 from calibrated_rounding.quant.cli.options import DEFAULT_FORMAT, MODEL_FLAGS, converter
 from calibrated_rounding.quant.errors import RecipeError
-from calibrated_rounding.quant.profiles import profile_names
-from calibrated_rounding.quant.recipe import Recipe
-from calibrated_rounding.quant.rounding import SvdSettings
+from calibrated_rounding.quant.planning.profiles import profile_names
+from calibrated_rounding.quant.recipe import Recipe, SvdSettings
 
 
 def recipe(command: str) -> Recipe:

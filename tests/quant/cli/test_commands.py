@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from calibrated_rounding.quant import Recipe, quantize_file
-from calibrated_rounding.quant.profiles import get_profile, profile_names
+from calibrated_rounding.quant.planning.profiles import get_profile, profile_names
 
 from .conftest import Run
 

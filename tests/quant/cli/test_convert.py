@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, Report, quantize_file
-from calibrated_rounding.quant.api import METADATA_KEY
+from calibrated_rounding.quant.reports.provenance import METADATA_KEY
 from calibrated_rounding.quant.version import VERSION
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

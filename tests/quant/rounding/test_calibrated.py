@@ -5,15 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe
+from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.errors import RecipeError
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.layer import quantize_layer
-from calibrated_rounding.quant.recipe import ROUNDINGS
-from calibrated_rounding.quant.rotation import largest_group, rotate
-from calibrated_rounding.quant.rounding import SvdSettings
-from calibrated_rounding.quant.rounding.calibrated import CalibratedSettings
-from calibrated_rounding.quant.statistics import InputStatistics
-from calibrated_rounding.quant.task import QuantizedLayer, Task
+from calibrated_rounding.quant.formats.rotation import largest_group, rotate
+from calibrated_rounding.quant.layer.quantize import quantize_layer
+from calibrated_rounding.quant.layer.task import QuantizedLayer, Task
+from calibrated_rounding.quant.recipe import ROUNDINGS, CalibratedSettings, SvdSettings
 
 Draw = Callable[[int, int, int], torch.Tensor]
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from calibrated_rounding.quant.errors import RecipeError
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.rounding import OPTIMIZERS, SvdSettings, round_nearest, round_svd
+from calibrated_rounding.quant.formats.scales import absmax
+from calibrated_rounding.quant.recipe import OPTIMIZERS, SvdSettings
+from calibrated_rounding.quant.rounding import round_nearest, round_svd
 from calibrated_rounding.quant.rounding.svd import project
-from calibrated_rounding.quant.scales import absmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

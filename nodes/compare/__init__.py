@@ -1,0 +1,1 @@
+"""How close two models' latents are, in figures and pictures. Knows no ComfyUI."""

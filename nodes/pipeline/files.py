@@ -1,0 +1,129 @@
+"""Where files go and come from: names inside the output folder, and the folders that the stock loaders list."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy.cli_args import args
+from torch import Tensor
+
+from ...quant import QuantError
+from ...quant.files import CheckpointWriter
+from ...quant.formats import table as formats
+from ...quant.formats.marker import HEADER_KEY, SUFFIX, from_header, from_tensor, to_header
+from ...quant.reports.provenance import METADATA_KEY
+from ...quant.version import VERSION
+from ..host.models import Made
+
+FOLDERS = ("diffusion_models", "text_encoders", "checkpoints")
+"""Kinds of model folders that Quantize File reads from."""
+
+OUTPUT_NAMES = {"text_encoders": "clip"}
+"""The folder in the output folder that ComfyUI's loaders list for a kind, where it is not called like the kind."""
+
+SUFFIXES = (".safetensors", ".sft")
+
+CALIBRATIONS = "calibrations"
+"""The folder in the output folder that holds calibrations."""
+
+
+def output_file(filename_prefix: str) -> Path:
+    """The next free numbered file for a prefix in the output folder, as stock save nodes name theirs."""
+    try:
+        folder, name, counter, *_ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+    except Exception:  # get_save_image_path has no error of its own
+        raise QuantError(
+            f"The name '{filename_prefix}' leads outside the output folder; give a name inside it."
+        ) from None
+    return Path(folder) / f"{name}_{counter:05}_.safetensors"
+
+
+def listing_note(path: Path, kind: str) -> str:
+    """Says so if the stock loaders do not list a file at ``path``; else empty."""
+    listed = any(path.is_relative_to(os.path.abspath(folder)) for folder in folder_paths.get_folder_paths(kind))
+    wanted = OUTPUT_NAMES.get(kind, kind)
+    return "" if listed else f" ComfyUI's loaders do not list this folder; begin the name with '{wanted}/'."
+
+
+def pack_note(metadata: Mapping[str, str]) -> str:
+    """Says so if a file with these header fields loads only while the pack is installed; else empty."""
+    note = formats.pack_note(str(fields.get("format")) for fields in from_header(metadata).values())
+    return f"\n{note}" if note else ""
+
+
+def model_files() -> list[str]:
+    """Every safetensors file of `FOLDERS`, as ``folder/name``."""
+    return [f"{folder}/{name}" for folder in FOLDERS for name in names(folder)]
+
+
+def names(folder: str) -> list[str]:
+    """Every safetensors file of one kind of model folder."""
+    return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(SUFFIXES)]
+
+
+def model_path(choice: str) -> tuple[str, str]:
+    """The kind of folder and the full path of one of `model_files`."""
+    folder, _, name = choice.partition("/")
+    path = folder_paths.get_full_path(folder, name) if folder in FOLDERS else None
+    if path is None:
+        raise QuantError(f"There is no model file '{choice}'; it was moved or deleted.")
+    return folder, path
+
+
+def calibration_files() -> list[str]:
+    """Every safetensors file below `CALIBRATIONS`, by its name there."""
+    folder = _calibrations()
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+
+
+def calibration_path(name: str) -> Path:
+    """The full path of one of `calibration_files`."""
+    if name not in calibration_files():
+        raise QuantError(f"There is no calibration '{name}' in {_calibrations()}; it was moved or deleted.")
+    return _calibrations() / name
+
+
+def _calibrations() -> Path:
+    return Path(folder_paths.get_output_directory()) / CALIBRATIONS
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors, which may lie anywhere or be merged with their patches only now, whole or not at all."""
+    layout = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    with CheckpointWriter(path, layout, metadata) as writer:
+        for name, tensor in tensors.items():
+            # Not cpu(): the host's lazily patched tensors do their work in to().
+            writer.write(name, tensor.to("cpu"))
+        writer.commit()
+
+
+def header(tensors: Mapping[str, Tensor], made: Made | None, source: Mapping[str, str], patches: int) -> dict[str, str]:
+    """The header's text fields: the source file's, the markers of all layers, and how the file was made."""
+    markers = {
+        key.removesuffix(SUFFIX): from_tensor(key.removesuffix(SUFFIX), tensor.to("cpu"))
+        for key, tensor in tensors.items()
+        if key.endswith(SUFFIX)
+    }
+    if not markers:
+        raise QuantError("Nothing in this model is quantized; connect the output of a quantize node.")
+    fields = {key: text for key, text in source.items() if key not in (HEADER_KEY, METADATA_KEY)}
+    fields[HEADER_KEY] = to_header(markers)
+    if made is not None:
+        how: dict[str, Any] = {"version": VERSION, "recipe": made.recipe.to_dict()}
+        fields[METADATA_KEY] = json.dumps(how | ({"merged_patches": patches} if patches else {}), sort_keys=True)
+    return fields
+
+
+def workflow(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """The graph as header fields, as stock save nodes write it; empty where the user turned that off."""
+    if args.disable_metadata:
+        return {}
+    fields = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    return fields | {key: json.dumps(value) for key, value in (extra or {}).items()}

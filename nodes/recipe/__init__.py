@@ -1,0 +1,1 @@
+"""A recipe as node inputs, and back."""

@@ -1,0 +1,34 @@
+"""The index of a checkpoint in several files: which shard holds which tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path, PureWindowsPath
+
+from ..errors import CheckpointError
+from .header import MAX_HEADER_BYTES
+from .source_file import SourceFile
+from .strict_json import parse_object, quoted
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Read a `*.safetensors.index.json`: tensor name -> shard, a relative path that stays within the folder.
+
+    Raises CheckpointError when the file is not such an index or a shard's path leads elsewhere.
+    """
+    with SourceFile(path) as source:
+        if source.size > MAX_HEADER_BYTES:
+            raise CheckpointError(f"{path} is too large for an index ({source.size} bytes).")
+        index = parse_object(bytes(source.read(0, source.size)), path, "the index")
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{path} has no weight_map, so it is not an index of safetensors shards.")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _stays_within(shard):
+            raise CheckpointError(f"{path} places tensor {quoted(name)} in {quoted(shard)}, not a file beside it.")
+    return weight_map
+
+
+def _stays_within(shard: str) -> bool:
+    # By the name alone: a download cache keeps its shards as symbolic links that lead out of the folder.
+    parts = PureWindowsPath(shard)  # splits at both kinds of slash and knows drives
+    return bool(parts.name) and not parts.anchor and ".." not in parts.parts and shard.isprintable()

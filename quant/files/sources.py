@@ -1,0 +1,34 @@
+"""Where tensors come from: an open checkpoint or a state dict, and either with its quantized layers turned back to
+float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from .tensors import Spec, TensorSpec
+
+
+class Source(Protocol):
+    """tensors: every tensor's dtype and shape, in the order in which reading is cheap."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+    def read(self, name: str) -> Tensor: ...
+
+
+class StateDictSource:
+    """A state dict as a source."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._data = tensors
+        self.tensors = {name: Spec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+        self.metadata: dict[str, str] = {}
+
+    def read(self, name: str) -> Tensor:
+        return self._data[name]

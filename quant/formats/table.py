@@ -1,0 +1,178 @@
+"""The formats that a weight can be stored in: one table, and everything that differs between them is in its rows.
+
+A `Format` knows its grid, which weights share a scale, the tensors it leaves in a checkpoint and the marker that makes
+ComfyUI's loaders build the right layout from them (ComfyUI QUANTIZATION.md; `comfy_kitchen` layouts). Adding a format
+is adding a row to `FORMATS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RecipeError
+from . import mxfp8
+from .granularity import Granularity, PerBlock, PerRow, PerTensor
+from .grids import E4M3, E5M2, INT8, Grid
+
+Shape = tuple[int, int]
+
+BLOCKWISE = "int8_blockwise"
+
+
+ROWS = PerRow()
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a weight ``[N, K]`` is stored.
+
+    name: what a recipe calls it. marker: the ``format`` that ComfyUI knows it by. multiple: N and K must divide by
+    these, as the host's matrix products ask. padded: N and K are padded with zeros up to these. power_of_two: scales
+    are exponents (E8M0) instead of float32. rotated: inputs are rotated in groups before rounding (see `rotation`).
+    static_input: the host can quantize this layer's input with a measured ``input_scale``. inputs: which of a layer's
+    inputs ``[R, K]`` share a scale where the host rounds them to the same grid. group_size: side of the square blocks
+    that share a scale, where the marker tells it. stock: ComfyUI loads it without any pack.
+    """
+
+    name: str
+    title: str
+    marker: str
+    grid: Grid
+    granularity: Granularity
+    multiple: Shape = (1, 1)
+    padded: Shape = (1, 1)
+    power_of_two: bool = False
+    rotated: bool = False
+    static_input: bool = False
+    inputs: Granularity = ROWS
+    group_size: int | None = None
+    stock: bool = True
+
+    @property
+    def bits(self) -> int:
+        return 8 * self.grid.dtype.itemsize
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether ComfyUI's embeddings can take single rows out of it; what shares scales in blocks they cannot."""
+        return not isinstance(self.granularity, PerBlock)
+
+    def takes(self, shape: Shape, lookup: bool = False) -> bool:
+        """Whether a weight of this shape, an embedding's if ``lookup``, can be stored and run in this format."""
+        divides = all(size % step == 0 for size, step in zip(shape, self.multiple, strict=True))
+        return divides and (self.looked_up or not lookup)
+
+    def padded_shape(self, shape: Shape) -> Shape:
+        rows, columns = (-(-size // step) * step for size, step in zip(shape, self.padded, strict=True))
+        return rows, columns
+
+    def layout(self, shape: Shape) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of every tensor that `pack` gives for a weight ``[N, K]``, by the key's suffix."""
+        stored = self.padded_shape(shape)
+        scales = self.granularity.scale_shape(stored)
+        scale = (torch.uint8, mxfp8.swizzled_shape(scales)) if self.power_of_two else (torch.float32, scales)
+        return {"weight": (self.grid.dtype, stored), "weight_scale": scale}
+
+    def pack(self, codes: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """The tensors of `layout` from codes (padded shape) and float32 scales (the granularity's shape)."""
+        stored = mxfp8.pack_scale(scale) if self.power_of_two else scale
+        return {"weight": codes, "weight_scale": stored}
+
+    def unpack_scale(self, stored: Tensor, shape: Shape) -> Tensor:
+        """float32 scales in the granularity's shape, from the stored tensor; ``shape`` is the codes' shape."""
+        if self.power_of_two:
+            return mxfp8.unpack_scale(stored, self.granularity.scale_shape(shape))
+        return stored.to(torch.float32)
+
+    def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """float32 ``[N, K]`` in the stored basis (still rotated where the format rotates)."""
+        return codes.to(torch.float32) * self.granularity.expand(scale, (codes.shape[0], codes.shape[1]))
+
+    def marker_fields(self, group: int | None, full_precision: bool) -> dict[str, Any]:
+        """The JSON object of the layer's ``comfy_quant`` tensor."""
+        fields: dict[str, Any] = {"format": self.marker}
+        if group is not None:
+            fields |= {"convrot": True, "convrot_groupsize": group}
+        if full_precision:
+            fields["full_precision_matrix_mult"] = True
+        if self.group_size is not None:
+            fields["group_size"] = self.group_size
+        return fields
+
+
+def int8_blockwise(size: int = 128) -> Format:
+    """INT8 with a scale for each block of ``size x size`` weights; inputs are quantized in runs of ``size``.
+
+    Weights that end within a block can be read, but are not written: the field's other programs do not load them.
+    """
+    name = BLOCKWISE if size == 128 else f"{BLOCKWISE}_{size}"
+    title = f"INT8, per block of {size} x {size} (ComfyUI loads it only with this pack)"
+    blocks = PerBlock(size, size)
+    return Format(
+        name, title, BLOCKWISE, INT8, blocks, (size, size), inputs=PerBlock(1, size), group_size=size, stock=False
+    )
+
+
+FORMATS: Mapping[str, Format] = {
+    f.name: f
+    for f in (
+        # torch._scaled_mm wants both sides of the product to be multiples of 16.
+        *(
+            Format(name, title, name, grid, PerTensor(), (16, 16), static_input=True, inputs=PerTensor())
+            for name, title, grid in (
+                ("float8_e4m3fn", "FP8 E4M3, per tensor", E4M3),
+                ("float8_e5m2", "FP8 E5M2, per tensor", E5M2),
+            )
+        ),
+        # torch._int_mm wants multiples of 8 on CUDA.
+        Format("int8_tensor", "INT8, per tensor", "int8_tensorwise", INT8, PerTensor(), multiple=(8, 8)),
+        Format("int8_row", "INT8, per row", "int8_tensorwise", INT8, PerRow(), multiple=(8, 8)),
+        Format("int8_convrot", "INT8, per row, rotated", "int8_tensorwise", INT8, PerRow(), (8, 8), rotated=True),
+        Format(
+            "mxfp8", "MXFP8", "mxfp8", E4M3, PerBlock(1, 32), padded=(32, 32), power_of_two=True, inputs=PerBlock(1, 32)
+        ),
+        int8_blockwise(),
+        int8_blockwise(64),
+    )
+}
+
+FLOATS: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+"""Formats of what stays in floating point."""
+
+ALIASES: Mapping[str, str] = {
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3fn": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+    "int8": "int8_row",
+    "int8_tensorwise": "int8_tensor",
+    "int8_rotated": "int8_convrot",
+    "convrot": "int8_convrot",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+}
+
+
+def format_name(name: str) -> str:
+    """The full name of a format given by name or alias; RecipeError with the closest one if there is none."""
+    full = ALIASES.get(name, name)
+    known = [*FORMATS, *FLOATS]
+    if full not in known:
+        close = get_close_matches(name, [*known, *ALIASES], n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise RecipeError(f"Unknown format '{name}'.{hint} Formats: {', '.join(known)}.")
+    return full
+
+
+def pack_note(markers: Iterable[str]) -> str:
+    """A sentence that names the marked formats that ComfyUI alone does not load; empty where it loads all."""
+    own = {fmt.marker for fmt in FORMATS.values() if not fmt.stock} & set(markers)
+    if not own:
+        return ""
+    return f"{' and '.join(sorted(own))}: ComfyUI's loaders take it only while calibrated-rounding is installed."

@@ -1,0 +1,1 @@
+"""One layer from its weight to its codes and their errors."""

@@ -1,0 +1,5 @@
+"""How a file was made, as the header's text field that says so."""
+
+from __future__ import annotations
+
+METADATA_KEY = "calibrated_rounding"

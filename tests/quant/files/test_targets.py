@@ -1,0 +1,86 @@
+"""Targets that cannot be written: each is refused before the work, as far as the system knows by then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from calibrated_rounding.quant.files import CheckpointWriter, refuse_same_file, staging
+
+LAYOUT = {"a": (torch.uint8, (1000,))}
+
+
+def test_impossible_targets_are_refused(tmp_path, refused):
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    cases = [
+        (tmp_path, "is a folder"),
+        (tmp_path / "none" / "m", "folder does not exist"),
+        (file / "m", "folder does not exist"),
+        (tmp_path / "nul\0", "not a file name"),
+    ]
+    for path, text in cases:
+        with refused(text), CheckpointWriter(path, LAYOUT, {}):
+            pytest.fail("the work began")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
+def test_a_device_is_not_replaced(refused):
+    with refused("/dev/null", "not a regular file"), CheckpointWriter("/dev/null", LAYOUT, {}):
+        pytest.fail("the work began")
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path, refused):
+    source, other = tmp_path / "source", tmp_path / "other"
+    for path in (source, other):
+        path.write_bytes(b"x")
+    os.link(source, tmp_path / "hard")
+    names = ["source", "hard", os.path.join("..", tmp_path.name, "source")]
+    if sys.platform != "win32":
+        (tmp_path / "soft").symlink_to(source)
+        names.append("soft")
+    for name in names:
+        with refused(tmp_path / name, "is the file that is read"):
+            refuse_same_file([other, str(source)], tmp_path / name)
+    refuse_same_file([source, tmp_path / "none"], other)
+    refuse_same_file([source], tmp_path / "none")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a file system can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_found_before_the_work(small_disk, refused, save):
+    path = small_disk / "m"
+    with refused(path, "disk is full", "1000", "free"), CheckpointWriter(path, {"a": (torch.uint8, (10**6,))}, {}):
+        pytest.fail("the work began")
+    assert os.listdir(small_disk) == []
+    save(path, {"a": torch.ones(1000)})
+
+
+def test_a_disk_that_fills_up_during_the_work_is_told(small_disk, refused, monkeypatch):
+    monkeypatch.setattr(staging, "_allocate", lambda *_: None)
+    layout = {"a": (torch.uint8, (10**6,))}
+    with refused(small_disk / "m", "disk is full"), CheckpointWriter(small_disk / "m", layout, {}) as writer:
+        writer.write("a", torch.ones(10**6, dtype=torch.uint8))
+    assert os.listdir(small_disk) == []
+
+
+def test_a_disk_that_may_not_be_written_is_told(small_disk, refused):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with refused(small_disk / "m", "read-only"), CheckpointWriter(small_disk / "m", LAYOUT, {}):
+        pytest.fail("the work began")

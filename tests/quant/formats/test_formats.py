@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import comfy_kitchen
+import pytest
+import torch
+from calibrated_rounding.quant import Recipe
+from calibrated_rounding.quant.errors import RecipeError
+from calibrated_rounding.quant.formats import ALIASES, FORMATS, Format, format_name
+from calibrated_rounding.quant.formats.dequantize import dequantize_layer
+from calibrated_rounding.quant.layer.quantize import quantize_layer
+from calibrated_rounding.quant.layer.task import Task
+from comfy_kitchen.backends.eager import quantization as host
+
+
+def test_per_row_int8_is_the_hosts_bit_for_bit(trained: torch.Tensor) -> None:
+    ours = quantize_layer(Task("l", trained, FORMATS["int8_row"], None, Recipe()))
+    codes, scale = host.quantize_int8_rowwise(trained)
+    assert torch.equal(ours.codes, codes)
+    assert torch.equal(ours.scale, scale)
+
+
+def test_per_tensor_int8_is_the_hosts_bit_for_bit(trained: torch.Tensor) -> None:
+    ours = quantize_layer(Task("l", trained, FORMATS["int8_tensor"], None, Recipe()))
+    codes, scale = host.quantize_int8_tensorwise(trained)
+    assert torch.equal(ours.codes, codes)
+    assert torch.equal(ours.scale, scale)
+
+
+@pytest.mark.parametrize("group", [16, 64, 256])
+def test_rotated_int8_is_the_hosts_bit_for_bit(group: int, trained: torch.Tensor) -> None:
+    ours = quantize_layer(Task("l", trained, FORMATS["int8_convrot"], group, Recipe()))
+    codes, scale = host.quantize_int8_convrot_weight(trained, group)
+    assert torch.equal(ours.codes, codes)
+    assert torch.equal(ours.scale, scale)
+    back = dequantize_layer(ours.codes, ours.scale, FORMATS["int8_convrot"], group, (512, 256))
+    assert torch.equal(back, host.dequantize_int8_convrot_weight(codes, scale, group))
+
+
+@pytest.mark.parametrize("shape", [(512, 256), (40, 48), (33, 100)])
+def test_mxfp8_is_the_hosts_bit_for_bit(shape: tuple[int, int], trained: torch.Tensor) -> None:
+    weight = trained[: shape[0], : shape[1]].clone()
+    weight[0, :32] = 0
+    fmt = FORMATS["mxfp8"]
+    result = quantize_layer(Task("l", weight, fmt, None, Recipe()))
+    packed = fmt.pack(result.codes, result.scale)
+    codes, scale = comfy_kitchen.quantize_mxfp8(weight, pad_32x=True)
+    ours = comfy_kitchen.dequantize_mxfp8(packed["weight"], packed["weight_scale"].view(torch.float8_e8m0fnu))
+    assert torch.equal(packed["weight"].float(), codes.float())
+    assert torch.equal(ours, comfy_kitchen.dequantize_mxfp8(codes, scale))
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in packed.items()} == fmt.layout(shape)
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))
+def test_layout_is_what_pack_gives_and_scales_survive_it(fmt: Format, trained: torch.Tensor) -> None:
+    result = quantize_layer(Task("l", trained, fmt, 256 if fmt.rotated else None, Recipe()))
+    packed = fmt.pack(result.codes, result.scale)
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in packed.items()} == fmt.layout((512, 256))
+    assert torch.equal(fmt.unpack_scale(packed["weight_scale"], (512, 256)), result.scale)
+
+
+def test_names() -> None:
+    assert {format_name(alias) for alias in ALIASES} <= {*FORMATS, "bfloat16", "float16", "float32"}
+    with pytest.raises(RecipeError, match="Did you mean 'int8_row'"):
+        format_name("int8_rows")

@@ -1,0 +1,109 @@
+"""A device whose memory does not suffice for a layer: what is said, and what is left behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calibrated_rounding.quant import InputStatistics, LayerError, Recipe, SvdSettings
+from calibrated_rounding.quant.api import quantize_file, quantize_state_dict
+from calibrated_rounding.quant.layer import bias as bias_module
+from calibrated_rounding.quant.layer import methods as methods_module
+from calibrated_rounding.quant.rounding import calibrated as calibrated_module
+from safetensors.torch import save_file
+
+LAYERS = [f"layers.{i}" for i in range(4)]
+THIRD = LAYERS[2]
+
+FAILS: dict[str, tuple[Any, str, Recipe]] = {
+    "nearest": (methods_module, "round_nearest", Recipe(format="float8_e4m3fn")),
+    "svd": (
+        methods_module,
+        "round_svd",
+        Recipe(format="float8_e4m3fn", rounding="svd", svd=SvdSettings(optimizer="feedback")),
+    ),
+    "calibrated": (calibrated_module, "round_feedback", Recipe(format="int8_row", rounding="calibrated")),
+    "the best scale": (
+        calibrated_module,
+        "round_feedback",
+        Recipe(format="int8_row", rounding="calibrated", scale="auto"),
+    ),
+    "bias": (bias_module, "correct", Recipe(format="int8_row", bias_correction="measured")),
+}
+"""What runs out of memory at the third layer: a function of a module, and the recipe that calls it."""
+CALLS = {"the best scale": 2}
+"""How often the function is called for a layer, if not once."""
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    weights = {f"{layer}.weight": torch.randn(32, 48).bfloat16() for layer in LAYERS}
+    return weights | {f"{layer}.bias": torch.randn(32).bfloat16() for layer in LAYERS}
+
+
+@pytest.fixture
+def statistics() -> dict[str, InputStatistics]:
+    rows = torch.randn(256, 48) @ torch.randn(48, 48)
+    known = InputStatistics(rows.mean(0), float(rows.abs().max()), rows.bfloat16(), len(rows))
+    return dict.fromkeys(LAYERS, known)
+
+
+@pytest.fixture(params=FAILS)
+def recipe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe whose third layer does not fit."""
+    module, name, recipe = FAILS[request.param]
+    monkeypatch.setattr(module, name, fails_at(2 * CALLS.get(request.param, 1) + 1, getattr(module, name)))
+    return recipe
+
+
+def fails_at(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    calls = iter(range(1, 1000))
+
+    def call(*args: Any, **settings: Any) -> Any:
+        if next(calls) == number:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
+        return function(*args, **settings)
+
+    return call
+
+
+SENTENCE = rf"Layer '{re.escape(THIRD)}' \(32 x 48\) does not fit in the memory of cpu; quantize on the CPU[^\n]*\.$"
+
+
+def test_a_file_is_not_written_and_the_source_stays(
+    tensors: dict[str, torch.Tensor], statistics: dict[str, InputStatistics], recipe: Recipe, tmp_path: Path
+) -> None:
+    source = tmp_path / "source.safetensors"
+    save_file(tensors, source)
+    before = source.read_bytes()
+    with pytest.raises(LayerError, match=SENTENCE):
+        quantize_file(source, tmp_path / "made.safetensors", recipe, statistics=statistics)
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+    assert source.read_bytes() == before
+
+
+def test_an_older_target_stays(
+    tensors: dict[str, torch.Tensor], statistics: dict[str, InputStatistics], recipe: Recipe, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "source.safetensors", tmp_path / "made.safetensors"
+    save_file(tensors, source)
+    target.write_bytes(b"older")
+    with pytest.raises(LayerError, match=SENTENCE):
+        quantize_file(source, target, recipe, statistics=statistics)
+    assert target.read_bytes() == b"older"
+
+
+def test_tensors_stay_as_they_were_bit_for_bit_and_the_next_run_is_fine(
+    tensors: dict[str, torch.Tensor], statistics: dict[str, InputStatistics], recipe: Recipe
+) -> None:
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    with pytest.raises(LayerError, match=SENTENCE):
+        quantize_state_dict(tensors, recipe, statistics=statistics)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in before.items())
+    _, report = quantize_state_dict(tensors, recipe, statistics=statistics)
+    assert [layer.name for layer in report.layers] == LAYERS

@@ -1,0 +1,57 @@
+"""The committed key and shape lists of real architectures, as tools/architectures.py wrote them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / "data" / "architectures"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """``linear``, ``embedding``: what module the host puts it in. ``read``: the host's detection reads its shape."""
+
+    shape: tuple[int, ...]
+    linear: bool
+    embedding: bool
+    read: bool
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.txt"))
+
+
+@cache
+def architecture(name: str) -> dict[str, Tensor]:
+    """Key -> tensor of a whole model."""
+    lines = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return {key: tensor for line in lines if not line.startswith("#") for key, tensor in _expand(line)}
+
+
+def shapes(name: str, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    return {prefix + key: tensor.shape for key, tensor in architecture(name).items()}
+
+
+def _expand(line: str) -> Iterator[tuple[str, Tensor]]:
+    pattern, size, *rest = line.split(" ")
+    flags = "".join(rest)
+    shape = () if size == "scalar" else tuple(int(part) for part in size.split("x"))
+    tensor = Tensor(shape, "L" in flags, "E" in flags, "S" in flags)
+    pieces = [_numbers(part[1:-1]) if part.startswith("{") else [part] for part in re.split(r"(\{[^}]*\})", pattern)]
+    for choice in itertools.product(*pieces):
+        yield "".join(choice), tensor
+
+
+def _numbers(text: str) -> list[str]:
+    spans = [[int(end) for end in span.split("-")] for span in text.split(",")]
+    return [str(number) for span in spans for number in range(span[0], span[-1] + 1)]

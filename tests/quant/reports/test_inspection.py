@@ -1,0 +1,156 @@
+"""What a checkpoint is said to hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from calibrated_rounding.quant import VERSION, Recipe, quantize_file
+from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.quant.formats.marker import HEADER_KEY, to_tensor
+from calibrated_rounding.quant.reports.inspection import HOST_FORMATS, Entry, Inspection, inspect_file
+from calibrated_rounding.quant.reports.provenance import METADATA_KEY
+from safetensors.torch import save_file
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def made(digits_path: Path, tmp_path: Path) -> Inspection:
+    quantize_file(digits_path, tmp_path / "q.safetensors", Recipe(format="int8_convrot", rotation_group=64))
+    return inspect_file(tmp_path / "q.safetensors")
+
+
+def look(tensors: Tensors, folder: Path, metadata: dict[str, str] | None = None) -> Inspection:
+    path = folder / "model.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    return inspect_file(path)
+
+
+def layer(fields: dict[str, object], **tensors: torch.Tensor) -> Tensors:
+    """One layer called `l` with a marker."""
+    own = {"weight": torch.zeros(16, 16, dtype=torch.int8), "weight_scale": torch.ones(16, 1)} | tensors
+    return {f"l.{name}": tensor for name, tensor in own.items()} | {"l.comfy_quant": to_tensor(fields)}
+
+
+def header(**layers: dict[str, object]) -> dict[str, str]:
+    return {HEADER_KEY: json.dumps({"layers": layers})}
+
+
+def test_every_byte_of_the_file_is_accounted_for(made: Inspection) -> None:
+    size = Path(made.path).stat().st_size
+    head = 8 + int.from_bytes(Path(made.path).read_bytes()[:8], "little")
+    assert made.nbytes == size - head
+    assert sum(row["bytes"] for row in made.totals().values()) == made.nbytes
+    assert {name: row["count"] for name, row in made.totals().items()} == {"int8_tensorwise": 19, "bfloat16": 50}
+
+
+def test_a_quantized_layer_is_one_entry(made: Inspection) -> None:
+    found = next(entry for entry in made.entries if entry.name == "blocks.1.ffn.0")
+    assert (found.quantized, found.format, found.shape) == (True, "int8_tensorwise", (512, 256))
+    assert (found.scale, found.group, found.full_precision, found.input_scale) == ((512, 1), 64, False, False)
+    kept = next(entry for entry in made.entries if entry.name == "blocks.1.ffn.0.bias")
+    assert kept == Entry("blocks.1.ffn.0.bias", False, "bfloat16", (512,), 1024)
+    flags = [entry.quantized for entry in made.entries]
+    assert flags == sorted(flags, reverse=True)
+
+
+def test_a_file_of_this_pack_tells_how_it_was_made(made: Inspection) -> None:
+    assert made.made is not None
+    assert made.made["version"] == VERSION
+    assert Recipe.from_dict(made.made["recipe"]) == Recipe(format="int8_convrot", rotation_group=64)
+    assert made.profile == "wan"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_metadata_that_only_looks_like_this_packs_tells_nothing(text: str, tmp_path: Path) -> None:
+    assert look({"a": torch.ones(1)}, tmp_path, {METADATA_KEY: text}).made is None
+
+
+def test_a_float_file_has_no_layers_and_no_obstacles(digits_path: Path) -> None:
+    found = inspect_file(digits_path)
+    assert not any(entry.quantized for entry in found.entries)
+    assert (found.made, found.obstacles, found.disagreements) == (None, [], [])
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_comfyui_loads_what_the_engine_writes(name: str, digits_path: Path, tmp_path: Path) -> None:
+    quantize_file(digits_path, tmp_path / "q.safetensors", Recipe(format=name))
+    found = inspect_file(tmp_path / "q.safetensors")
+    assert found.disagreements == []
+    if not FORMATS[name].stock:
+        assert len(found.obstacles) == 1
+        assert "int8_blockwise" in found.obstacles[0] and "calibrated-rounding is installed" in found.obstacles[0]
+        return
+    assert found.obstacles == []
+    assert FORMATS[name].marker in HOST_FORMATS
+    assert HOST_FORMATS[FORMATS[name].marker].dtype == FORMATS[name].grid.dtype
+
+
+def test_block_wise_layers_are_described(digits_path: Path, tmp_path: Path) -> None:
+    quantize_file(digits_path, tmp_path / "q.safetensors", Recipe(format="int8_blockwise_64"))
+    found = next(entry for entry in inspect_file(tmp_path / "q.safetensors").entries if entry.name == "blocks.1.ffn.0")
+    assert (found.format, found.shape, found.scale, found.block) == ("int8_blockwise", (512, 256), (8, 4), 64)
+
+
+OBSTACLES = {
+    "a format of a pack": (layer({"format": "float8_e4m3fn_blockwise"}), "'float8_e4m3fn_blockwise'"),
+    "no format": (layer({}), "None"),
+    "another dtype": (layer({"format": "float8_e4m3fn"}), "stored as int8"),
+    "no scale": (
+        {name: t for name, t in layer({"format": "int8_tensorwise"}).items() if "scale" not in name},
+        "lacks weight_scale",
+    ),
+    "no weight": ({"l.comfy_quant": to_tensor({"format": "mxfp8"}), "x": torch.ones(1)}, "no weight"),
+    "no marker": ({"l.weight": torch.zeros(16, 16, dtype=torch.int8), "l.weight_scale": torch.ones(())}, "no marker"),
+}
+
+
+@pytest.mark.parametrize("case", OBSTACLES)
+def test_what_comfyui_does_not_load_is_said(case: str, tmp_path: Path) -> None:
+    tensors, text = OBSTACLES[case]
+    obstacles = look(tensors, tmp_path).obstacles
+    assert len(obstacles) == 1
+    assert "'l'" in obstacles[0]
+    assert text in obstacles[0]
+
+
+def test_a_text_encoder_that_comfyui_misreads_is_said(tmp_path: Path) -> None:
+    key = "text_model.encoder.layers.0.mlp.fc1"
+    tensors = {name.replace("l.", f"{key}.", 1): t for name, t in layer({"format": "int8_tensorwise"}).items()}
+    assert "text encoder" in look(tensors, tmp_path).obstacles[0]
+    assert look({f"{key}.weight": torch.ones(16, 16)}, tmp_path).obstacles == []
+
+
+def test_fp8_without_scales_and_older_scaled_files_load(tmp_path: Path) -> None:
+    cast = {"l.weight": torch.zeros(16, 16, dtype=torch.float8_e4m3fn)}
+    assert look(cast, tmp_path).obstacles == []
+    scaled = cast | {"l.scale_weight": torch.ones(()), "scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+    found = look(scaled, tmp_path)
+    assert found.obstacles == []
+    assert [entry.scale for entry in found.entries if entry.quantized] == [()]
+
+
+def test_marker_and_header_that_disagree_are_said(tmp_path: Path) -> None:
+    fields = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 64}
+    found = look(layer(fields), tmp_path, header(l={**fields, "convrot_groupsize": 256}, other={"format": "mxfp8"}))
+    assert found.disagreements == [
+        "layer 'l': convrot_groupsize is 64 in the marker and 256 in the header",
+        "layer 'other' is in the header and has no marker",
+    ]
+    assert [entry.group for entry in found.entries if entry.quantized] == [256], "ComfyUI goes by the header"
+
+
+def test_a_layer_that_the_header_lacks_is_said(tmp_path: Path) -> None:
+    found = look(layer({"format": "int8_tensorwise"}), tmp_path, header(other={"format": "int8_tensorwise"}))
+    assert "layer 'l' has a marker and is not in the header" in found.disagreements
+
+
+@pytest.mark.parametrize("fields", [{"format": "int8_tensorwise"}, {"format": "int8_tensorwise", "per_row": True}])
+def test_either_alone_and_fields_that_nobody_reads_are_no_disagreement(
+    fields: dict[str, object], tmp_path: Path
+) -> None:
+    assert look(layer(fields), tmp_path).disagreements == []
+    assert look(layer(fields), tmp_path, header(l={"format": "int8_tensorwise"})).disagreements == []
