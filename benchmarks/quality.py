@@ -93,8 +93,8 @@ class Trial:
                 known = self.network.unseen[layer]
                 rows = known.rows.float()
                 turned = rotate(rows, group) if group else rows
-                as_run = rounded(turned, FORMATS[name], known.absmax)
-                fed = rotate(as_run, group) if group else as_run
+                w8a8 = rounded(turned, FORMATS[name], known.absmax)
+                fed = rotate(w8a8, group) if group else w8a8
                 wanted, made = rows @ weight.float().T, floats.read(f"{layer}.weight").T
                 found.append([float((x @ made - wanted).norm() / wanted.norm()) for x in (rows, fed)])
         return Errors(*torch.tensor(found).T)

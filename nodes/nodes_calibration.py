@@ -145,7 +145,7 @@ class CalibrateModel(io.ComfyNode):
                     max=10000,
                     optional=True,
                     tooltip="Measure by how much the result changes with each layer, so that the format auto spends "
-                    "bytes where they matter: every layer is disturbed in a sampling of its own of so many steps. "
+                    "bytes where they matter: every layer is perturbed in a sampling of its own of so many steps. "
                     "Takes layers x probe_steps more steps; 4 to 8 tell the layers apart. 0: do not.",
                 ),
             ],
@@ -174,7 +174,7 @@ class CalibrateModel(io.ComfyNode):
 
     @classmethod
     def _sensitivities(cls, model: Any, layers: list[str], sampling: Sampling, seed: int) -> dict[str, float]:
-        node_id, titles = cls.hidden.unique_id, ["nothing disturbed", *layers]
+        node_id, titles = cls.hidden.unique_id, ["nothing perturbed", *layers]
         bar = RunsBar(len(titles), sampling.steps, node_id)
 
         def sample(probing: Any, index: int) -> Any:

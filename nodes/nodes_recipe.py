@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..quant import Recipe
 from ..quant.errors import RecipeError
 from ..quant.files import read_header
-from ..quant.reports.provenance import METADATA_KEY
+from ..quant.reports.provenance import PROVENANCE_KEY
 from .pipeline import files
 from .recipe.inputs import QuantRecipe, recipe_inputs
 from .recipe.values import make_recipe
@@ -52,7 +52,7 @@ class LoadRecipe(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         fields = read_header(files.model_path(file)[1]).metadata
         try:
-            recipe = json.loads(fields[METADATA_KEY])["recipe"]
+            recipe = json.loads(fields[PROVENANCE_KEY])["recipe"]
         except (KeyError, ValueError, TypeError):
             raise RecipeError(f"The file '{file}' tells no recipe; it was not written by this pack.") from None
         return io.NodeOutput(Recipe.from_dict(recipe))

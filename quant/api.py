@@ -21,7 +21,7 @@ from .formats import marker
 from .planning.plan import Plan, make_plan
 from .recipe import Recipe
 from .reports.progress import Cancel, OnProgress
-from .reports.provenance import METADATA_KEY
+from .reports.provenance import PROVENANCE_KEY
 from .reports.report import Report
 from .version import VERSION
 
@@ -106,4 +106,7 @@ def file_metadata(
 ) -> dict[str, str]:
     """The header's text fields: the source's own, the markers of all layers, and how the file was made."""
     made = {"version": VERSION, "recipe": recipe.to_dict(), "source_sha256": source_sha256}
-    return dict(source) | {marker.HEADER_KEY: marker.to_header(markers), METADATA_KEY: json.dumps(made, sort_keys=True)}
+    return dict(source) | {
+        marker.HEADER_KEY: marker.to_header(markers),
+        PROVENANCE_KEY: json.dumps(made, sort_keys=True),
+    }

@@ -21,7 +21,7 @@ from .formats.dequantize import dequantize_layer
 from .layer import bias
 from .layer.quantize import fitting, quantize_layer
 from .layer.task import QuantizedLayer, Task
-from .planning.candidates import Gauge
+from .planning.candidates import Evaluator
 from .planning.mixed_precision import Settling
 from .planning.plan import LayerPlan, Plan, make_plan
 from .recipe import AUTO, OFF, Recipe
@@ -42,7 +42,7 @@ class Run:
     progress: OnProgress | None
     cancel: Cancel | None
 
-    def tick(self) -> None:
+    def check_cancelled(self) -> None:
         """Called often, also within a layer. Raises Cancelled if the caller asked to stop."""
         if self.cancel is not None and self.cancel():
             raise Cancelled("Stopped on request; nothing was written.")
@@ -63,8 +63,8 @@ class Run:
                 "and none of those to quantize; record it again with this model."
             )
         probed = all(inputs.sensitivity is not None for inputs in known)
-        gauge = Gauge(self.recipe, self.device, self.tick, by_sensitivity=probed)
-        precision = Settling(plan, source, self.recipe, lambda name: self._known(name, plan.prefix), gauge).settle()
+        evaluator = Evaluator(self.recipe, self.device, self.check_cancelled, by_sensitivity=probed)
+        precision = Settling(plan, source, self.recipe, lambda name: self._known(name, plan.prefix), evaluator).settle()
         return replace(plan, precision=precision)
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class Run:
         corrected = {f"{layer}.bias" for layer in means}
         self._announce(plan, report)
         for name in source.tensors:
-            self.tick()
+            self.check_cancelled()
             if name in plan.layers:
                 layer = plan.layers[name]
                 with fitting(layer.name, layer.shape, self.device):
@@ -123,7 +123,7 @@ class Run:
         known = self._known(layer.name, plan.prefix)
         self._refuse_mismatch(layer, weight, plan, source)
         result = quantize_layer(
-            Task(layer.name, weight, layer.format, layer.group, self.recipe, known, self.device, self.tick)
+            Task(layer.name, weight, layer.format, layer.group, self.recipe, known, self.device, self.check_cancelled)
         )
         for suffix, tensor in layer.format.pack(result.codes, result.scale).items():
             sink.write(f"{layer.name}.{suffix}", tensor.to(weight.device))
@@ -198,11 +198,11 @@ def _layer_report(layer: LayerPlan, result: QuantizedLayer, seconds: float) -> L
         sqnr_db=decibels(result.error),
         projected_error=result.projected,
         projected_nearest=result.projected_nearest,
-        output_error=None if output is None else output.float_inputs,
-        output_nearest=None if before is None else before.float_inputs,
-        run_error=None if output is None else output.as_run,
-        run_nearest=None if before is None else before.as_run,
-        given_back=result.given_back,
+        output_error=None if output is None else output.w8a16,
+        output_nearest=None if before is None else before.w8a16,
+        run_error=None if output is None else output.w8a8,
+        run_nearest=None if before is None else before.w8a8,
+        fell_back=result.fell_back,
         seconds=seconds,
         reason=layer.reason,
         notes=(*layer.notes, *result.notes),

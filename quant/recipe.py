@@ -11,11 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .calibration.input_scales import METHODS as INPUT_SCALE_METHODS
+from .calibration.input_scales import INPUT_SCALE_METHODS
 from .errors import RecipeError
 from .formats import FLOATS, FORMATS, format_name
 from .formats.rotation import GROUP_SIZES
-from .formats.scales import METHODS as SCALE_METHODS
+from .formats.scales import SCALE_METHODS
 
 ROUNDINGS = ("nearest", "svd", "calibrated")
 SOURCE = "source"

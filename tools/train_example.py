@@ -164,10 +164,10 @@ def recognised_share(
     model: WanTransformer, table: Tensor, pictures: Tensor, classes: Tensor, guidance: float, each: int = 20
 ) -> float:
     """Share of samples that a support vector machine, trained on the real digits, takes for the class asked for."""
-    judge = SVC(gamma=0.05, C=10).fit(pictures.flatten(1).numpy(), classes.numpy())
+    validator = SVC(gamma=0.05, C=10).fit(pictures.flatten(1).numpy(), classes.numpy())
     asked = torch.arange(CLASSES).repeat_interleave(each)
     small = F.avg_pool2d(from_model_latent(sample(model, table, asked, guidance)), 4)
-    return float(judge.score(small.flatten(1).numpy(), asked.numpy()))
+    return float(validator.score(small.flatten(1).numpy(), asked.numpy()))
 
 
 def save_transformer(model: WanTransformer, table: Tensor, folder: Path) -> None:

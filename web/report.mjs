@@ -25,7 +25,7 @@ const numeric = (key, shown, more = {}) => ({
 const measured = (key, more = {}) => numeric(key, error, { given: has(key), ...more });
 const worded = (key, words, more = {}) => ({ key, given: () => true, value: words, shown: words, ...more });
 
-const notes = (layer) => [...layer.notes, ...(layer.given_back ? [text("given_back")] : [])].join("; ");
+const notes = (layer) => [...layer.notes, ...(layer.fell_back ? [text("fell_back")] : [])].join("; ");
 const shape = (row) => row.shape.join(" × ");
 const LESS = { kind: "calro-less" }; // left out where there is little room
 
@@ -170,7 +170,7 @@ function tiles({ totals, seconds, layers, kept, profile }) {
     [text("kept"), whole(kept.length)],
     [text("time"), duration(seconds)],
     [text("profile"), profile],
-    ...(totals.given_back ? [[text("given_back"), whole(totals.given_back)]] : []),
+    ...(totals.fell_back ? [[text("fell_back"), whole(totals.fell_back)]] : []),
   ];
   return h(
     "dl",

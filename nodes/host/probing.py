@@ -9,7 +9,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...quant.calibration.sensitivity import Disturbance, probe
+from ...quant.calibration.sensitivity import Perturbation, probe
 
 PROBING = "calibrated_rounding_probing"
 
@@ -22,21 +22,21 @@ class SamplingProbe:
 
     def __init__(self, patcher: Any) -> None:
         self._clone, self._runs = patcher.clone(), 0
-        self._disturbance: Disturbance | None = None
+        self._perturbation: Perturbation | None = None
         self._clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, PROBING, self.wrap)
 
     def wrap(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
         """A wrapper of the host's SAMPLER_SAMPLE: object patches are in place there, and every step is inside."""
-        if self._disturbance is None:
+        if self._perturbation is None:
             return executor(guider, *args, **kwargs)
-        with self._disturbance.inside(guider.model_patcher.model.diffusion_model):
+        with self._perturbation.inside(guider.model_patcher.model.diffusion_model):
             return executor(guider, *args, **kwargs)
 
     def sensitivities(self, layers: Sequence[str], sample: Sample) -> dict[str, float]:
         """Of ``layers``, named as `diffusion_tensors` names them, from one call of ``sample`` for each and one more."""
 
-        def run(disturbance: Disturbance | None) -> Tensor:
-            self._disturbance, index = disturbance, self._runs
+        def run(perturbation: Perturbation | None) -> Tensor:
+            self._perturbation, index = perturbation, self._runs
             self._runs += 1
             return flat(sample(self._clone, index))
 

@@ -32,14 +32,14 @@ class LoadedWeights:
         with torch.inference_mode(False):
             return self._data[name].detach().to("cpu", copy=True)
 
-    def digest(self, *, quick: bool, tick: Callable[[], None] = lambda: None) -> str:
+    def digest(self, *, quick: bool, check_cancelled: Callable[[], None] = lambda: None) -> str:
         """SHA-256 over names, dtypes, shapes and values; ``quick`` looks at the first `SAMPLE` values of each only.
 
-        ``tick`` is called before each tensor and may raise to stop.
+        ``check_cancelled`` is called before each tensor and may raise to stop.
         """
         found = hashlib.sha256()
         for name, tensor in self._data.items():
-            tick()
+            check_cancelled()
             found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             values = tensor.detach().reshape(-1)
             values = (values[:SAMPLE] if quick else values).to("cpu").contiguous()

@@ -16,7 +16,7 @@ from ...quant import QuantError
 from ...quant.files import CheckpointWriter
 from ...quant.formats import table as formats
 from ...quant.formats.marker import HEADER_KEY, SUFFIX, from_header, from_tensor, to_header
-from ...quant.reports.provenance import METADATA_KEY
+from ...quant.reports.provenance import PROVENANCE_KEY
 from ...quant.version import VERSION
 from ..host.models import Made
 
@@ -113,11 +113,11 @@ def header(tensors: Mapping[str, Tensor], made: Made | None, source: Mapping[str
     }
     if not markers:
         raise QuantError("Nothing in this model is quantized; connect the output of a quantize node.")
-    fields = {key: text for key, text in source.items() if key not in (HEADER_KEY, METADATA_KEY)}
+    fields = {key: text for key, text in source.items() if key not in (HEADER_KEY, PROVENANCE_KEY)}
     fields[HEADER_KEY] = to_header(markers)
     if made is not None:
         how: dict[str, Any] = {"version": VERSION, "recipe": made.recipe.to_dict()}
-        fields[METADATA_KEY] = json.dumps(how | ({"merged_patches": patches} if patches else {}), sort_keys=True)
+        fields[PROVENANCE_KEY] = json.dumps(how | ({"merged_patches": patches} if patches else {}), sort_keys=True)
     return fields
 
 

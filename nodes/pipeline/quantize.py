@@ -54,7 +54,7 @@ def quantize_weights(
     refuse_unloadable(recipe)
     device, store = running.device_name(device_choice), cache()
     live.begin(node_id)
-    digest = weights.digest(quick=bool(stamp), tick=running.stop_if_interrupted)
+    digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)
     calibrated = "" if calibration is None else f" {calibration.digest}"
     path = store.path(f"{stamp} {digest}{calibrated}", recipe, device)
     entry = store.find(path)
@@ -86,6 +86,6 @@ def _make(weights: LoadedWeights, run: Run, path: os.PathLike[str]) -> Report | 
             report.notes.append(f"The result was not kept on disk: {error}")
             return Result(sink.tensors, report, kept=False)
         report = run.execute(plan, source, FileSink(writer))
-        run.tick()
+        run.check_cancelled()
         writer.commit()
     return report

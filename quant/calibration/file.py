@@ -17,7 +17,7 @@ from ..files import CheckpointWriter, open_checkpoint
 from ..text import shortened
 from .statistics import InputStatistics
 
-METADATA_KEY = "calibrated_rounding_calibration"
+CALIBRATION_KEY = "calibrated_rounding_calibration"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Calibration(Mapping[str, InputStatistics]):
         """Write a safetensors file, whole or not at all. Raises CheckpointError if that is not possible."""
         tensors = self._tensors()
         layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        with CheckpointWriter(path, layout, {METADATA_KEY: self._described()}) as writer:
+        with CheckpointWriter(path, layout, {CALIBRATION_KEY: self._described()}) as writer:
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
             writer.commit()
@@ -103,7 +103,7 @@ class Calibration(Mapping[str, InputStatistics]):
         """Read what `save` wrote. Raises CheckpointError if the file is not a calibration."""
         with open_checkpoint(path) as checkpoint:
             try:
-                described = json.loads(checkpoint.metadata[METADATA_KEY])
+                described = json.loads(checkpoint.metadata[CALIBRATION_KEY])
                 samples = {
                     layer: InputStatistics(
                         checkpoint.read(f"{layer}.mean"),

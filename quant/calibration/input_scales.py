@@ -18,14 +18,14 @@ PERCENTILE = 0.9999
 
 
 def input_scale(method: str, known: InputStatistics, fmt: Format) -> Tensor:
-    """The float32 scale ``[]`` of the inputs by one of `METHODS`; ``known.absmax`` must be measured.
+    """The float32 scale ``[]`` of the inputs by one of `INPUT_SCALE_METHODS`; ``known.absmax`` must be measured.
 
     Without recorded rows it is the absolute maximum's.
     """
     largest = torch.tensor(known.absmax)
     if known.rows is None or len(known.rows) == 0:
         return from_amax(largest, fmt)
-    return from_amax(METHODS[method](known.rows.to(torch.float32), largest, fmt), fmt)
+    return from_amax(INPUT_SCALE_METHODS[method](known.rows.to(torch.float32), largest, fmt), fmt)
 
 
 def _absmax(rows: Tensor, largest: Tensor, fmt: Format) -> Tensor:
@@ -50,7 +50,7 @@ def _least_error(rows: Tensor, largest: Tensor, fmt: Format) -> Tensor:
     return largest * min(CANDIDATES, key=error)
 
 
-METHODS: Mapping[str, Callable[[Tensor, Tensor, Format], Tensor]] = {
+INPUT_SCALE_METHODS: Mapping[str, Callable[[Tensor, Tensor, Format], Tensor]] = {
     "absmax": _absmax,
     "percentile": _percentile,
     "mse": _least_error,

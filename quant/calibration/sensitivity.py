@@ -1,6 +1,6 @@
-"""By how much what a model makes changes for a change of one layer's outputs: the layers are disturbed one by one.
+"""By how much what a model makes changes for a change of one layer's outputs: the layers are perturbed one by one.
 
-A layer is disturbed as quantizing would: its inputs are rounded, row by row in the rotated basis, and its weight is off
+A layer is perturbed as quantizing would: its inputs are rounded, row by row in the rotated basis, and its weight is off
 by the same amount wherever it is used. Noise drawn anew for every value would tell less: equal inputs are rounded
 alike, so that errors add up over tokens and steps, and guidance takes away what they do with and without the prompt
 alike. On the shipped model, the rank of the layers by the cost so found has a correlation of 0.92 (4 steps) to 0.97
@@ -36,7 +36,7 @@ the ranks for int8_convrot are worse (0.90 to 0.93) and those for float8_e4m3fn 
 TINY = torch.finfo(torch.float32).tiny
 
 
-class Disturbance:
+class Perturbation:
     """Changes the outputs of one `torch.nn.Linear`, named ``layer``, and measures the change."""
 
     def __init__(self, layer: str) -> None:
@@ -90,18 +90,18 @@ def _to_levels(rows: Tensor) -> Tensor:
     return (rows / step).round().mul_(step)
 
 
-Run = Callable[[Disturbance | None], Tensor]
-"""Runs the model from the same start every time, disturbed or not; gives what it makes."""
+Run = Callable[[Perturbation | None], Tensor]
+"""Runs the model from the same start every time, perturbed or not; gives what it makes."""
 
 
 def probe(layers: Sequence[str], run: Run) -> dict[str, float]:
-    """`InputStatistics.sensitivity` of each of ``layers``, from a run for each, and one more that is not disturbed.
+    """`InputStatistics.sensitivity` of each of ``layers``, from a run for each, and one more that is not perturbed.
 
-    Layers that did not run, or whose disturbance left values that are not finite, are left out.
+    Layers that did not run, or whose perturbation left values that are not finite, are left out.
     """
     wanted, found = run(None).float(), dict[str, float]()
-    for disturbance in map(Disturbance, layers):
-        change = float((run(disturbance).float() - wanted).square().mean())
-        if disturbance.size > 0 and math.isfinite(change / disturbance.size):
-            found[disturbance.layer] = change / disturbance.size
+    for perturbation in map(Perturbation, layers):
+        change = float((run(perturbation).float() - wanted).square().mean())
+        if perturbation.size > 0 and math.isfinite(change / perturbation.size):
+            found[perturbation.layer] = change / perturbation.size
     return found

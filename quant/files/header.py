@@ -19,7 +19,7 @@ from .source_file import SourceFile
 from .strict_json import is_text, parse_object, quoted
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own cap
-METADATA_KEY: Final = "__metadata__"
+METADATA_FIELD: Final = "__metadata__"
 _MAX_BYTES: Final = 2**63 - 1
 _MAX_RANK: Final = 64
 
@@ -101,7 +101,7 @@ def parse_header(source: SourceFile) -> Header:
     path = source.path
     data_start = _find_data(source)
     entries = parse_object(bytes(source.read(8, data_start - 8)), path, "the header")
-    metadata = _checked_metadata(entries.pop(METADATA_KEY, {}), path)
+    metadata = _checked_metadata(entries.pop(METADATA_FIELD, {}), path)
     infos = [_parse_entry(name, entry, path) for name, entry in entries.items()]
     infos.sort(key=lambda info: (info.start, info.end))
     _check_extents(infos, source.size - data_start, path)
@@ -139,7 +139,7 @@ def _find_data(source: SourceFile) -> int:
 
 def _checked_metadata(value: Any, path: Path) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: the header's {METADATA_KEY} is not a JSON object.")
+        raise CheckpointError(f"{path}: the header's {METADATA_FIELD} is not a JSON object.")
     for key, text in value.items():
         if not is_text(text):
             raise CheckpointError(f"{path}: the metadata field {quoted(key)} is not text.")

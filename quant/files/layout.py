@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
-from .header import DTYPES, MAX_HEADER_BYTES, METADATA_KEY, TensorInfo, byte_count
+from .header import DTYPES, MAX_HEADER_BYTES, METADATA_FIELD, TensorInfo, byte_count
 from .strict_json import is_text, quoted
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -39,7 +39,7 @@ def encode_header(infos: Iterable[TensorInfo], metadata: Mapping[str, str], path
     entries: dict[str, object] = {}
     if metadata:
         _check_metadata(metadata, path)
-        entries[METADATA_KEY] = dict(sorted(metadata.items()))
+        entries[METADATA_FIELD] = dict(sorted(metadata.items()))
     for info in infos:
         offsets = [info.start, info.end]
         entries[info.name] = {"dtype": _NAMES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
@@ -61,7 +61,7 @@ def _padded(text: bytes, length: int, path: Path) -> bytes:
 
 
 def _checked_size(name: str, dtype: torch.dtype, shape: tuple[int, ...], path: Path) -> int:
-    if not is_text(name) or name == METADATA_KEY:
+    if not is_text(name) or name == METADATA_FIELD:
         raise CheckpointError(f"{path} cannot be written: {quoted(name)} is not a possible tensor name.")
     if dtype not in _NAMES:
         raise CheckpointError(f"{path} cannot be written: tensor {quoted(name)} has {dtype}, which has no name there.")

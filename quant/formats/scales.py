@@ -57,4 +57,4 @@ def least_error(weight: Tensor, fmt: Format) -> Tensor:
     return best
 
 
-METHODS: Mapping[str, Callable[[Tensor, Format], Tensor]] = {"absmax": absmax, "mse": least_error}
+SCALE_METHODS: Mapping[str, Callable[[Tensor, Format], Tensor]] = {"absmax": absmax, "mse": least_error}

@@ -59,14 +59,14 @@ class Format:
         return 8 * self.grid.dtype.itemsize
 
     @property
-    def looked_up(self) -> bool:
+    def supports_lookup(self) -> bool:
         """Whether ComfyUI's embeddings can take single rows out of it; what shares scales in blocks they cannot."""
         return not isinstance(self.granularity, PerBlock)
 
     def takes(self, shape: Shape, lookup: bool = False) -> bool:
         """Whether a weight of this shape, an embedding's if ``lookup``, can be stored and run in this format."""
         divides = all(size % step == 0 for size, step in zip(shape, self.multiple, strict=True))
-        return divides and (self.looked_up or not lookup)
+        return divides and (self.supports_lookup or not lookup)
 
     def padded_shape(self, shape: Shape) -> Shape:
         rows, columns = (-(-size // step) * step for size, step in zip(shape, self.padded, strict=True))

@@ -15,7 +15,7 @@ from ..rounding import round_calibrated, round_nearest, round_svd
 from .acceptance import keep_better
 from .activations import Inputs
 from .operands import float_blocks, float_weight, known_inputs
-from .output_error import Judge
+from .output_error import Validator
 from .task import QuantizedLayer, Task
 
 Method = Callable[[Task], QuantizedLayer]
@@ -25,12 +25,12 @@ UNKNOWN = "no inputs were recorded"
 
 def nearest(task: Task) -> QuantizedLayer:
     """Each weight on its own, in blocks: a layer costs little memory beside itself."""
-    fmt, method = task.format, scales.METHODS[task.recipe.scale]
+    fmt, method = task.format, scales.SCALE_METHODS[task.recipe.scale]
     shared = _tensor_scale(task) if isinstance(fmt.granularity, PerTensor) else None
     codes = torch.empty(task.padded_shape, dtype=fmt.grid.dtype, device=task.weight.device)
     found, start, square_error, square = [], 0, 0.0, 0.0
     for block in float_blocks(task):
-        task.tick()
+        task.check_cancelled()
         scale = method(block, fmt) if shared is None else shared
         code = round_nearest(block, scale, fmt)
         square_error += float(fmt.dequantize(code, scale).sub_(block).square_().sum())
@@ -43,32 +43,32 @@ def nearest(task: Task) -> QuantizedLayer:
     inputs = known_inputs(task)
     if inputs is None:
         return result
-    error = _judge(task, float_weight(task), inputs).error(fmt.dequantize(codes, scale))
+    error = _validator(task, float_weight(task), inputs).error(fmt.dequantize(codes, scale))
     return replace(result, output=error, output_nearest=error)
 
 
 def svd(task: Task) -> QuantizedLayer:
     """Against the leading directions of the weight, or of its inputs."""
     weight, inputs, fmt, settings = float_weight(task), known_inputs(task), task.format, task.recipe.svd
-    scale = scales.METHODS[task.recipe.scale](weight, fmt)
+    scale = scales.SCALE_METHODS[task.recipe.scale](weight, fmt)
     wanted = settings.metric == "inputs"
     learned = inputs.split(task.recipe.calibrated.held_out)[1].rows if wanted and inputs is not None else None
-    found = round_svd(weight, scale, fmt, settings, task.tick, seed=task.seed, inputs=learned)
+    found = round_svd(weight, scale, fmt, settings, task.check_cancelled, seed=task.seed, inputs=learned)
     result = QuantizedLayer(
         found.codes,
         scale,
         _weight_error(found.codes, scale, weight, fmt),
         projected=found.error,
         projected_nearest=found.nearest_error,
-        given_back=found.given_back,
+        fell_back=found.fell_back,
         notes=(f"the weight's own directions counted: {UNKNOWN}",) if wanted and learned is None else (),
     )
     if inputs is None:
         return result
-    judge, plain = _judge(task, weight, inputs), round_nearest(weight, scale, fmt)
+    validator, plain = _validator(task, weight, inputs), round_nearest(weight, scale, fmt)
     if learned is not None:
-        return _kept(result, weight, fmt, judge, plain)
-    output, before = (judge.error(fmt.dequantize(codes, scale)) for codes in (found.codes, plain))
+        return _kept(result, weight, fmt, validator, plain)
+    output, before = (validator.error(fmt.dequantize(codes, scale)) for codes in (found.codes, plain))
     return replace(result, output=output, output_nearest=before)
 
 
@@ -78,45 +78,45 @@ def calibrated(task: Task) -> QuantizedLayer:
     if inputs is None:
         return replace(nearest(task), notes=(f"rounded to nearest: {UNKNOWN}",))
     weight, fmt, settings = float_weight(task), task.format, task.recipe.calibrated
-    scale = scales.METHODS[task.recipe.scale](weight, fmt)
+    scale = scales.SCALE_METHODS[task.recipe.scale](weight, fmt)
     learned = inputs.split(settings.held_out)[1]
-    codes = round_calibrated(weight, scale, fmt, learned.rows, settings, task.tick)
+    codes = round_calibrated(weight, scale, fmt, learned.rows, settings, task.check_cancelled)
     result = QuantizedLayer(codes, scale, error=0.0)
-    return _kept(result, weight, fmt, _judge(task, weight, inputs), round_nearest(weight, scale, fmt))
+    return _kept(result, weight, fmt, _validator(task, weight, inputs), round_nearest(weight, scale, fmt))
 
 
-METHODS: Mapping[str, Method] = {"nearest": nearest, "svd": svd, "calibrated": calibrated}
+ROUNDING_METHODS: Mapping[str, Method] = {"nearest": nearest, "svd": svd, "calibrated": calibrated}
 
 
 def best_scale(task: Task, method: Method) -> QuantizedLayer:
     """The result of ``method`` with the way of finding scales that leaves the least error of the output as run; where
     no inputs are known, of the weight.
     """
-    tried = {name: method(replace(task, recipe=replace(task.recipe, scale=name))) for name in scales.METHODS}
+    tried = {name: method(replace(task, recipe=replace(task.recipe, scale=name))) for name in scales.SCALE_METHODS}
     name = min(tried, key=lambda name: _cost(tried[name]))
     return replace(tried[name], notes=(*tried[name].notes, f"scale: {name}"))
 
 
 def _cost(result: QuantizedLayer) -> float:
-    return result.error if result.output is None else result.output.as_run
+    return result.error if result.output is None else result.output.w8a8
 
 
-def _judge(task: Task, weight: Tensor, inputs: Inputs) -> Judge:
+def _validator(task: Task, weight: Tensor, inputs: Inputs) -> Validator:
     """By the inputs that nothing is learned from."""
-    return Judge(weight, inputs.split(task.recipe.calibrated.held_out)[0])
+    return Validator(weight, inputs.split(task.recipe.calibrated.held_out)[0])
 
 
-def _kept(result: QuantizedLayer, weight: Tensor, fmt: Format, judge: Judge, plain: Tensor) -> QuantizedLayer:
-    """The result with its codes only where the judge finds them better than the ``plain`` nearest ones."""
-    choice = keep_better(result.codes, plain, result.scale, fmt, judge)
-    back = choice.rows_given_back
+def _kept(result: QuantizedLayer, weight: Tensor, fmt: Format, validator: Validator, plain: Tensor) -> QuantizedLayer:
+    """The result with its codes only where the validator finds them better than the ``plain`` nearest ones."""
+    choice = keep_better(result.codes, plain, result.scale, fmt, validator)
+    back = choice.rows_fell_back
     return replace(
         result,
         codes=choice.codes,
         error=_weight_error(choice.codes, result.scale, weight, fmt),
         output=choice.output,
         output_nearest=choice.nearest,
-        given_back=back == len(weight),
+        fell_back=back == len(weight),
         notes=(*result.notes, f"{back} of {len(weight)} rows kept nearest") if 0 < back < len(weight) else result.notes,
     )
 
@@ -125,7 +125,7 @@ def _tensor_scale(task: Task) -> Tensor:
     if task.recipe.scale == "absmax":
         extremes = [torch.stack(torch.aminmax(block)) for block in float_blocks(task)]
         return scales.from_amax(torch.stack(extremes).abs().amax(), task.format)
-    return scales.METHODS[task.recipe.scale](float_weight(task), task.format)
+    return scales.SCALE_METHODS[task.recipe.scale](float_weight(task), task.format)
 
 
 def _weight_error(codes: Tensor, scale: Tensor, weight: Tensor, fmt: Format) -> float:

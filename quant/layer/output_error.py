@@ -18,17 +18,17 @@ CERTAINTY = 3.0
 class OutputError:
     """Relative errors of a layer's output, ||Y_q - Y|| / ||Y||, and its power, the mean over inputs of ||Y||^2.
 
-    float_inputs: with the inputs as they are (W8A16). as_run: with inputs rounded as the host's 8-bit product has them
+    w8a16: with the inputs as they are (W8A16). w8a8: with inputs rounded as the host's 8-bit product has them
     (W8A8).
     """
 
-    float_inputs: float
-    as_run: float
+    w8a16: float
+    w8a8: float
     power: float
 
 
 @dataclass(frozen=True)
-class Judge:
+class Validator:
     """Held-out inputs of a layer and its float ``weight [N, K]``, in the basis that it is stored in."""
 
     weight: Tensor
@@ -44,11 +44,11 @@ class Judge:
         power = float(wanted.square().sum(dtype=torch.float64))
         run = (self.inputs.fed @ rounded.T).sub_(wanted).square_()
         errors = (float(squares.sum(dtype=torch.float64)) for squares in (self.squares(rounded), run))
-        float_inputs, as_run = (math.sqrt(error / power) if power > 0 else 0.0 for error in errors)
-        return OutputError(float_inputs, as_run, power / len(self.inputs))
+        w8a16, w8a8 = (math.sqrt(error / power) if power > 0 else 0.0 for error in errors)
+        return OutputError(w8a16, w8a8, power / len(self.inputs))
 
 
-def surely_less(squares: Tensor, others: Tensor) -> Tensor:
+def significantly_lower(squares: Tensor, others: Tensor) -> Tensor:
     """For which columns the mean of ``squares [R, N]`` is below that of ``others``, beyond doubt (a paired test),
     ``[N]``.
     """

@@ -10,17 +10,18 @@ import torch
 
 from ..errors import LayerError
 from ..recipe import AUTO
-from .methods import METHODS, best_scale
+from .methods import ROUNDING_METHODS, best_scale
 from .task import QuantizedLayer, Task
 
 
 def quantize_layer(task: Task) -> QuantizedLayer:
     """Quantize a weight as its recipe says; the result lies on the task's device.
 
-    ``tick`` is called often and may raise to stop. Raises LayerError naming the layer for NaN or infinite weights, and
-    where the device's memory does not suffice.
+    Raises:
+        LayerError: the weight holds NaN or infinity, or the device runs out of memory; the text names the layer.
+        Cancelled: from ``task.check_cancelled``, which is called often.
     """
-    method, (rows, columns) = METHODS[task.recipe.rounding], task.weight.shape
+    method, (rows, columns) = ROUNDING_METHODS[task.recipe.rounding], task.weight.shape
     with fitting(task.name, (rows, columns), task.device):
         placed = replace(task, weight=task.weight.to(task.device))
         return best_scale(placed, method) if task.recipe.scale == AUTO else method(placed)

@@ -14,7 +14,7 @@ from ..recipe import Recipe
 from ..seeds import layer_seed
 from .output_error import OutputError
 
-Tick = Callable[[], None]
+CheckCancelled = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class QuantizedLayer:
 
     projected and projected_nearest: the relative error on the leading singular directions, where `svd` rounded, and
     what nearest leaves there. output and output_nearest: the error of the output on inputs that nothing was learned
-    from, where inputs are known, and nearest's. given_back: the method was not better than nearest anywhere, so nearest
+    from, where inputs are known, and nearest's. fell_back: the method was not better than nearest anywhere, so nearest
     it is.
     """
 
@@ -34,7 +34,7 @@ class QuantizedLayer:
     projected_nearest: float | None = None
     output: OutputError | None = None
     output_nearest: OutputError | None = None
-    given_back: bool = False
+    fell_back: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -49,7 +49,7 @@ class Task:
     recipe: Recipe
     inputs: InputStatistics = NOTHING_KNOWN
     device: torch.device | str = "cpu"
-    tick: Tick = lambda: None
+    check_cancelled: CheckCancelled = lambda: None
 
     @property
     def padded_shape(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from .plan import LayerPlan, with_format
 
 
 @dataclass(frozen=True)
-class Measured:
+class Candidate:
     """A layer's plan and what it costs. error: relative, of the output as run, or of the weight where no inputs are
     known. importance: what its square counts beside that of other layers.
     """
@@ -39,7 +39,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Gauge:
+class Evaluator:
     """Measures layers as the ``recipe`` would round them, on ``device``.
 
     by_sensitivity: an output's error counts as much as it was seen to change the model's output. Otherwise its relative
@@ -50,28 +50,30 @@ class Gauge:
 
     recipe: Recipe
     device: str
-    tick: Callable[[], None]
+    check_cancelled: Callable[[], None]
     by_sensitivity: bool = False
 
     def weighs(self, known: InputStatistics) -> bool:
         """Whether enough is known of a layer to compare its outputs' error with that of others."""
         return known.rows is not None and (known.sensitivity is not None or not self.by_sensitivity)
 
-    def measure(self, layer: LayerPlan, weight: Tensor, known: InputStatistics) -> Measured:
+    def measure(self, layer: LayerPlan, weight: Tensor, known: InputStatistics) -> Candidate:
         """Quantize ``weight`` as planned."""
-        self.tick()
-        task = Task(layer.name, weight, layer.format, layer.group, self.recipe, known, self.device, self.tick)
+        self.check_cancelled()
+        task = Task(
+            layer.name, weight, layer.format, layer.group, self.recipe, known, self.device, self.check_cancelled
+        )
         result = quantize_layer(task)
         if result.output is None:
-            return Measured(layer, result.error, 1.0)
-        return Measured(layer, result.output.as_run, self._importance(result.output, known))
+            return Candidate(layer, result.error, 1.0)
+        return Candidate(layer, result.output.w8a8, self._importance(result.output, known))
 
     def _importance(self, output: OutputError, known: InputStatistics) -> float:
         if self.by_sensitivity and known.sensitivity is not None:
             return output.power * known.sensitivity
         return math.sqrt(output.power)
 
-    def best(self, layers: Iterable[LayerPlan], weight: Tensor, known: InputStatistics) -> Measured:
+    def best(self, layers: Iterable[LayerPlan], weight: Tensor, known: InputStatistics) -> Candidate:
         """The plan that costs least; the first of equals."""
         return min((self.measure(layer, weight, known) for layer in layers), key=lambda found: found.cost)
 

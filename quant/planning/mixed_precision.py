@@ -15,10 +15,10 @@ from ..errors import RecipeError
 from ..files.sources import Source
 from ..files.tensors import WEIGHT
 from ..recipe import AUTO, Recipe
-from .candidates import Gauge, Measured, in_formats, rotated
+from .candidates import Candidate, Evaluator, in_formats, rotated
 from .knapsack import Knapsack, Option
-from .plan import Kept, LayerPlan, Plan, kept_like, layer_like
-from .size_curve import Budget, Precision
+from .plan import KeptTensor, LayerPlan, Plan, kept_like, layer_like
+from .size_curve import Budget, SizeCurve
 
 Known = Callable[[str], InputStatistics]
 
@@ -31,10 +31,10 @@ class Settling:
     source: Source
     recipe: Recipe
     known: Known
-    gauge: Gauge
+    evaluator: Evaluator
 
-    def settle(self) -> Precision | None:
-        """Change the plan as the recipe asks; gives what `Precision` holds where the recipe's format is auto.
+    def settle(self) -> SizeCurve | None:
+        """Change the plan as the recipe asks; gives what `SizeCurve` holds where the recipe's format is auto.
 
         Raises RecipeError for a target that no choice meets.
         """
@@ -50,14 +50,14 @@ class Settling:
         for key, layer in list(self.plan.layers.items()):
             variants = rotated(layer, self.recipe)
             if len(variants) > 1:
-                best = self.gauge.best(variants, self.source.read(key), self.known(layer.name))
+                best = self.evaluator.best(variants, self.source.read(key), self.known(layer.name))
                 self.plan.layers[key] = _noted(best.plan, f"rotation chosen: {best.text}")
 
     def _upgrade(self, limit: float) -> None:
         """A layer stays in its format if that leaves a relative weight error of at most ``limit``; else it takes the
         upgrade format if that does; else it is kept.
         """
-        fast = replace(self.gauge, recipe=Recipe(scale=self.recipe.scale))
+        fast = replace(self.evaluator, recipe=Recipe(scale=self.recipe.scale))
         note = "upgraded: {} exceeds a weight error of {}"
         for key, layer in list(self.plan.layers.items()):
             upgraded = in_formats(layer, [self.recipe.upgrade or layer.format.name], self.recipe)
@@ -74,7 +74,7 @@ class Settling:
                 reason = f"no format stays under a weight error of {limit}: {', '.join(errors)}"
                 self.plan.kept[key] = kept_like(self.plan.layers.pop(key), self.recipe, reason)
 
-    def _choose_all(self) -> Precision:
+    def _choose_all(self) -> SizeCurve:
         candidates = dict(self._candidates())
         if not candidates:
             raise RecipeError("No layer has a choice of formats; loosen exclude and overrides, or name a format.")
@@ -87,7 +87,7 @@ class Settling:
         self.plan.sort(self.source.tensors)
         chosen = budget.point(budget.knapsack.total(choice))
         by_outputs = any(self.known(way.found[0].plan.name).rows is not None for way in candidates.values())
-        return Precision(budget.curve(), chosen, by_outputs)
+        return SizeCurve(budget.curve(), chosen, by_outputs)
 
     def _budget(self, candidates: Mapping[str, _Ways]) -> Budget:
         knapsack = Knapsack([ways.options for ways in candidates.values()])
@@ -108,7 +108,7 @@ class Settling:
                 continue
             weight, known = self.source.read(key), self.known(layer.name)
             plans = in_formats(layer, self.recipe.formats, self.recipe)
-            found = [self.gauge.best(rotated(plan, self.recipe), weight, known) for plan in plans]
+            found = [self.evaluator.best(rotated(plan, self.recipe), weight, known) for plan in plans]
             if found:
                 yield key, _Ways(found, kept_like(layer, self.recipe, "") if targeted else None)
 
@@ -116,7 +116,7 @@ class Settling:
         kept = self.plan.kept.get(key)
         if kept is None:
             return self.plan.layers.get(key)
-        opened = kept.open and self.recipe.has_target and self.gauge.weighs(self.known(key.removesuffix(WEIGHT)))
+        opened = kept.open and self.recipe.has_target and self.evaluator.weighs(self.known(key.removesuffix(WEIGHT)))
         return layer_like(kept, self.recipe) if opened else None
 
     def _place(self, key: str, ways: _Ways, index: int) -> None:
@@ -132,8 +132,8 @@ class Settling:
 class _Ways:
     """A layer in every format that it may take, measured, and how it would be kept, if it may."""
 
-    found: list[Measured]
-    kept: Kept | None
+    found: list[Candidate]
+    kept: KeptTensor | None
 
     @property
     def options(self) -> list[Option]:

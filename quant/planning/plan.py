@@ -18,7 +18,7 @@ from ..formats.rotation import GROUP_SIZES, largest_group
 from ..recipe import OFF, SOURCE, Recipe
 from . import heuristics
 from .profiles import Recognition, match, recognise
-from .size_curve import Precision
+from .size_curve import SizeCurve
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptTensor:
     """A tensor that stays in floating point (or is no float at all), in ``dtype``, and why.
 
     open: it could be quantized, so that a measurement may decide otherwise.
@@ -94,9 +94,9 @@ class Plan:
     prefix: str
     certain: bool
     layers: dict[str, LayerPlan] = field(default_factory=dict)
-    kept: dict[str, Kept] = field(default_factory=dict)
+    kept: dict[str, KeptTensor] = field(default_factory=dict)
     removed: dict[str, str] = field(default_factory=dict)
-    precision: Precision | None = None
+    precision: SizeCurve | None = None
 
     @property
     def layout(self) -> Layout:
@@ -148,15 +148,15 @@ def with_format(layer: LayerPlan, fmt: Format, recipe: Recipe) -> LayerPlan:
     return _plan_layer(layer.name, layer.source, choice, recipe, measured=layer.measured)
 
 
-def layer_like(kept: Kept, recipe: Recipe) -> LayerPlan:
+def layer_like(kept: KeptTensor, recipe: Recipe) -> LayerPlan:
     """A layer that is kept, as if it were to be quantized; its inputs are measured."""
     choice = _Choice(_first_format(recipe), f"a measurement decides, not: {kept.reason}")
     return _plan_layer(kept.name.removesuffix(WEIGHT), kept.source, choice, recipe, measured=True)
 
 
-def kept_like(layer: LayerPlan, recipe: Recipe, reason: str) -> Kept:
+def kept_like(layer: LayerPlan, recipe: Recipe, reason: str) -> KeptTensor:
     """A planned layer as it stays in floating point."""
-    return Kept(layer.name + WEIGHT, layer.source, _kept_dtype(layer.source, recipe.keep_dtype), reason)
+    return KeptTensor(layer.name + WEIGHT, layer.source, _kept_dtype(layer.source, recipe.keep_dtype), reason)
 
 
 def _place(
@@ -170,9 +170,9 @@ def _place(
     outcome = _layer_format(name, spec, found, recipe) if inside else _Left("outside the recognised model")
     if isinstance(outcome, _Left):
         dtype = _kept_dtype(spec, recipe.keep_dtype)
-        plan.kept[name] = Kept(name, spec, dtype, outcome.reason, outcome.origin, outcome.open)
+        plan.kept[name] = KeptTensor(name, spec, dtype, outcome.reason, outcome.origin, outcome.open)
     elif isinstance(outcome, torch.dtype):
-        plan.kept[name] = Kept(name, spec, outcome, "an override asks for this dtype", "recipe")
+        plan.kept[name] = KeptTensor(name, spec, outcome, "an override asks for this dtype", "recipe")
     else:
         layer = name.removesuffix(WEIGHT)
         known = bool({layer, layer.removeprefix(found.prefix)} & measured)
@@ -192,7 +192,7 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Left:
-    """Why a tensor is left; open: as in `Kept`."""
+    """Why a tensor is left; open: as in `KeptTensor`."""
 
     reason: str
     origin: str = ""
@@ -215,15 +215,15 @@ def _layer_format(name: str, spec: TensorSpec, found: Recognition, recipe: Recip
     wanted = next((fmt for pattern, fmt in recipe.overrides if re.search(pattern, layer)), None)
     if wanted is not None and wanted in FLOATS:
         return FLOATS[wanted]
-    if decision.action == "keep" and (wanted is None or decision.firm):
-        return _Left(decision.reason, decision.source, open=not decision.firm)
+    if decision.action == "keep" and (wanted is None or decision.required):
+        return _Left(decision.reason, decision.source, open=not decision.required)
     shape = (spec.shape[0], spec.shape[1])
     leave = heuristics.reason_to_leave(shape) if recipe.heuristics and wanted is None else None
     if leave is not None:
         return _Left(leave, "heuristics")
     reason = decision.reason if wanted is None else "an override asks for this format"
     fmt = FORMATS[wanted] if wanted else _first_format(recipe)
-    outcome = _fitting(fmt, shape, recipe, reason, found.profile.looks_up(bare))
+    outcome = _fitting(fmt, shape, recipe, reason, found.profile.is_lookup_table(bare))
     return replace(outcome, fixed=wanted is not None) if isinstance(outcome, _Choice) else outcome
 
 
@@ -234,7 +234,7 @@ def _fitting(fmt: Format, shape: Shape, recipe: Recipe, reason: str, lookup: boo
     if fmt.takes(shape, lookup):
         return _Choice(fmt, reason, lookup=lookup)
     why = f"{shape[0]} x {shape[1]} does not divide by {fmt.multiple[0]} x {fmt.multiple[1]}, as {fmt.name} needs"
-    if lookup and not fmt.looked_up:
+    if lookup and not fmt.supports_lookup:
         why = f"ComfyUI does not look embeddings up in {fmt.name}"
     if recipe.fallback in FLOATS:
         return FLOATS[recipe.fallback]

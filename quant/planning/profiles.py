@@ -35,8 +35,8 @@ DIFFUSION_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 class Rule:
     """``pattern`` is searched (``re.search``) in the layer's name: prefix stripped, without the trailing ``.weight``.
 
-    A "remove" rule drops tensors, so it is searched in the whole key without the prefix. ``firm`` marks what the user's
-    overrides must not change, because the host would load the layer wrongly.
+    A "remove" rule drops tensors, so it is searched in the whole key without the prefix. ``required``: ComfyUI cannot
+    load the file otherwise, so that overrides do not apply.
     """
 
     pattern: str
@@ -44,7 +44,7 @@ class Rule:
     reason: str
     source: str
     kind: str = ""
-    firm: bool = False
+    required: bool = False
     only: tuple[str, ...] = ()
 
     def matches(self, name: str) -> bool:
@@ -53,12 +53,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one layer; ``source`` says who found the reason. firm: the user's overrides do not change it."""
+    """What happens to one layer; ``source`` says who found the reason. required: overrides do not apply."""
 
     action: Action
     reason: str
     source: str
-    firm: bool = False
+    required: bool = False
 
 
 DEFAULT = Decision("quantize", "a linear layer that no rule keeps", "default")
@@ -107,10 +107,10 @@ class Profile:
         """
         for rule in self.rules:
             if not (embeddings and rule.kind == "embedding") and rule.matches(layer):
-                return Decision(rule.action, rule.reason, rule.source, rule.firm)
+                return Decision(rule.action, rule.reason, rule.source, rule.required)
         return DEFAULT
 
-    def looks_up(self, layer: str) -> bool:
+    def is_lookup_table(self, layer: str) -> bool:
         """Whether a layer is an embedding, of which ComfyUI takes single rows."""
         return any(rule.kind == "embedding" and rule.matches(layer) for rule in self.rules)
 
@@ -224,8 +224,8 @@ def match(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Recognition:
     found = recognise(shapes)
     if name == GENERIC:
         # What the host could not load otherwise holds whatever rules the user prefers.
-        firm = tuple(rule for rule in found.profile.rules if rule.firm)
-        return Recognition(replace(profile, rules=firm + profile.rules), found.prefix)
+        required = tuple(rule for rule in found.profile.rules if rule.required)
+        return Recognition(replace(profile, rules=required + profile.rules), found.prefix)
     prefix = profile.locate(shapes)
     if prefix is not None:
         return Recognition(profile, prefix)

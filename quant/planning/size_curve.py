@@ -20,7 +20,7 @@ GIGABYTE = 10**9
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """nbytes: of all tensors of the output. error: relative, root mean square over layers as each counts."""
 
     nbytes: int
@@ -28,20 +28,20 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Precision:
+class SizeCurve:
     """curve: the best choices from the smallest to the largest size. chosen: where this output lies.
 
     by_outputs: errors are of outputs on recorded inputs as run; else of weights.
     """
 
-    curve: tuple[Point, ...]
-    chosen: Point
+    curve: tuple[CurvePoint, ...]
+    chosen: CurvePoint
     by_outputs: bool
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Precision:
-        curve = tuple(Point(**point) for point in data["curve"])
-        return cls(curve, Point(**data["chosen"]), data["by_outputs"])
+    def from_dict(cls, data: dict[str, Any]) -> SizeCurve:
+        curve = tuple(CurvePoint(**point) for point in data["curve"])
+        return cls(curve, CurvePoint(**data["chosen"]), data["by_outputs"])
 
     def lines(self) -> list[str]:
         """The curve as a small table, with the chosen point in it."""
@@ -75,12 +75,12 @@ class Budget:
             return self.knapsack.cheapest
         return self._within_size(*wanted[0])
 
-    def point(self, total: Option) -> Point:
-        return Point(
+    def point(self, total: Option) -> CurvePoint:
+        return CurvePoint(
             self.others + total.nbytes, math.sqrt(total.cost / self.importance) if self.importance > 0 else 0.0
         )
 
-    def curve(self) -> tuple[Point, ...]:
+    def curve(self) -> tuple[CurvePoint, ...]:
         return tuple(map(self.point, self.knapsack.curve(CURVE_POINTS)))
 
     def _within_size(self, name: str, value: float, nbytes: int) -> Choice:

@@ -15,7 +15,7 @@ from ..files.dequantized import LEGACY_MARK, quantized_layers
 from ..files.tensors import WEIGHT
 from ..formats import FORMATS, marker, pack_note
 from ..planning.profiles import recognise
-from .provenance import METADATA_KEY
+from .provenance import PROVENANCE_KEY
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _layer_entry(checkpoint: Checkpoint, layer: str, fields: marker.Marker) -> E
 
 def _made(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     try:
-        made = json.loads(metadata.get(METADATA_KEY, "null"))
+        made = json.loads(metadata.get(PROVENANCE_KEY, "null"))
     except (ValueError, RecursionError):
         return None
     return made if isinstance(made, dict) else None

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-METADATA_KEY = "calibrated_rounding"
+PROVENANCE_KEY = "calibrated_rounding"

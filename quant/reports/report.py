@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..planning.size_curve import Precision
+from ..planning.size_curve import SizeCurve
 from ..text import dimensions, left_lines, megabytes, table
 
 PAIRS = (
@@ -43,7 +43,7 @@ class LayerReport:
     output_nearest: float | None
     run_error: float | None
     run_nearest: float | None
-    given_back: bool
+    fell_back: bool
     seconds: float
     reason: str
     notes: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class Report:
     removed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    precision: Precision | None = None
+    precision: SizeCurve | None = None
 
     @property
     def bytes_before(self) -> int:
@@ -96,8 +96,8 @@ class Report:
         return math.sqrt(sum(value**2 for value in values) / len(values)) if values else None
 
     @property
-    def given_back(self) -> int:
-        return sum(layer.given_back for layer in self.layers)
+    def fell_back(self) -> int:
+        return sum(layer.fell_back for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         totals = {
@@ -105,7 +105,7 @@ class Report:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "mean_error": self.mean_error,
-            "given_back": self.given_back,
+            "fell_back": self.fell_back,
             **{figure: self.mean(figure) for _, *pair in PAIRS for figure in pair},
         }
         return asdict(self) | {"totals": totals}
@@ -120,7 +120,7 @@ class Report:
             LayerReport(**{**row, "shape": tuple(row["shape"]), "notes": tuple(row["notes"])}) for row in data["layers"]
         ]
         values["kept"] = [KeptReport(**{**row, "shape": tuple(row["shape"])}) for row in data["kept"]]
-        values["precision"] = Precision.from_dict(data["precision"]) if data.get("precision") else None
+        values["precision"] = SizeCurve.from_dict(data["precision"]) if data.get("precision") else None
         return cls(**values)
 
     def table(self) -> str:
@@ -144,7 +144,7 @@ class Report:
         error, before = self.mean("run_error"), self.mean("run_nearest")
         if error is not None and before is not None:
             text += f", output error as run {error:.4f} (nearest {before:.4f})"
-        return text + (f", {self.given_back} given back as nearest" if self.given_back else "")
+        return text + (f", {self.fell_back} given back as nearest" if self.fell_back else "")
 
 
 def decibels(error: float) -> float | None:
@@ -155,7 +155,7 @@ def decibels(error: float) -> float | None:
 def _layer_row(layer: LayerReport, pairs: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
     noise = "-" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}"
     errors = [getattr(layer, figure) for _, *pair in pairs for figure in pair]
-    notes = [*layer.notes, *(["given back as nearest"] if layer.given_back else [])]
+    notes = [*layer.notes, *(["given back as nearest"] if layer.fell_back else [])]
     return (
         layer.name,
         dimensions(layer.shape),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..formats import Format
 from ..recipe import CalibratedSettings
-from .ldlq import round_feedback
+from .ldlq import round_ldlq
 
 SMALLEST_DAMPING = 1e-3
 """Of a sample that is found certain; below this, float32 hardly tells a wide layer's metric from a singular one."""
@@ -28,14 +28,14 @@ def round_calibrated(
     fmt: Format,
     inputs: Tensor,
     settings: CalibratedSettings,
-    tick: Callable[[], None] = lambda: None,
+    check_cancelled: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Codes ``[N, K]`` for float32 ``weight [N, K]`` given float32 ``inputs [R, K]`` in the basis that it is stored in.
 
-    ``tick`` is called often and may raise to stop.
+    ``check_cancelled`` is called often and may raise to stop.
     """
     metric = second_moment(inputs, settings.damping)
-    return round_feedback(weight, scale, fmt, metric, tick, passes=settings.passes, least_gain=LEAST_GAIN)
+    return round_ldlq(weight, scale, fmt, metric, check_cancelled, passes=settings.passes, least_gain=LEAST_GAIN)
 
 
 def second_moment(inputs: Tensor, damping: float | None = None) -> Tensor:

@@ -27,7 +27,7 @@ FIRST_DAMPING = 1e-6
 DAMPINGS = 7
 """What a singular metric's diagonal is raised by first, relative to its mean, and how often ten times more is tried."""
 
-Tick = Callable[[], None]
+CheckCancelled = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Problem:
         return self.grid.below(around), self.grid.above(around)
 
 
-def round_feedback(
+def round_ldlq(
     weight: Tensor,
     scale: Tensor,
     fmt: Format,
     metric: Tensor,
-    tick: Tick,
+    check_cancelled: CheckCancelled,
     *,
     adjacent: bool = False,
     passes: int = 0,
@@ -71,8 +71,8 @@ def round_feedback(
 
     ``metric`` is H, float32 ``[K, K]``, symmetric positive definite. With ``adjacent`` no code moves by more than one
     step from nearest. Up to ``passes`` of coordinate descent follow, each of which can only lower the cost; the last is
-    the one that lowers it by less than ``least_gain`` of what it was. ``tick`` is called once a block. A metric that is
-    singular in float32 is damped until it is not. Raises torch.linalg.LinAlgError for one that holds NaN, and
+    the one that lowers it by less than ``least_gain`` of what it was. ``check_cancelled`` is called once a block. A
+    metric that is singular in float32 is damped until it is not. Raises torch.linalg.LinAlgError for one that holds NaN, and
     RecipeError if the kernel backend that was chosen cannot run.
     """
     # What matters most is rounded first, that is last in this order, while all the others can still make up for it.
@@ -82,9 +82,9 @@ def round_feedback(
     wide = _scale_by_input(scale, fmt, weight, order)
     problem = Problem(_by_input(weight, order), wide, metric, fmt.grid, adjacent)
     with kernels.user_errors():
-        errors = _feed_back(problem, tick)
+        errors = _feed_back(problem, check_cancelled)
         for _ in range(passes):
-            if _descend(problem, errors, tick) < least_gain:
+            if _descend(problem, errors, check_cancelled) < least_gain:
                 break
     codes = fmt.grid.encode(errors.add_(problem.weight).div_(wide))
     rounded = torch.empty_like(weight, dtype=codes.dtype)
@@ -113,14 +113,14 @@ def _scale_by_input(scale: Tensor, fmt: Format, weight: Tensor, order: Tensor) -
     return wide.T if wide.stride(1) == 0 else _by_input(wide, order)
 
 
-def _feed_back(problem: Problem, tick: Tick) -> Tensor:
+def _feed_back(problem: Problem, check_cancelled: CheckCancelled) -> Tensor:
     """The errors ``[K, N]`` after rounding every input in turn, from the last to the first."""
-    tick()
+    check_cancelled()
     unit = _factor(problem.metric)
     unit.div_(unit.diagonal().clone())
     errors = torch.zeros_like(problem.weight)
     for stop in range(len(unit), 0, -BLOCK):
-        tick()
+        check_cancelled()
         block = slice(max(0, stop - BLOCK), stop)
         targets = problem.weight[block] - unit[stop:, block].T @ errors[stop:]
         inputs = problem.inputs(block, unit[block, block].T.contiguous())
@@ -142,7 +142,7 @@ def _factor(metric: Tensor) -> Tensor:
     return factor
 
 
-def _descend(problem: Problem, errors: Tensor, tick: Tick) -> float:
+def _descend(problem: Problem, errors: Tensor, check_cancelled: CheckCancelled) -> float:
     """One pass of exact coordinate descent over all inputs; changes ``errors [K, N]`` in place.
 
     Gives the share of the cost that it removed, of the cost as each block found it.
@@ -150,7 +150,7 @@ def _descend(problem: Problem, errors: Tensor, tick: Tick) -> float:
     metric = problem.metric
     cost, removed = metric.new_zeros(()), metric.new_zeros(())
     for start in range(0, len(metric), BLOCK):
-        tick()
+        check_cancelled()
         block = slice(start, min(start + BLOCK, len(metric)))
         within, before, slopes = metric[block, block], errors[block].clone(), metric[block] @ errors
         kernels.feedback().descend(problem.inputs(block, within), slopes.clone(), errors[block])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..formats import Format
 from ..recipe import SvdSettings
-from .ldlq import round_feedback
+from .ldlq import round_ldlq
 from .nearest import round_nearest
 from .optimizers import STEPPERS
 
@@ -58,7 +58,7 @@ class SvdResult:
     codes: Tensor
     error: float
     nearest_error: float
-    given_back: bool
+    fell_back: bool
 
 
 def round_svd(
@@ -66,25 +66,25 @@ def round_svd(
     scale: Tensor,
     fmt: Format,
     settings: SvdSettings,
-    tick: Callable[[], None] = lambda: None,
+    check_cancelled: Callable[[], None] = lambda: None,
     *,
     seed: int = 0,
     inputs: Tensor | None = None,
 ) -> SvdResult:
     """Round float32 ``weight [N, K]`` with float32 ``scale`` (as `Format` shapes it) by the `svd` method.
 
-    ``tick`` is called at every iteration and may raise to stop. ``seed`` is that of the randomized SVD. ``inputs``:
-    float32 ``[R, K]`` in the basis that the weight is stored in; given, their directions count and not the weight's.
+    ``check_cancelled`` is called at every iteration and may raise to stop. ``seed`` is that of the randomized SVD.
+    ``inputs``: float32 ``[R, K]`` in the basis that the weight is stored in; given, their directions count and not the weight's.
     """
     objective = project(weight, settings, seed) if inputs is None else project_inputs(weight, inputs, settings, seed)
     nearest = round_nearest(weight, scale, fmt)
     solve = _feedback if settings.optimizer == "feedback" else _descend
-    codes = solve(objective, scale, fmt, settings, tick)
+    codes = solve(objective, scale, fmt, settings, check_cancelled)
     size = max(float(objective.residual(torch.zeros_like(weight)).norm()), torch.finfo(torch.float32).tiny)
     error, nearest_error = (float(objective.residual(fmt.dequantize(c, scale)).norm()) / size for c in (codes, nearest))
     if error < nearest_error:
-        return SvdResult(codes, error, nearest_error, given_back=False)
-    return SvdResult(nearest, nearest_error, nearest_error, given_back=bool((codes.float() != nearest.float()).any()))
+        return SvdResult(codes, error, nearest_error, fell_back=False)
+    return SvdResult(nearest, nearest_error, nearest_error, fell_back=bool((codes.float() != nearest.float()).any()))
 
 
 def project(weight: Tensor, settings: SvdSettings, seed: int = 0) -> Projection:
@@ -116,7 +116,7 @@ def _leading(matrix: Tensor, k: int, full: bool, seed: int) -> tuple[Tensor, Ten
 
 
 def _descend(
-    objective: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, tick: Callable[[], None]
+    objective: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
     weight = objective.weight
     wide = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
@@ -128,7 +128,7 @@ def _descend(
     rounded = fmt.dequantize(round_nearest(weight, scale, fmt), scale)
     best, best_loss, first_loss = rounded, float("inf"), 0.0
     for i in range(settings.iterations + 1):
-        tick()
+        check_cancelled()
         residual = objective.residual(rounded)
         loss = float(residual.norm())
         first_loss = first_loss or loss
@@ -142,8 +142,8 @@ def _descend(
 
 
 def _feedback(
-    objective: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, tick: Callable[[], None]
+    objective: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
     right = objective.right
     metric = right @ right.T + FEEDBACK_DAMPING * torch.eye(right.shape[0], device=right.device)
-    return round_feedback(objective.weight, scale, fmt, metric, tick, adjacent=True)
+    return round_ldlq(objective.weight, scale, fmt, metric, check_cancelled, adjacent=True)

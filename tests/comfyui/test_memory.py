@@ -73,7 +73,7 @@ attempt("calibrating", layer, "forward", 3, calibrate)
 outputs["hooked"] = seen[0] > 0
 calibration = calibrate()
 attempt("nearest", methods, "round_nearest", 3, lambda: quantize(NEAREST, None))
-attempt("calibrated", calibrated, "round_feedback", 3, lambda: quantize(CALIBRATED, calibration))
+attempt("calibrated", calibrated, "round_ldlq", 3, lambda: quantize(CALIBRATED, calibration))
 outputs["then"] = len(quantize(CALIBRATED, calibration).ui["calibrated_rounding"][0]["layers"])
 """
 

@@ -12,7 +12,7 @@ from calibrated_rounding.kernels.feedback import Inputs
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.grids import E4M3, E5M2, INT8, Grid
 from calibrated_rounding.quant.formats.scales import absmax
-from calibrated_rounding.quant.rounding.ldlq import round_feedback
+from calibrated_rounding.quant.rounding.ldlq import round_ldlq
 from torch import Tensor
 
 GRIDS = pytest.mark.parametrize("grid", [INT8, E4M3, E5M2], ids=["int8", "e4m3", "e5m2"])
@@ -162,7 +162,7 @@ def test_whole_layers_cost_what_the_references_do(name: str) -> None:
     costs = []
     for backend in ("triton", "eager"):
         with kernel_backend(backend):
-            codes = round_feedback(weight, scale, fmt, metric, lambda: None, passes=1)
+            codes = round_ldlq(weight, scale, fmt, metric, lambda: None, passes=1)
         error = fmt.dequantize(codes, scale) - weight
         costs.append(float((error @ metric * error).sum()))
     assert costs[0] == pytest.approx(costs[1], rel=0.02)

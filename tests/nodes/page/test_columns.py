@@ -55,7 +55,7 @@ def test_a_thousand_layers_are_a_small_message() -> None:
                 output_nearest=digits[1] / 3,
                 run_error=digits[0] / 5,
                 run_nearest=digits[1] / 5,
-                given_back=False,
+                fell_back=False,
                 seconds=10 * digits[0],
                 reason="a linear layer that no rule keeps",
             )

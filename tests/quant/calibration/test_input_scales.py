@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calibrated_rounding.quant.calibration.input_scales import METHODS, input_scale
+from calibrated_rounding.quant.calibration.input_scales import INPUT_SCALE_METHODS, input_scale
 from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.formats import FORMATS
 
@@ -33,15 +33,15 @@ def test_a_percentile_leaves_one_outlier_out() -> None:
 def test_least_error_is_never_worse_than_absmax(spread: float) -> None:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(256, 64, generator=generator) * torch.rand(64, generator=generator) ** spread
-    found = {name: error(input_scale(name, known(rows), E4M3), rows) for name in METHODS}
+    found = {name: error(input_scale(name, known(rows), E4M3), rows) for name in INPUT_SCALE_METHODS}
     assert found["mse"] <= found["absmax"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INPUT_SCALE_METHODS)
 def test_without_rows_the_absolute_maximum_counts(method: str) -> None:
     assert float(input_scale(method, InputStatistics(absmax=448.0), E4M3)) == 1.0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INPUT_SCALE_METHODS)
 def test_inputs_that_are_all_zero_have_a_scale_that_divides(method: str) -> None:
     assert float(input_scale(method, known(torch.zeros(4, 4)), E4M3)) > 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from calibrated_rounding.quant.calibration.sensitivity import LEVELS, Disturbance, probe, rounded
+from calibrated_rounding.quant.calibration.sensitivity import LEVELS, Perturbation, probe, rounded
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -32,12 +32,12 @@ class Model(nn.Module):
         return made
 
 
-def runner(model: Model, inputs: Tensor) -> Callable[[Disturbance | None], Tensor]:
+def runner(model: Model, inputs: Tensor) -> Callable[[Perturbation | None], Tensor]:
     @torch.no_grad()
-    def run(disturbance: Disturbance | None) -> Tensor:
-        if disturbance is None:
+    def run(perturbation: Perturbation | None) -> Tensor:
+        if perturbation is None:
             return model(inputs)
-        with disturbance.inside(model):
+        with perturbation.inside(model):
             return model(inputs)
 
     return run
@@ -66,7 +66,7 @@ def test_layers_that_do_not_run_or_break_the_result_are_left_out() -> None:
     assert set(probe(["first", "idle"], runner(model, drawn(5, 32)))) == {"first"}
     assert probe(["first"], runner(model, torch.zeros(5, 32))) == {}
     run = runner(model, drawn(5, 32))
-    assert probe(["first"], lambda disturbance: run(disturbance) * (torch.nan if disturbance else 1)) == {}
+    assert probe(["first"], lambda perturbation: run(perturbation) * (torch.nan if perturbation else 1)) == {}
 
 
 def test_the_same_again_gives_the_same() -> None:
@@ -77,8 +77,8 @@ def test_the_same_again_gives_the_same() -> None:
 @pytest.mark.parametrize("rows", [2, 6])
 def test_equal_inputs_are_changed_alike_wherever_they_come(rows: int) -> None:
     model, inputs = Model(), drawn(1, 32).expand(rows, 32)
-    disturbance = Disturbance("beside")
-    with disturbance.inside(model), torch.no_grad():
+    perturbation = Perturbation("beside")
+    with perturbation.inside(model), torch.no_grad():
         made = torch.cat([model(inputs), model(inputs)])
     assert torch.allclose(made, made[:1].expand_as(made), atol=1e-5)
     assert not torch.allclose(made[:rows], model(inputs), atol=1e-4)
@@ -86,28 +86,28 @@ def test_equal_inputs_are_changed_alike_wherever_they_come(rows: int) -> None:
 
 def test_the_size_is_that_of_the_change() -> None:
     layer, inputs = nn.Sequential(nn.Linear(32, 8)), drawn(4, 6, 32)
-    disturbance = Disturbance("0")
-    with disturbance.inside(layer), torch.no_grad():
+    perturbation = Perturbation("0")
+    with perturbation.inside(layer), torch.no_grad():
         change = layer(inputs)
     change = change - layer(inputs)
-    assert disturbance.size == pytest.approx(float(change.detach().square().sum(-1).mean()))
+    assert perturbation.size == pytest.approx(float(change.detach().square().sum(-1).mean()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_kept_and_measured_as_stored(dtype: torch.dtype) -> None:
     layer, inputs = nn.Sequential(nn.Linear(64, 16)).to(dtype), drawn(9, 64).to(dtype)
-    disturbance = Disturbance("0")
-    with disturbance.inside(layer), torch.no_grad():
+    perturbation = Perturbation("0")
+    with perturbation.inside(layer), torch.no_grad():
         made = layer(inputs)
     assert made.dtype == dtype
     change = made.float() - layer(inputs).float()
-    assert disturbance.size == pytest.approx(float(change.detach().square().sum(-1).mean()))
+    assert perturbation.size == pytest.approx(float(change.detach().square().sum(-1).mean()))
 
 
 @pytest.mark.parametrize("raised", [ValueError("broken"), KeyboardInterrupt()])
 def test_no_hook_is_left_after_an_end_before_the_end(raised: BaseException) -> None:
     model = Model()
-    with pytest.raises(type(raised)), Disturbance("first").inside(model):
+    with pytest.raises(type(raised)), Perturbation("first").inside(model):
         assert hooks(model) == 1
         raise raised
     assert hooks(model) == 0
@@ -118,7 +118,7 @@ def test_a_compiled_model_is_disturbed_too() -> None:
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         wanted = compiled(inputs)
-        with Disturbance("first").inside(model):
+        with Perturbation("first").inside(model):
             assert not torch.equal(compiled(inputs), wanted)
         assert torch.equal(compiled(inputs), wanted)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from calibrated_rounding.quant import Recipe, quantize_file
 from calibrated_rounding.quant.calibration.file import Calibration
-from calibrated_rounding.quant.reports.provenance import METADATA_KEY
+from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -24,7 +24,7 @@ def written(path: Path) -> Path:
 
 def rounding_of(path: Path) -> str:
     with safe_open(path, "pt") as file:
-        return str(json.loads(file.metadata()[METADATA_KEY])["recipe"]["rounding"])
+        return str(json.loads(file.metadata()[PROVENANCE_KEY])["recipe"]["rounding"])
 
 
 def test_the_file_is_the_one_that_the_engine_makes(run: Run, tiny_path: Path, calibration_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, Report, quantize_file
-from calibrated_rounding.quant.reports.provenance import METADATA_KEY
+from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
 from calibrated_rounding.quant.version import VERSION
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -125,7 +125,7 @@ def test_the_source_metadata_is_kept(run: Run, tiny_path: Path, tmp_path: Path) 
     assert run("-i", tiny_path, "-o", tmp_path / "q.safetensors").code == 0
     with safe_open(tmp_path / "q.safetensors", "pt") as file:
         assert file.metadata()["origin"] == "a test"
-        assert METADATA_KEY in file.metadata()
+        assert PROVENANCE_KEY in file.metadata()
 
 
 def test_overwrite_replaces(run: Run, tiny_path: Path, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_no_override_reaches_what_the_host_would_load_wrongly(name: str, variant
         if len(tensor.shape) == 2 and (tensor.read or not (tensor.linear or tensor.embedding))
     }
     for key, shape in delicate.items():
-        assert profile.removes(key) or profile.decide(key.removesuffix(".weight"), shape).firm, key
+        assert profile.removes(key) or profile.decide(key.removesuffix(".weight"), shape).required, key
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -189,7 +189,7 @@ def test_every_rule_says_why_and_who(variant: str) -> None:
     profile = get_profile(variant)
     assert profile.title
     for rule in profile.rules:
-        assert not rule.firm or rule.action == "keep"
+        assert not rule.required or rule.action == "keep"
         assert len(rule.reason) > 20 and rule.source and rule.action in ("keep", "remove", "quantize")
         assert set(rule.only) <= set(profile.variants)
 

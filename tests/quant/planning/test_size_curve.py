@@ -12,7 +12,7 @@ from calibrated_rounding.quant import QuantError, Recipe, RecipeError, quantize_
 from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.files.tensors import WEIGHT
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.reports.provenance import METADATA_KEY
+from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
 from calibrated_rounding.quant.reports.report import Report
 from safetensors import safe_open
 from torch import Tensor
@@ -102,11 +102,11 @@ def test_what_the_profile_keeps_opens_only_to_measured_inputs_and_a_target(
         return {entry.name for entry in report.kept if len(entry.shape) == 2}
 
     time = "time_projection.1.weight"
-    firm = {"head.head.weight", "blocks.0.ffn.0.weight"}
+    required = {"head.head.weight", "blocks.0.ffn.0.weight"}
     assert time in kept()
     assert time in kept(target_share=0.7, inputs=False)
     assert time not in kept(target_share=0.56)
-    assert firm <= kept(target_share=0.56)
+    assert required <= kept(target_share=0.56)
 
 
 def test_a_format_named_for_a_layer_is_no_question(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
@@ -143,7 +143,7 @@ def test_the_file_and_its_report_tell_of_the_choice(
     target = tmp_path / "auto.safetensors"
     report = quantize_file(digits_path, target, recipe, statistics=known)
     with safe_open(target, "pt") as file:
-        made = json.loads(file.metadata()[METADATA_KEY])
+        made = json.loads(file.metadata()[PROVENANCE_KEY])
     assert Recipe.from_dict(made["recipe"]) == recipe
     assert Report.from_dict(json.loads(report.to_json())) == report
     table = report.table()

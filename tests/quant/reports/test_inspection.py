@@ -11,7 +11,7 @@ from calibrated_rounding.quant import VERSION, Recipe, quantize_file
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.marker import HEADER_KEY, to_tensor
 from calibrated_rounding.quant.reports.inspection import HOST_FORMATS, Entry, Inspection, inspect_file
-from calibrated_rounding.quant.reports.provenance import METADATA_KEY
+from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
 from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -66,7 +66,7 @@ def test_a_file_of_this_pack_tells_how_it_was_made(made: Inspection) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
 def test_metadata_that_only_looks_like_this_packs_tells_nothing(text: str, tmp_path: Path) -> None:
-    assert look({"a": torch.ones(1)}, tmp_path, {METADATA_KEY: text}).made is None
+    assert look({"a": torch.ones(1)}, tmp_path, {PROVENANCE_KEY: text}).made is None
 
 
 def test_a_float_file_has_no_layers_and_no_obstacles(digits_path: Path) -> None:

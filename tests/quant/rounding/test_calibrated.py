@@ -52,8 +52,8 @@ def test_output_error_on_unseen_inputs_halves(name: str, trained: torch.Tensor) 
     before = output_error(quantized(trained, name, None), trained, unseen, name)
     assert output_error(result, trained, unseen, name) < 0.55 * before
     assert result.output is not None and result.output_nearest is not None
-    assert result.output.float_inputs < 0.55 * result.output_nearest.float_inputs
-    assert result.output.as_run < result.output_nearest.as_run
+    assert result.output.w8a16 < 0.55 * result.output_nearest.w8a16
+    assert result.output.w8a8 < result.output_nearest.w8a8
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -62,8 +62,8 @@ def test_output_error_on_unseen_inputs_halves(name: str, trained: torch.Tensor) 
 def test_never_worse_than_nearest_on_held_out_inputs(name: str, rows: int, draw: Draw, trained: torch.Tensor) -> None:
     result = quantized(trained, name, draw(rows, 256, 3), rounding="calibrated")
     assert result.output is not None and result.output_nearest is not None
-    assert result.output.float_inputs <= result.output_nearest.float_inputs
-    assert result.output.as_run <= result.output_nearest.as_run
+    assert result.output.w8a16 <= result.output_nearest.w8a16
+    assert result.output.w8a8 <= result.output_nearest.w8a8
 
 
 @pytest.mark.parametrize("name", ["int8_row", "float8_e4m3fn"])
@@ -87,14 +87,14 @@ def test_constant_inputs(value: float, trained: torch.Tensor) -> None:
     for inputs in (torch.full((64, 256), value), torch.zeros(64, 256).index_fill_(1, torch.tensor([5]), value)):
         result = quantized(trained, "int8_row", inputs, rounding="calibrated")
         assert result.output is not None and result.output_nearest is not None
-        assert result.output.as_run <= result.output_nearest.as_run < float("inf")
+        assert result.output.w8a8 <= result.output_nearest.w8a8 < float("inf")
 
 
 def test_a_sample_of_low_rank_with_hardly_any_damping_still_has_a_factor(trained: torch.Tensor) -> None:
     inputs = torch.randn(512, 3) @ torch.randn(3, 256) * 1e3
     result = quantized(trained, "int8_row", inputs, rounding="calibrated", calibrated=CalibratedSettings(damping=1e-12))
     assert result.output is not None and result.output_nearest is not None
-    assert result.output.float_inputs < 0.55 * result.output_nearest.float_inputs
+    assert result.output.w8a16 < 0.55 * result.output_nearest.w8a16
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -108,7 +108,7 @@ def test_every_method_says_what_it_costs_the_output_where_inputs_are_known(
     assert result.output is not None and result.output_nearest is not None
     for found, said in ((result, result.output), (before, result.output_nearest)):
         error = output_error(found, trained, held_out, "int8_row") / float((held_out @ trained.T).norm())
-        assert said.float_inputs == pytest.approx(error, rel=1e-3)
+        assert said.w8a16 == pytest.approx(error, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["original", "adamw", "feedback"])
@@ -134,7 +134,7 @@ def test_auto_scale_is_the_better_of_the_two_and_named(name: str, rounding: str,
     for scale in ("absmax", "mse", "auto"):
         result = quantized(trained, name, inputs, rounding=rounding, scale=scale)
         assert result.output is not None
-        errors[scale] = result.output.as_run
+        errors[scale] = result.output.w8a8
     assert errors["auto"] == min(errors["absmax"], errors["mse"])
     assert result.notes[-1] in ("scale: absmax", "scale: mse")
 

@@ -10,7 +10,7 @@ from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.scales import absmax
 from calibrated_rounding.quant.rounding import ldlq as feedback
 from calibrated_rounding.quant.rounding import round_nearest
-from calibrated_rounding.quant.rounding.ldlq import BLOCK, round_feedback
+from calibrated_rounding.quant.rounding.ldlq import BLOCK, round_ldlq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +32,7 @@ def test_cost_falls_and_falls_further_with_each_pass(name: str, width: int) -> N
     weight = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
     scale, metric = absmax(weight, fmt), metric_of(width, width // 2)
     costs = [
-        cost(round_feedback(weight, scale, fmt, metric, lambda: None, passes=passes), weight, scale, metric, name)
+        cost(round_ldlq(weight, scale, fmt, metric, lambda: None, passes=passes), weight, scale, metric, name)
         for passes in range(3)
     ]
     nearest = cost(round_nearest(weight, scale, fmt), weight, scale, metric, name)
@@ -47,7 +47,7 @@ def test_after_descent_no_single_code_can_be_improved(columns: int, seed: int) -
     fmt = FORMATS["int8_row"]
     weight = torch.randn(1, columns, generator=torch.Generator().manual_seed(seed))
     scale, metric = torch.full((1, 1), 0.3), metric_of(columns, max(1, columns // 2), 0.1)
-    codes = round_feedback(weight, scale, fmt, metric, lambda: None, passes=100)
+    codes = round_ldlq(weight, scale, fmt, metric, lambda: None, passes=100)
     found = cost(codes, weight, scale, metric, "int8_row")
     for i in range(columns):
         for step in (-1, 1):
@@ -67,7 +67,7 @@ def test_a_pass_tells_the_share_of_the_cost_that_it_removed(seed: int, width: in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feedback, "_descend", lambda *operands: told.append(descend(*operands)) or told[-1])
         before, after = (
-            cost(round_feedback(weight, scale, fmt, metric, lambda: None, passes=n), weight, scale, metric, name)
+            cost(round_ldlq(weight, scale, fmt, metric, lambda: None, passes=n), weight, scale, metric, name)
             for n in (0, 1)
         )
     assert told[0] == pytest.approx(1 - after / before, rel=0.2, abs=1e-3)
@@ -80,7 +80,7 @@ def test_passes_end_when_they_gain_little() -> None:
     def ticks(least_gain: float) -> int:
         count = itertools.count()
         scale = absmax(weight, fmt)
-        round_feedback(weight, scale, fmt, metric, lambda: next(count), passes=9, least_gain=least_gain)
+        round_ldlq(weight, scale, fmt, metric, lambda: next(count), passes=9, least_gain=least_gain)
         return next(count)
 
     assert ticks(1.0) < ticks(0.02) < ticks(0.0)
@@ -90,7 +90,7 @@ def test_a_diagonal_metric_leaves_nearest() -> None:
     fmt = FORMATS["int8_row"]
     weight = torch.randn(16, 200, generator=torch.Generator().manual_seed(0))
     scale = absmax(weight, fmt)
-    codes = round_feedback(weight, scale, fmt, torch.diag(torch.rand(200) + 0.1), lambda: None, passes=1)
+    codes = round_ldlq(weight, scale, fmt, torch.diag(torch.rand(200) + 0.1), lambda: None, passes=1)
     assert torch.equal(codes, round_nearest(weight, scale, fmt))
 
 
@@ -99,7 +99,7 @@ def test_adjacent_codes_stay_adjacent() -> None:
     weight = torch.randn(64, 200, generator=torch.Generator().manual_seed(0))
     scale, metric = absmax(weight, fmt), metric_of(200, 20)
     free, adjacent = (
-        round_feedback(weight, scale, fmt, metric, lambda: None, adjacent=adjacent).float() * scale
+        round_ldlq(weight, scale, fmt, metric, lambda: None, adjacent=adjacent).float() * scale
         for adjacent in (False, True)
     )
     assert bool(((adjacent - weight).abs() <= scale * (1 + 1e-5)).all())
@@ -110,7 +110,7 @@ def test_a_kernel_backend_that_is_unknown_is_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(backend, "_current", "fast")
     fmt, weight = FORMATS["int8_row"], torch.ones(8, 8)
     with pytest.raises(RecipeError, match=r"'fast'.*choose auto"):
-        round_feedback(weight, absmax(weight, fmt), fmt, torch.eye(8), lambda: None)
+        round_ldlq(weight, absmax(weight, fmt), fmt, torch.eye(8), lambda: None)
 
 
 @pytest.mark.parametrize("name", ["int8_row", "int8_tensor"])
@@ -118,5 +118,5 @@ def test_a_scale_that_inputs_share_takes_no_memory(name: str, monkeypatch: pytes
     fmt, weight = FORMATS[name], torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(feedback.kernels.feedback(), "feed_back", lambda inputs, *_: seen.append(inputs.scale))
-    round_feedback(weight, absmax(weight, fmt), fmt, torch.eye(40), lambda: None)
+    round_ldlq(weight, absmax(weight, fmt), fmt, torch.eye(40), lambda: None)
     assert seen and all(scale.shape == (40, 16) and scale.stride(0) == 0 for scale in seen)

@@ -40,7 +40,7 @@ def test_projected_error_on_the_grid_falls(optimizer: str, name: str, trained: t
     after, before = (float(objective.residual(fmt.dequantize(c, scale)).norm()) for c in (result.codes, nearest))
     assert after < 0.75 * before
     assert result.error < 0.75 * result.nearest_error
-    assert not result.given_back
+    assert not result.fell_back
     assert steps_moved(result.codes, nearest) == 1
 
 
@@ -72,11 +72,11 @@ def test_never_worse_than_nearest(seed: int, rows: int, columns: int, optimizer:
     assert result.error <= result.nearest_error
     nearest = round_nearest(weight, scale, fmt)
     assert steps_moved(result.codes, nearest) <= 1
-    if result.given_back:
+    if result.fell_back:
         assert torch.equal(result.codes, nearest)
 
 
-def test_a_useless_optimizer_is_given_back(trained: torch.Tensor) -> None:
+def test_a_useless_optimizer_is_fell_back(trained: torch.Tensor) -> None:
     fmt = FORMATS["int8_row"]
     # A step this long throws every code to a random side, and one iteration leaves no time to return.
     result = round_svd(trained, absmax(trained, fmt), fmt, SvdSettings("adamw", iterations=1, lr=1e4))
@@ -103,14 +103,14 @@ def test_exact_and_randomized_svd_agree(trained: torch.Tensor) -> None:
 def test_tick_stops_it(trained: torch.Tensor) -> None:
     calls = 0
 
-    def tick() -> None:
+    def check_cancelled() -> None:
         nonlocal calls
         calls += 1
         if calls == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        round_svd(trained, absmax(trained, FORMATS["int8_row"]), FORMATS["int8_row"], SvdSettings(), tick)
+        round_svd(trained, absmax(trained, FORMATS["int8_row"]), FORMATS["int8_row"], SvdSettings(), check_cancelled)
 
 
 @pytest.mark.parametrize(
