@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import pytest
 from calibrated_rounding.tests.comfyui.harness import HostMissing, find_host
+from hypothesis import settings
+
+# No test may depend on how fast the machine is.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 HOSTED = pytest.StashKey[set[str]]()
 """Ids of the tests that need a host."""

@@ -72,8 +72,8 @@ def round_ldlq(
     ``metric`` is H, float32 ``[K, K]``, symmetric positive definite. With ``adjacent`` no code moves by more than one
     step from nearest. Up to ``passes`` of coordinate descent follow, each of which can only lower the cost; the last is
     the one that lowers it by less than ``least_gain`` of what it was. ``check_cancelled`` is called once a block. A
-    metric that is singular in float32 is damped until it is not. Raises torch.linalg.LinAlgError for one that holds NaN, and
-    RecipeError if the kernel backend that was chosen cannot run.
+    metric that is singular in float32 is damped until it is not. Raises torch.linalg.LinAlgError for one that holds
+    NaN, and RecipeError if the kernel backend that was chosen cannot run.
     """
     # What matters most is rounded first, that is last in this order, while all the others can still make up for it.
     order = _importance(weight, scale, fmt, metric).argsort()

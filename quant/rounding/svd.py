@@ -74,7 +74,8 @@ def round_svd(
     """Round float32 ``weight [N, K]`` with float32 ``scale`` (as `Format` shapes it) by the `svd` method.
 
     ``check_cancelled`` is called at every iteration and may raise to stop. ``seed`` is that of the randomized SVD.
-    ``inputs``: float32 ``[R, K]`` in the basis that the weight is stored in; given, their directions count and not the weight's.
+    ``inputs``: float32 ``[R, K]`` in the basis that the weight is stored in; given, their directions count and not the
+    weight's.
     """
     objective = project(weight, settings, seed) if inputs is None else project_inputs(weight, inputs, settings, seed)
     nearest = round_nearest(weight, scale, fmt)
