@@ -53,7 +53,7 @@ class QuantizeModel(io.ComfyNode):
         result = quantize_weights(weights, source_stamp(model), recipe, device, cls.hidden.unique_id, calibration)
         made = Made(recipe, result.report, source_metadata(model))
         quantized = rebuild_model(model, result.tensors, made)
-        ui = shown(result.report, result.kept, unused_note(recipe, calibration))
+        ui = shown(result.report, result.from_disk, unused_note(recipe, calibration))
         return io.NodeOutput(quantized, result.report.table(), ui=ui)
 
 
@@ -94,7 +94,7 @@ class QuantizeTextEncoder(io.ComfyNode):
         made = Made(recipe, report, source_metadata(clip.patcher))
         tensors = {name: result.tensors for name, result in results.items()}
         quantized = rebuild_clip(clip, tensors, {part.name: part.kind for part in parts}, made)
-        kept = all(result.kept for result in results.values())
+        kept = all(result.from_disk for result in results.values())
         ui = shown(report, kept, unused_note(recipe, calibration))
         return io.NodeOutput(quantized, report.table(), ui=ui)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..quant import Recipe
-from ..quant.errors import RecipeError
 from ..quant.files import read_header
-from ..quant.reports.provenance import PROVENANCE_KEY
+from ..quant.reports.provenance import read_recipe
 from .pipeline import files
 from .recipe.inputs import QuantRecipe, recipe_inputs
 from .recipe.values import make_recipe
@@ -50,9 +47,4 @@ class LoadRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        fields = read_header(files.model_path(file)[1]).metadata
-        try:
-            recipe = json.loads(fields[PROVENANCE_KEY])["recipe"]
-        except (KeyError, ValueError, TypeError):
-            raise RecipeError(f"The file '{file}' tells no recipe; it was not written by this pack.") from None
-        return io.NodeOutput(Recipe.from_dict(recipe))
+        return io.NodeOutput(read_recipe(read_header(files.model_path(file)[1]).metadata, file))

@@ -1,188 +1,252 @@
-"""The loop that carries out a plan: a source gives each tensor, a sink takes the result, a report collects what it
-cost.
+"""The pipeline: a source gives each tensor, a plan says what happens to it, a sink takes the result, and a report
+collects what it cost. It serves files, state dicts and the nodes alike.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .calibration.input_scales import input_scale
-from .calibration.statistics import NOTHING_KNOWN, InputStatistics, Statistics, fingerprint
+from .calibration.statistics import NOTHING_KNOWN, Statistics, fingerprint
 from .errors import Cancelled, ProfileError, RecipeError
-from .files.sinks import Sink
+from .files.dequantized import as_float
+from .files.sinks import Output, Sink
 from .files.sources import Source
-from .files.tensors import WEIGHT, Spec
+from .files.tensors import WEIGHT
 from .formats import marker, pack_note
 from .formats.dequantize import dequantize_layer
 from .layer import bias
 from .layer.quantize import fitting, quantize_layer
 from .layer.task import QuantizedLayer, Task
+from .planning.builder import make_plan
 from .planning.candidates import Evaluator
-from .planning.mixed_precision import Settling
-from .planning.plan import LayerPlan, Plan, make_plan
+from .planning.mixed_precision import settle_plan
+from .planning.plan import KeptTensor, LayerPlan, Plan
 from .recipe import AUTO, OFF, Recipe
 from .reports.progress import Cancel, OnProgress, Progress
+from .reports.provenance import Provenance, build_header
 from .reports.report import KeptReport, LayerReport, Report, decibels
 from .seeds import layer_seed
 from .text import shortened
 from .version import versions
 
+PENDING_HASH = "0" * 64
+"""Holds the place of the source's hash, which is known when the last tensor has been read."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """The settings of one run. ``statistics`` holds what is known of the layers' inputs."""
+    """The settings of one run."""
 
     recipe: Recipe
-    device: str
-    statistics: Statistics
-    progress: OnProgress | None
-    cancel: Cancel | None
+    device: str = "cpu"
+    """Where layers are computed."""
+    statistics: Statistics = field(default_factory=dict)
+    """What a calibration knows of the layers' inputs."""
+    on_progress: OnProgress | None = None
+    """Called before the first layer and after each."""
+    cancel: Cancel | None = None
+    """Asked often, also within a layer; True stops the run."""
 
     def check_cancelled(self) -> None:
-        """Called often, also within a layer. Raises Cancelled if the caller asked to stop."""
+        """Raise Cancelled if the caller asked to stop."""
         if self.cancel is not None and self.cancel():
             raise Cancelled("Stopped on request; nothing was written.")
 
-    def plan(self, source: Source) -> Plan:
-        if self.recipe.rounding == "calibrated" and not any(
-            known.rows is not None for known in self.statistics.values()
-        ):
-            raise RecipeError(
-                "Calibrated rounding needs recorded inputs; give a calibration of this model, or choose nearest or svd."
-            )
-        measured = frozenset(name for name, known in self.statistics.items() if known.absmax is not None)
-        plan = make_plan(source.tensors, self.recipe, measured)
-        known = [self._known(layer.name, plan.prefix) for layer in plan.layers.values()]
-        if self.statistics and all(inputs is NOTHING_KNOWN for inputs in known):
-            raise ProfileError(
-                f"The calibration is of another model: it knows the layer '{next(iter(self.statistics))}' and others, "
-                "and none of those to quantize; record it again with this model."
-            )
-        probed = all(inputs.sensitivity is not None for inputs in known)
-        evaluator = Evaluator(self.recipe, self.device, self.check_cancelled, by_sensitivity=probed)
-        precision = Settling(plan, source, self.recipe, lambda name: self._known(name, plan.prefix), evaluator).settle()
-        return replace(plan, precision=precision)
 
-    @torch.no_grad()
-    def execute(self, plan: Plan, source: Source, sink: Sink) -> Report:
-        """Carry out the plan in the source's order, each tensor read once."""
+def quantize(source: Source, sink: Sink, run: Run) -> Report:
+    """Quantize every tensor of ``source`` into ``sink``; each is read once, in the source's order.
+
+    Raises:
+        AlreadyQuantizedError: the source holds quantized layers, and the recipe does not ask to dequantize them.
+        ProfileError: the profile or the calibration is not this model's, or no layer would be quantized.
+        RecipeError: the recipe asks for what cannot be had, such as a target that no choice of formats meets.
+        LayerError: a weight cannot be quantized.
+        CheckpointError: the source cannot be read, or the sink not be written.
+        Cancelled: ``run.cancel`` asked to stop.
+    """
+    floats = as_float(source, run.recipe.dequantize)
+    plan = plan_run(floats, run)
+    with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
+        report = _Execution(run, plan, floats, output).execute()
+        run.check_cancelled()
+        output.commit(_header(plan, floats, run, floats.sha256()))
+    return report
+
+
+def plan_run(source: Source, run: Run) -> Plan:
+    """The plan of a run, with everything measured that its recipe leaves to measurement. Errors as in `quantize`."""
+    has_rows = any(inputs.rows is not None for inputs in run.statistics.values())
+    if run.recipe.rounding == "calibrated" and not has_rows:
+        raise RecipeError(
+            "Calibrated rounding needs recorded inputs; give a calibration of this model, or choose nearest or svd."
+        )
+    plan = make_plan(source.tensors, run.recipe, run.statistics)
+    inputs = [layer.inputs for layer in plan.layers.values()]
+    if run.statistics and all(known is NOTHING_KNOWN for known in inputs):
+        raise ProfileError(
+            f"The calibration is of another model: it knows the layer '{next(iter(run.statistics))}' and others, "
+            "and none of those to quantize; record it again with this model."
+        )
+    evaluator = Evaluator(
+        recipe=run.recipe,
+        device=run.device,
+        check_cancelled=run.check_cancelled,
+        by_sensitivity=all(known.sensitivity is not None for known in inputs),
+    )
+    return settle_plan(plan, source, evaluator)
+
+
+def _header(plan: Plan, source: Source, run: Run, source_sha256: str | None) -> dict[str, str]:
+    provenance = Provenance(recipe=run.recipe.to_dict(), source_sha256=source_sha256)
+    return build_header(source.metadata, plan.markers, provenance)
+
+
+@dataclass(frozen=True)
+class _Execution:
+    """Carries out a plan."""
+
+    run: Run
+    plan: Plan
+    source: Source
+    output: Output
+
+    def execute(self) -> Report:
         started = time.perf_counter()
-        report = Report(plan.profile, plan.certain, self.recipe.to_dict(), versions(), removed=dict(plan.removed))
-        report.precision = plan.precision
-        report.notes += self._notes(plan)
-        means = self._input_means(plan)
-        corrected = {f"{layer}.bias" for layer in means}
-        self._announce(plan, report)
-        for name in source.tensors:
-            self.check_cancelled()
-            if name in plan.layers:
-                layer = plan.layers[name]
-                with fitting(layer.name, layer.shape, self.device):
-                    report.layers.append(self._layer(layer, plan, source, sink, means))
-                self._announce(plan, report)
-            elif name in plan.kept:
-                kept = plan.kept[name]
-                report.kept.append(_kept_report(plan, name))
-                if name in corrected:
-                    continue
-                if kept.dtype == kept.source.dtype:
-                    sink.copy(name, source)
-                else:
-                    sink.write(name, source.read(name).to(kept.dtype))
+        report = self._new_report()
+        self._announce(report)
+        for name, entry in self.plan.entries.items():
+            self.run.check_cancelled()
+            if isinstance(entry, LayerPlan):
+                with fitting(entry.name, entry.shape, self.run.device):
+                    report.layers.append(self._quantize(entry))
+                self._announce(report)
+            elif isinstance(entry, KeptTensor):
+                report.kept.append(_kept_report(entry))
+                if name not in self._corrected_biases:
+                    self._keep(entry)
         report.seconds = time.perf_counter() - started
         return report
 
-    def _known(self, layer: str, prefix: str) -> InputStatistics:
-        return next(
-            (self.statistics[name] for name in (layer, layer.removeprefix(prefix)) if name in self.statistics),
-            NOTHING_KNOWN,
+    def _new_report(self) -> Report:
+        report = Report(
+            self.plan.profile,
+            self.plan.certain,
+            self.run.recipe.to_dict(),
+            versions(),
+            removed={name: entry.reason for name, entry in self.plan.removed.items()},
+            precision=self.plan.size_curve,
         )
+        report.notes += _notes(self.plan, self.run)
+        return report
 
-    def _refuse_mismatch(self, layer: LayerPlan, weight: Tensor, plan: Plan, source: Source) -> None:
-        """Raise ProfileError, naming every layer that is not the calibrated one, if this is not it."""
-        if not self._is_other(layer, weight, plan.prefix):
+    def _keep(self, entry: KeptTensor) -> None:
+        if entry.dtype == entry.source.dtype:
+            self.output.copy(entry.name, self.source)
+        else:
+            self.output.write(entry.name, self.source.read(entry.name).to(entry.dtype))
+
+    def _quantize(self, layer: LayerPlan) -> LayerReport:
+        started = time.perf_counter()
+        weight = self.source.read(layer.name + WEIGHT)
+        self._refuse_mismatch(layer, weight)
+        run = self.run
+        result = quantize_layer(
+            Task(
+                layer.name, weight, layer.format, layer.group, run.recipe, layer.inputs, run.device, run.check_cancelled
+            )
+        )
+        for suffix, tensor in layer.format.pack(result.codes, result.scale).items():
+            self.output.write(f"{layer.name}.{suffix}", tensor.to(weight.device))
+        self.output.write(layer.name + marker.SUFFIX, marker.to_tensor(layer.marker))
+        if layer.input_scale:
+            scale = input_scale(run.recipe.input_scale, layer.inputs, layer.format)
+            self.output.write(f"{layer.name}.input_scale", scale)
+        if layer.name in self._input_means:
+            self._correct_bias(layer, weight, result)
+        return _layer_report(layer, result, time.perf_counter() - started)
+
+    def _refuse_mismatch(self, layer: LayerPlan, weight: Tensor) -> None:
+        """Raise ProfileError, naming every layer with another weight than the calibrated one, if this layer has one."""
+        if not _has_other_weight(layer, weight):
             return
-        others = plan.layers.values()
-        wrong = [other.name for other in others if self._is_other(other, source.read(other.name + WEIGHT), plan.prefix)]
+        layers = self.plan.layers
+        wrong = [other.name for key, other in layers.items() if _has_other_weight(other, self.source.read(key))]
         raise ProfileError(
-            f"The calibration is of another model: {len(wrong)} of {len(others)} layers have other weights than those "
+            f"The calibration is of another model: {len(wrong)} of {len(layers)} layers have other weights than those "
             f"that were calibrated ({shortened(wrong)}); record it again with this model."
         )
 
-    def _is_other(self, layer: LayerPlan, weight: Tensor, prefix: str) -> bool:
-        print_ = self._known(layer.name, prefix).fingerprint
-        return print_ is not None and print_ != fingerprint(weight)
-
-    def _layer(self, layer: LayerPlan, plan: Plan, source: Source, sink: Sink, means: dict[str, Tensor]) -> LayerReport:
-        started = time.perf_counter()
-        weight = source.read(layer.name + WEIGHT)
-        known = self._known(layer.name, plan.prefix)
-        self._refuse_mismatch(layer, weight, plan, source)
-        result = quantize_layer(
-            Task(layer.name, weight, layer.format, layer.group, self.recipe, known, self.device, self.check_cancelled)
-        )
-        for suffix, tensor in layer.format.pack(result.codes, result.scale).items():
-            sink.write(f"{layer.name}.{suffix}", tensor.to(weight.device))
-        sink.write(layer.name + marker.SUFFIX, marker.to_tensor(layer.marker))
-        if layer.input_scale:
-            sink.write(f"{layer.name}.input_scale", input_scale(self.recipe.input_scale, known, layer.format))
-        if layer.name in means:
-            name = f"{layer.name}.bias"
-            sink.write(name, _corrected(source.read(name), weight, result, layer, means[layer.name]))
-        return _layer_report(layer, result, time.perf_counter() - started)
-
-    def _input_means(self, plan: Plan) -> dict[str, Tensor]:
-        """The mean input of every layer whose bias is to be corrected."""
-        if self.recipe.bias_correction == OFF:
+    @cached_property
+    def _input_means(self) -> Mapping[str, Tensor]:
+        """The mean input, float32 ``[K]``, of every layer whose bias is corrected."""
+        if self.run.recipe.bias_correction == OFF:
             return {}
-        biased = [layer for layer in plan.layers.values() if f"{layer.name}.bias" in plan.kept]
-        means = {layer.name: self._input_mean(layer, plan.prefix) for layer in biased}
-        return {name: mean for name, mean in means.items() if mean is not None}
+        biased = [layer for layer in self.plan.layers.values() if f"{layer.name}.bias" in self.plan.kept]
+        means = ((layer.name, self._input_mean(layer)) for layer in biased)
+        return {name: mean for name, mean in means if mean is not None}
 
-    def _input_mean(self, layer: LayerPlan, prefix: str) -> Tensor | None:
-        known = self._known(layer.name, prefix).mean
-        if known is not None or self.recipe.bias_correction == "measured":
-            return known
-        generator = torch.Generator().manual_seed(layer_seed(layer.name, self.recipe.seed))
+    @cached_property
+    def _corrected_biases(self) -> frozenset[str]:
+        return frozenset(f"{layer}.bias" for layer in self._input_means)
+
+    def _input_mean(self, layer: LayerPlan) -> Tensor | None:
+        mean = layer.inputs.mean
+        if mean is not None or self.run.recipe.bias_correction == "measured":
+            return mean
+        generator = torch.Generator().manual_seed(layer_seed(layer.name, self.run.recipe.seed))
         return bias.synthetic_mean(layer.shape[1], generator)
 
-    def _announce(self, plan: Plan, report: Report) -> None:
-        if self.progress is None:
+    def _correct_bias(self, layer: LayerPlan, weight: Tensor, result: QuantizedLayer) -> None:
+        name = f"{layer.name}.bias"
+        old, mean = self.source.read(name), self._input_means[layer.name]
+        rounded = dequantize_layer(result.codes, result.scale, layer.format, layer.group, layer.shape)
+        error = rounded - weight.to(rounded.device, torch.float32)
+        corrected = bias.correct(old.to(rounded.device), error, mean.to(rounded.device))
+        self.output.write(name, corrected.to(old.device))
+
+    def _announce(self, report: Report) -> None:
+        if self.run.on_progress is None:
             return
-        layers, done = list(plan.layers.values()), len(report.layers)
+        layers, done = list(self.plan.layers.values()), len(report.layers)
         sizes = [torch.Size(layer.shape).numel() for layer in layers]
-        following = layers[done].name if done < len(layers) else None
-        last = report.layers[-1] if report.layers else None
-        self.progress(Progress(done, len(layers), sum(sizes[:done]), sum(sizes), following, last))
-
-    def _notes(self, plan: Plan) -> list[str]:
-        """What was asked for and could not be done, and what was assumed."""
-        needed = pack_note(layer.format.marker for layer in plan.layers.values())
-        notes = [needed] if needed else []
-        if not plan.certain:
-            notes.append("The model was not recognised: the generic rules were used.")
-        if self.recipe.input_scale != OFF and not all(layer.input_scale for layer in plan.layers.values()):
-            missing = sum(not layer.input_scale for layer in plan.layers.values())
-            notes.append(
-                f"No input scale was written for {missing} layers: none was measured, or the format takes none."
-            )
-        probed = [self._known(layer.name, plan.prefix).sensitivity is not None for layer in plan.layers.values()]
-        if self.recipe.format == AUTO and any(probed) and not all(probed):
-            notes.append(f"Sensitivities were not used: {probed.count(False)} layers have none.")
-        known_means = any(known.mean is not None for known in self.statistics.values())
-        if self.recipe.bias_correction == "measured" and not known_means:
-            notes.append("No bias was corrected: no input means were measured.")
-        return notes
+        progress = Progress(
+            done=done,
+            total=len(layers),
+            weights_done=sum(sizes[:done]),
+            weights_total=sum(sizes),
+            next_layer=layers[done].name if done < len(layers) else None,
+            last=report.layers[-1] if report.layers else None,
+        )
+        self.run.on_progress(progress)
 
 
-def _corrected(old: Tensor, weight: Tensor, result: QuantizedLayer, layer: LayerPlan, mean: Tensor) -> Tensor:
-    rounded = dequantize_layer(result.codes, result.scale, layer.format, layer.group, layer.shape)
-    error = rounded - weight.to(rounded.device, torch.float32)
-    return bias.correct(old.to(rounded.device), error, mean.to(rounded.device)).to(old.device)
+def _has_other_weight(layer: LayerPlan, weight: Tensor) -> bool:
+    return layer.inputs.fingerprint is not None and layer.inputs.fingerprint != fingerprint(weight)
+
+
+def _notes(plan: Plan, run: Run) -> list[str]:
+    """What was asked for and could not be done, and what was assumed."""
+    layers = list(plan.layers.values())
+    needed = pack_note(layer.format.marker for layer in layers)
+    notes = [needed] if needed else []
+    if not plan.certain:
+        notes.append("The model was not recognised: the generic rules were used.")
+    unscaled = sum(not layer.input_scale for layer in layers)
+    if run.recipe.input_scale != OFF and unscaled:
+        notes.append(f"No input scale was written for {unscaled} layers: none was measured, or the format takes none.")
+    unprobed = sum(layer.inputs.sensitivity is None for layer in layers)
+    if run.recipe.format == AUTO and 0 < unprobed < len(layers):
+        notes.append(f"Sensitivities were not used: {unprobed} layers have none.")
+    if run.recipe.bias_correction == "measured" and all(s.mean is None for s in run.statistics.values()):
+        notes.append("No bias was corrected: no input means were measured.")
+    return notes
 
 
 def _layer_report(layer: LayerPlan, result: QuantizedLayer, seconds: float) -> LayerReport:
@@ -209,8 +273,7 @@ def _layer_report(layer: LayerPlan, result: QuantizedLayer, seconds: float) -> L
     )
 
 
-def _kept_report(plan: Plan, name: str) -> KeptReport:
-    kept = plan.kept[name]
-    after = Spec(kept.dtype, kept.source.shape)
-    dtype = str(kept.dtype).removeprefix("torch.")
-    return KeptReport(name, after.shape, dtype, kept.source.nbytes, after.nbytes, kept.reason, kept.origin)
+def _kept_report(entry: KeptTensor) -> KeptReport:
+    dtype = str(entry.dtype).removeprefix("torch.")
+    shape = entry.source.shape
+    return KeptReport(entry.name, shape, dtype, entry.source.nbytes, entry.nbytes, entry.reason, entry.origin)

@@ -13,9 +13,9 @@ from comfy_api.latest import io
 from ...quant import AlreadyQuantizedError, CheckpointError, QuantError, Recipe
 from ...quant.files import open_checkpoint
 from ...quant.files.dequantized import as_float, quantized_layers
-from ...quant.files.tensors import Spec
 from ...quant.formats import FORMATS, Format
-from ...quant.planning.plan import Plan, make_plan
+from ...quant.planning.builder import make_plan
+from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
 from ...quant.recipe import AUTO
 from ..recipe.inputs import recipe_inputs
@@ -91,17 +91,14 @@ def emulated(fmt: Format) -> bool:
 
 
 def described(plan: Plan) -> dict[str, Any]:
-    kept = plan.kept.values()
-    before = sum(layer.source.nbytes for layer in plan.layers.values()) + sum(entry.source.nbytes for entry in kept)
-    after = sum(layer.nbytes for layer in plan.layers.values())
     return {
         "profile": plan.profile,
         "title": get_profile(plan.profile).title,
         "certain": plan.certain,
         "layers": len(plan.layers),
         "kept": len(plan.kept),
-        "bytes_before": before,
-        "bytes_after": after + sum(Spec(entry.dtype, entry.source.shape).nbytes for entry in kept),
+        "bytes_before": plan.source_nbytes,
+        "bytes_after": plan.nbytes,
         "formats": [fmt.name for fmt in _used(plan)],
     }
 

@@ -54,7 +54,7 @@ class Run:
 
     def since(self, start: int) -> dict[str, Any]:
         """All there is to show, of the finished layers only those from ``start`` on."""
-        now = self.progress or Progress(0, 0, 0, 0, None, None)
+        now = self.progress or Progress()
         return self.place | {
             "state": self.state,
             "message": self.message,

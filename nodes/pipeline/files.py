@@ -15,9 +15,8 @@ from torch import Tensor
 from ...quant import QuantError
 from ...quant.files import CheckpointWriter
 from ...quant.formats import table as formats
-from ...quant.formats.marker import HEADER_KEY, SUFFIX, from_header, from_tensor, to_header
-from ...quant.reports.provenance import PROVENANCE_KEY
-from ...quant.version import VERSION
+from ...quant.formats.marker import SUFFIX, from_header, from_tensor
+from ...quant.reports.provenance import Provenance, build_header
 from ..host.models import Made
 
 FOLDERS = ("diffusion_models", "text_encoders", "checkpoints")
@@ -113,12 +112,8 @@ def header(tensors: Mapping[str, Tensor], made: Made | None, source: Mapping[str
     }
     if not markers:
         raise QuantError("Nothing in this model is quantized; connect the output of a quantize node.")
-    fields = {key: text for key, text in source.items() if key not in (HEADER_KEY, PROVENANCE_KEY)}
-    fields[HEADER_KEY] = to_header(markers)
-    if made is not None:
-        how: dict[str, Any] = {"version": VERSION, "recipe": made.recipe.to_dict()}
-        fields[PROVENANCE_KEY] = json.dumps(how | ({"merged_patches": patches} if patches else {}), sort_keys=True)
-    return fields
+    provenance = None if made is None else Provenance(recipe=made.recipe.to_dict(), merged_patches=patches)
+    return build_header(source, markers, provenance)
 
 
 def workflow(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.utils
 import folder_paths
 from torch import Tensor
 
 from ...quant import Recipe, Report
-from ...quant.api import file_metadata
 from ...quant.calibration.file import Calibration
-from ...quant.engine import Run
+from ...quant.engine import Run, quantize
 from ...quant.errors import CheckpointError
-from ...quant.files import CheckpointWriter
-from ...quant.files.dequantized import as_float
-from ...quant.files.sinks import FileSink, StateDictSink
+from ...quant.files.sinks import FileSink, Output, StateDictSink
+from ...quant.files.tensors import Layout
 from ..host import running
 from ..host.registration import refuse_unloadable
 from ..host.weights import LoadedWeights
@@ -28,11 +27,10 @@ from .cache import Cache
 
 @dataclass(frozen=True)
 class Result:
-    """kept: the tensors were found on disk, and nothing was rounded."""
-
     tensors: Mapping[str, Tensor]
     report: Report
-    kept: bool
+    from_disk: bool
+    """The tensors were in the cache, and nothing was rounded."""
 
 
 def cache() -> Cache:
@@ -47,9 +45,18 @@ def quantize_weights(
     node_id: str | None,
     calibration: Calibration | None = None,
 ) -> Result:
-    """Quantize a loaded model's weights. ``stamp`` identifies their file; without one, every value is hashed.
+    """Quantize a loaded model's weights.
 
-    Raises QuantError before any work where the host could not run the result.
+    Args:
+        weights: of the model.
+        stamp: identifies the model's file; empty: every value is hashed.
+        recipe: the settings.
+        device_choice: one of `running.DEVICES`.
+        node_id: of the node that shows the progress.
+        calibration: of this model.
+
+    Raises:
+        QuantError: before any work where ComfyUI could not run the result; else as `engine.quantize`.
     """
     refuse_unloadable(recipe)
     device, store = running.device_name(device_choice), cache()
@@ -59,33 +66,40 @@ def quantize_weights(
     path = store.path(f"{stamp} {digest}{calibrated}", recipe, device)
     entry = store.find(path)
     if entry is not None:
-        return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, kept=True)
+        return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, from_disk=True)
     sizes = (spec.shape[0] * spec.shape[1] for spec in weights.tensors.values() if len(spec.shape) == 2)
     running.make_room(device, max(sizes, default=0))
-    made = running.run(
-        lambda progress, cancel: _make(weights, Run(recipe, device, calibration or {}, progress, cancel), path), node_id
+    sink = _CacheSink(path)
+    report = running.run(
+        lambda progress, cancel: quantize(
+            weights,
+            sink,
+            Run(recipe=recipe, device=device, statistics=calibration or {}, on_progress=progress, cancel=cancel),
+        ),
+        node_id,
     )
-    if isinstance(made, Result):
-        return made
-    entry = store.complete(path, made)
-    return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, kept=False)
+    if sink.obstacle:
+        report.notes.append(f"The result was not kept on disk: {sink.obstacle}")
+        return Result(sink.memory.tensors, report, from_disk=False)
+    entry = store.complete(path, report)
+    return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, from_disk=False)
 
 
-def _make(weights: LoadedWeights, run: Run, path: os.PathLike[str]) -> Report | Result:
-    """Write the quantized tensors to ``path``; where the disk has no room for them, keep them in memory."""
-    source = as_float(weights, run.recipe.dequantize)
-    plan = run.plan(source)
-    metadata = file_metadata({}, plan.markers, run.recipe, "")
-    with ExitStack() as stack:
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            writer = stack.enter_context(CheckpointWriter(path, plan.layout, metadata))
-        except (CheckpointError, OSError) as error:
-            sink = StateDictSink()
-            report = run.execute(plan, source, sink)
-            report.notes.append(f"The result was not kept on disk: {error}")
-            return Result(sink.tensors, report, kept=False)
-        report = run.execute(plan, source, FileSink(writer))
-        run.check_cancelled()
-        writer.commit()
-    return report
+class _CacheSink:
+    """Writes to a file of the cache; where the disk has no room for it, collects in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.memory = path, StateDictSink()
+        self.obstacle = ""
+        """Why the file could not be made; empty where it could."""
+
+    @contextmanager
+    def open(self, layout: Layout, metadata: Mapping[str, str]) -> Iterator[Output]:
+        with ExitStack() as stack:
+            output: Output = self.memory
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                output = stack.enter_context(FileSink(self.path).open(layout, metadata))
+            except (CheckpointError, OSError) as error:
+                self.obstacle = str(error)
+            yield output

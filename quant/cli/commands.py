@@ -68,11 +68,14 @@ def _inspection_lines(found: Inspection) -> Iterator[str]:
 
 
 def _made_lines(found: Inspection) -> Iterator[str]:
-    if found.made is None:
+    provenance = found.provenance
+    if provenance is None:
         yield "not made by this pack, or its metadata is gone"
         return
-    yield f"made by {PROGRAM} {found.made.get('version')} from the file with SHA-256 {found.made.get('source_sha256')}"
-    yield f"recipe: {json.dumps(found.made.get('recipe'), sort_keys=True)}"
+    digest = provenance.source_sha256
+    source = "a loaded model" if digest is None else f"the file with SHA-256 {digest}"
+    yield f"made by {PROGRAM} {provenance.version} from {source}"
+    yield f"recipe: {json.dumps(dict(provenance.recipe), sort_keys=True)}"
 
 
 def _entry_row(entry: Entry) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..files.tensors import Spec
 from ..planning.plan import LayerPlan, Plan
 from ..text import dimensions, left_lines, megabytes, table
 
@@ -11,10 +10,9 @@ def plan_text(plan: Plan) -> str:
     """A plan layer by layer, what it leaves and why, and what it saves."""
     head = ("layer", "shape", "format", "MB", "to MB", "reason")
     rows = [head, *map(_plan_row, plan.layers.values())]
-    left = left_lines(((kept.name, kept.reason, kept.origin) for kept in plan.kept.values()), plan.removed)
-    before = sum(layer.source.nbytes for layer in plan.layers.values())
-    before += sum(kept.source.nbytes for kept in plan.kept.values())
-    after = sum(Spec(*spec).nbytes for spec in plan.layout.values())
+    kept = ((entry.name, entry.reason, entry.origin) for entry in plan.kept.values())
+    left = left_lines(kept, {name: entry.reason for name, entry in plan.removed.items()})
+    before, after = plan.source_nbytes, plan.nbytes
     recognised = plan.profile if plan.certain else f"{plan.profile} (the model was not recognised)"
     total = (
         f"{recognised}: {len(plan.layers)} layers to quantize, {len(plan.kept)} tensors to keep; "

@@ -50,6 +50,9 @@ class DequantizedSource:
             return self._readers[name][1]().to(self._dtype)
         return self._source.read(name).to(self.tensors[name].dtype)
 
+    def sha256(self) -> str | None:
+        return self._source.sha256()
+
     def _float_spec(self, name: str, spec: TensorSpec) -> TensorSpec:
         if name in self._readers:
             return Spec(self._dtype, self._readers[name][0])

@@ -1,25 +1,48 @@
-"""Where the quantized tensors go: a checkpoint file, or a state dict in memory."""
+"""Where quantized tensors go: a checkpoint file, or a state dict in memory."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from torch import Tensor
 
-from . import Checkpoint, CheckpointWriter
+from .reader import Checkpoint
 from .sources import Source
+from .tensors import Layout
+from .writer import CheckpointWriter
+
+
+class Output(Protocol):
+    """Takes the tensors of a layout, each once, in any order."""
+
+    def write(self, name: str, tensor: Tensor) -> None: ...
+    def copy(self, name: str, source: Source) -> None:
+        """Take a tensor of the source as it is."""
+        ...
+
+    def commit(self, metadata: Mapping[str, str]) -> None:
+        """Finish; without it nothing is left behind."""
+        ...
 
 
 class Sink(Protocol):
-    def write(self, name: str, tensor: Tensor) -> None: ...
-    def copy(self, name: str, source: Source) -> None: ...
+    def open(self, layout: Layout, metadata: Mapping[str, str]) -> AbstractContextManager[Output]:
+        """Make room for the tensors of ``layout``. ``metadata`` is at least as long as the one that `commit` takes."""
+        ...
 
 
 class StateDictSink:
-    """Collects tensors; what is only copied is shared with the source."""
+    """Collects tensors in memory; a copied tensor is shared with the source."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
+
+    @contextmanager
+    def open(self, layout: Layout, metadata: Mapping[str, str]) -> Iterator[StateDictSink]:
+        yield self
 
     def write(self, name: str, tensor: Tensor) -> None:
         self.tensors[name] = tensor
@@ -27,17 +50,29 @@ class StateDictSink:
     def copy(self, name: str, source: Source) -> None:
         self.tensors[name] = source.read(name)
 
+    def commit(self, metadata: Mapping[str, str]) -> None:
+        pass
+
 
 class FileSink:
-    """Writes into the slots of a checkpoint; what is only copied goes through in pieces, however large it is."""
+    """Writes a checkpoint file, which appears whole or not at all."""
 
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+
+    @contextmanager
+    def open(self, layout: Layout, metadata: Mapping[str, str]) -> Iterator[_FileOutput]:
+        with CheckpointWriter(self.path, layout, metadata) as writer:
+            yield _FileOutput(writer)
+
+
+class _FileOutput:
     def __init__(self, writer: CheckpointWriter) -> None:
         self._writer = writer
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        self._writer.write(name, tensor)
+        self.write, self.commit = writer.write, writer.commit
 
     def copy(self, name: str, source: Source) -> None:
+        """In pieces, however large the tensor is."""
         if isinstance(source, Checkpoint):
             self._writer.write_chunks(name, source.chunks(name))
         else:

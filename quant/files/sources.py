@@ -20,6 +20,9 @@ class Source(Protocol):
     @property
     def metadata(self) -> Mapping[str, str]: ...
     def read(self, name: str) -> Tensor: ...
+    def sha256(self) -> str | None:
+        """Of the file, hexadecimal; None where the source is no file. Cheap only after everything was read."""
+        ...
 
 
 class StateDictSource:
@@ -32,3 +35,6 @@ class StateDictSource:
 
     def read(self, name: str) -> Tensor:
         return self._data[name]
+
+    def sha256(self) -> None:
+        return None

@@ -158,16 +158,20 @@ def refuse_same_file(sources: Iterable[str | os.PathLike[str]], target: str | os
 
 def remove_stale(target: Path) -> None:
     """Remove the temporary files for `target` whose process is dead; what is in use or not ours to remove stays."""
-    with os.scandir(target.parent) as entries:
+    remove_abandoned(target.parent, _prefix(target))
+
+
+def remove_abandoned(folder: Path, prefix: str = ".") -> None:
+    """Remove the temporary files in `folder` whose process is dead and whose name begins with `prefix`."""
+    with os.scandir(folder) as entries:
         names = [entry.name for entry in entries]
-    prefix = _prefix(target)
     for name in names:
         if name.startswith(prefix) and name.endswith(_SUFFIX):
             with suppress(OSError):
-                _remove_abandoned(target.with_name(name))
+                _remove_if_abandoned(folder / name)
 
 
-def _remove_abandoned(path: Path) -> None:
+def _remove_if_abandoned(path: Path) -> None:
     if sys.platform == "win32":  # where removing a file that somebody has open fails
         path.unlink()
         return

@@ -15,18 +15,19 @@ from ..layer.output_error import OutputError
 from ..layer.quantize import quantize_layer
 from ..layer.task import Task
 from ..recipe import AUTO, Recipe
-from .plan import LayerPlan, with_format
+from .builder import with_format
+from .plan import LayerPlan
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer's plan and what it costs. error: relative, of the output as run, or of the weight where no inputs are
-    known. importance: what its square counts beside that of other layers.
-    """
+    """One way of storing a layer, measured."""
 
     plan: LayerPlan
     error: float
+    """Relative output error (W8A8); of the weight where no inputs are known."""
     importance: float
+    """Weight of the squared error beside other layers' errors."""
 
     @property
     def cost(self) -> float:
@@ -38,54 +39,55 @@ class Candidate:
         return f"{self.plan.format.name}{rotated} ({self.error:.4f})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Measures layers as the ``recipe`` would round them, on ``device``.
-
-    by_sensitivity: an output's error counts as much as it was seen to change the model's output. Otherwise its relative
-    square counts by the root of the output's power: by the power itself, large outputs would hide all others, and
-    without it, a layer that adds nearly nothing would count as much as any. Of the three it samples closest to the
-    float model where sizes are equal (shipped model, ComfyUI on the CPU).
-    """
+    """Quantizes layers as the recipe would round them, and measures the error."""
 
     recipe: Recipe
     device: str
     check_cancelled: Callable[[], None]
     by_sensitivity: bool = False
+    """Errors count by the layer's sensitivity. Otherwise the relative squared error counts by the root of the output's
+    power: by the power itself, large outputs would hide all others, and without it, a layer that adds nearly nothing
+    would count as much as any. Of the three it samples closest to the float model at equal size (shipped model, ComfyUI
+    on the CPU)."""
 
-    def weighs(self, known: InputStatistics) -> bool:
-        """Whether enough is known of a layer to compare its outputs' error with that of others."""
-        return known.rows is not None and (known.sensitivity is not None or not self.by_sensitivity)
+    def can_weigh(self, inputs: InputStatistics) -> bool:
+        """Whether enough is known of a layer to compare its output error with other layers'."""
+        return inputs.rows is not None and (inputs.sensitivity is not None or not self.by_sensitivity)
 
-    def measure(self, layer: LayerPlan, weight: Tensor, known: InputStatistics) -> Candidate:
-        """Quantize ``weight`` as planned."""
+    def evaluate(self, layer: LayerPlan, weight: Tensor) -> Candidate:
+        """Quantize ``weight [N, K]`` as planned.
+
+        Raises:
+            LayerError: as `quantize_layer`.
+        """
         self.check_cancelled()
         task = Task(
-            layer.name, weight, layer.format, layer.group, self.recipe, known, self.device, self.check_cancelled
+            layer.name, weight, layer.format, layer.group, self.recipe, layer.inputs, self.device, self.check_cancelled
         )
         result = quantize_layer(task)
         if result.output is None:
             return Candidate(layer, result.error, 1.0)
-        return Candidate(layer, result.output.w8a8, self._importance(result.output, known))
+        return Candidate(layer, result.output.w8a8, self._importance(result.output, layer.inputs))
 
-    def _importance(self, output: OutputError, known: InputStatistics) -> float:
-        if self.by_sensitivity and known.sensitivity is not None:
-            return output.power * known.sensitivity
+    def best(self, layers: Iterable[LayerPlan], weight: Tensor) -> Candidate:
+        """The candidate of least cost; the first of equals."""
+        return min((self.evaluate(layer, weight) for layer in layers), key=lambda candidate: candidate.cost)
+
+    def _importance(self, output: OutputError, inputs: InputStatistics) -> float:
+        if self.by_sensitivity and inputs.sensitivity is not None:
+            return output.power * inputs.sensitivity
         return math.sqrt(output.power)
-
-    def best(self, layers: Iterable[LayerPlan], weight: Tensor, known: InputStatistics) -> Candidate:
-        """The plan that costs least; the first of equals."""
-        return min((self.measure(layer, weight, known) for layer in layers), key=lambda found: found.cost)
 
 
 def in_formats(layer: LayerPlan, names: Iterable[str], recipe: Recipe) -> list[LayerPlan]:
     """The same layer in each of the formats that take it."""
-    return [
-        with_format(layer, FORMATS[name], recipe) for name in names if FORMATS[name].takes(layer.shape, layer.lookup)
-    ]
+    formats = (FORMATS[name] for name in names)
+    return [with_format(layer, fmt, recipe) for fmt in formats if fmt.takes(layer.shape, layer.is_lookup_table)]
 
 
-def rotated(layer: LayerPlan, recipe: Recipe) -> list[LayerPlan]:
+def with_rotations(layer: LayerPlan, recipe: Recipe) -> list[LayerPlan]:
     """The layer with each rotation that the recipe leaves open; else as it is."""
     if recipe.rotation_group != AUTO or not layer.format.rotated:
         return [layer]

@@ -20,10 +20,9 @@ UNITS = 1 << 15
 
 @dataclass(frozen=True)
 class Option:
-    """nbytes: the size. cost: anything that adds up over layers, finite and not negative."""
-
     nbytes: int
     cost: float
+    """Anything that adds up over layers, finite and not negative."""
 
 
 Choice = tuple[int, ...]
@@ -79,17 +78,23 @@ class Knapsack:
         return max(1, -(-(largest - self.smallest) // UNITS))
 
     @cached_property
-    def _table(self) -> tuple[Tensor, list[Tensor]]:
-        """The least cost in each number of units, float64 ``[UNITS + 1]``, and each layer's option in it."""
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """The least cost in each number of units, float64 ``[UNITS + 1]``, and each layer's option in it, uint8
+        ``[layers, UNITS + 1]``.
+
+        Everything is allocated once: fresh tensors for every layer leave a heap in pieces, of many times this size.
+        """
+        most = max(map(len, self.layers), default=0)
         costs = torch.zeros(UNITS + 1, dtype=torch.float64)
-        picks = []
-        for options in self.layers:
-            tried = torch.full((len(options), UNITS + 1), torch.inf, dtype=torch.float64)
-            for row, units, option in zip(tried, self._units(options), options, strict=True):
-                row[units:] = costs[: UNITS + 1 - units] + option.cost
-            costs, pick = tried.min(dim=0)
-            # Indices are few, and there are as many of them as layers times units.
-            picks.append(pick.to(torch.uint8))
+        totals = torch.empty(most, UNITS + 1, dtype=torch.float64)
+        best = torch.empty(UNITS + 1, dtype=torch.long)
+        picks = torch.empty(len(self.layers), UNITS + 1, dtype=torch.uint8)
+        for options, pick in zip(self.layers, picks, strict=True):
+            rows = totals[: len(options)].fill_(torch.inf)
+            for row, units, option in zip(rows, self._units(options), options, strict=True):
+                torch.add(costs[: UNITS + 1 - units], option.cost, out=row[units:])
+            torch.min(rows, dim=0, out=(costs, best))
+            pick.copy_(best)
         return costs, picks
 
     @property
@@ -103,7 +108,7 @@ class Knapsack:
     def _trace(self, units: int) -> Choice:
         """The best choice in so many units, from the last layer to the first."""
         choice = []
-        for options, pick in zip(reversed(self.layers), reversed(self._table[1]), strict=True):
+        for options, pick in zip(reversed(self.layers), reversed(self._table[1].unbind()), strict=True):
             choice.append(int(pick[units]))
             units -= self._units(options)[choice[-1]]
         return tuple(reversed(choice))

@@ -1,149 +1,150 @@
-"""Choosing by measurement, before a layer is written: the rotation, an upgrade, or the format of every layer at once.
+"""Choices by measurement before a layer is written: rotation, an upgrade, or the format of every layer at once.
 
-A plan fixes the layout of the output, so what changes it is settled here; each layer that has a choice is quantized in
-every way that it may take.
+A plan fixes the layout of the output, so whatever changes it is settled here. Each layer that has a choice is quantized
+in every way that it may take.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ..calibration.statistics import NOTHING_KNOWN, InputStatistics
+from ..calibration.statistics import NOTHING_KNOWN
 from ..errors import RecipeError
 from ..files.sources import Source
-from ..files.tensors import WEIGHT
 from ..recipe import AUTO, Recipe
-from .candidates import Candidate, Evaluator, in_formats, rotated
+from .builder import keep_layer, quantize_kept
+from .candidates import Candidate, Evaluator, in_formats, with_rotations
 from .knapsack import Knapsack, Option
-from .plan import KeptTensor, LayerPlan, Plan, kept_like, layer_like
+from .plan import Entry, KeptTensor, LayerPlan, Plan
 from .size_curve import Budget, SizeCurve
 
-Known = Callable[[str], InputStatistics]
+
+def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
+    """The plan with everything decided that its recipe leaves to measurement.
+
+    Args:
+        plan: the decisions that need no weights.
+        source: the weights.
+        evaluator: holds the recipe, and measures.
+
+    Raises:
+        RecipeError: no choice of formats meets the target.
+        LayerError, CheckpointError: from measuring.
+    """
+    search = _Search(plan, source, evaluator.recipe, evaluator)
+    if evaluator.recipe.format == AUTO:
+        return search.choose_formats()
+    if evaluator.recipe.max_error is not None:
+        search = replace(search, plan=plan.with_entries(dict(search.upgrades(evaluator.recipe.max_error))))
+    if evaluator.recipe.rotation_group == AUTO:
+        return search.plan.with_entries(dict(search.rotations()))
+    return search.plan
 
 
 @dataclass(frozen=True)
-class Settling:
-    """A plan whose formats are to be settled. known: what is known of a layer's inputs, by name."""
-
+class _Search:
     plan: Plan
     source: Source
     recipe: Recipe
-    known: Known
     evaluator: Evaluator
 
-    def settle(self) -> SizeCurve | None:
-        """Change the plan as the recipe asks; gives what `SizeCurve` holds where the recipe's format is auto.
-
-        Raises RecipeError for a target that no choice meets.
-        """
-        if self.recipe.format == AUTO:
-            return self._choose_all()
-        if self.recipe.max_error is not None:
-            self._upgrade(self.recipe.max_error)
-        if self.recipe.rotation_group == AUTO:
-            self._rotate()
-        return None
-
-    def _rotate(self) -> None:
-        for key, layer in list(self.plan.layers.items()):
-            variants = rotated(layer, self.recipe)
+    def rotations(self) -> Iterator[tuple[str, Entry]]:
+        """Each layer whose rotation is open, with the best one."""
+        for key, layer in self.plan.layers.items():
+            variants = with_rotations(layer, self.recipe)
             if len(variants) > 1:
-                best = self.evaluator.best(variants, self.source.read(key), self.known(layer.name))
-                self.plan.layers[key] = _noted(best.plan, f"rotation chosen: {best.text}")
+                best = self.evaluator.best(variants, self.source.read(key))
+                yield key, best.plan.with_note(f"rotation chosen: {best.text}")
 
-    def _upgrade(self, limit: float) -> None:
-        """A layer stays in its format if that leaves a relative weight error of at most ``limit``; else it takes the
-        upgrade format if that does; else it is kept.
+    def upgrades(self, limit: float) -> Iterator[tuple[str, Entry]]:
+        """Each layer as it stays below the relative weight error ``limit``: in its format, upgraded, or kept."""
+        quick = replace(self.evaluator, recipe=Recipe(scale=self.recipe.scale))
+        for key, layer in self.plan.layers.items():
+            yield key, self._upgrade(layer, quick, limit)
+
+    def _upgrade(self, layer: LayerPlan, evaluator: Evaluator, limit: float) -> Entry:
+        note = f"upgraded: {layer.format.name} exceeds a weight error of {limit}"
+        upgraded = in_formats(layer, [self.recipe.upgrade or layer.format.name], self.recipe)
+        variants = sorted([layer, *(plan.with_note(note) for plan in upgraded)], key=lambda plan: plan.nbytes)
+        weight, texts = self.source.read(f"{layer.name}.weight"), list[str]()
+        for variant in variants:
+            # By the error of the weight, which nearest rounding leaves.
+            candidate = evaluator.evaluate(replace(variant, inputs=NOTHING_KNOWN), weight)
+            texts.append(candidate.text)
+            if candidate.error <= limit:
+                return variant
+        return keep_layer(layer, self.recipe, f"no format stays under a weight error of {limit}: {', '.join(texts)}")
+
+    def choose_formats(self) -> Plan:
+        """The formats of all layers at once: of least summed error within the recipe's target, or the other way round.
+
+        Raises:
+            RecipeError: no choice meets the target.
         """
-        fast = replace(self.evaluator, recipe=Recipe(scale=self.recipe.scale))
-        note = "upgraded: {} exceeds a weight error of {}"
-        for key, layer in list(self.plan.layers.items()):
-            upgraded = in_formats(layer, [self.recipe.upgrade or layer.format.name], self.recipe)
-            tried = [layer, *(_noted(plan, note.format(layer.format.name, limit)) for plan in upgraded)]
-            tried.sort(key=lambda plan: plan.nbytes)
-            weight, errors = self.source.read(key), list[str]()
-            for candidate in tried:
-                found = fast.measure(candidate, weight, NOTHING_KNOWN)
-                errors.append(found.text)
-                if found.error <= limit:
-                    self.plan.layers[key] = candidate
-                    break
-            else:
-                reason = f"no format stays under a weight error of {limit}: {', '.join(errors)}"
-                self.plan.kept[key] = kept_like(self.plan.layers.pop(key), self.recipe, reason)
-
-    def _choose_all(self) -> SizeCurve:
-        candidates = dict(self._candidates())
-        if not candidates:
+        choices = dict(self._choices())
+        if not choices:
             raise RecipeError("No layer has a choice of formats; loosen exclude and overrides, or name a format.")
-        budget = self._budget(candidates)
-        choice = budget.choose(self.recipe)
-        for index, (key, ways) in zip(choice, candidates.items(), strict=True):
-            self._place(key, ways, index)
-        if not self.plan.layers:
+        budget = self._budget(choices)
+        chosen = budget.choose(self.recipe)
+        entries = {key: choice.entry(index) for index, (key, choice) in zip(chosen, choices.items(), strict=True)}
+        plan = self.plan.with_entries(entries)
+        if not plan.layers:
             raise RecipeError("The target leaves every layer as it is; ask for a smaller size or a larger error.")
-        self.plan.sort(self.source.tensors)
-        chosen = budget.point(budget.knapsack.total(choice))
-        by_outputs = any(self.known(way.found[0].plan.name).rows is not None for way in candidates.values())
-        return SizeCurve(budget.curve(), chosen, by_outputs)
+        by_outputs = any(choice.candidates[0].plan.inputs.rows is not None for choice in choices.values())
+        point = budget.point(budget.knapsack.total(chosen))
+        return replace(plan, size_curve=SizeCurve(budget.curve(), point, by_outputs))
 
-    def _budget(self, candidates: Mapping[str, _Ways]) -> Budget:
-        knapsack = Knapsack([ways.options for ways in candidates.values()])
-        others = self.plan.nbytes - sum(self.plan.nbytes_of(key) for key in candidates)
-        importance = math.fsum(ways.found[0].importance for ways in candidates.values())
-        return Budget(knapsack, others, importance, sum(spec.nbytes for spec in self.source.tensors.values()))
+    def _budget(self, choices: Mapping[str, _LayerChoice]) -> Budget:
+        return Budget(
+            knapsack=Knapsack([choice.options for choice in choices.values()]),
+            others=self.plan.nbytes - sum(self.plan.entries[key].nbytes for key in choices),
+            importance=math.fsum(choice.candidates[0].importance for choice in choices.values()),
+            source=sum(spec.nbytes for spec in self.source.tensors.values()),
+        )
 
-    def _candidates(self) -> Iterator[tuple[str, _Ways]]:
-        """The layers that have a choice, by weight key, with every way measured.
-
-        What a profile keeps is opened only where it can be weighed against the others: a weight's error says nothing of
-        what depends on it.
-        """
-        targeted = self.recipe.has_target
-        for key in self.source.tensors:
-            layer = self._open_layer(key)
+    def _choices(self) -> Iterator[tuple[str, _LayerChoice]]:
+        """The layers that have a choice, by the weight's key, with every candidate measured."""
+        for key, entry in self.plan.entries.items():
+            layer = self._open_layer(entry)
             if layer is None or layer.fixed:
                 continue
-            weight, known = self.source.read(key), self.known(layer.name)
-            plans = in_formats(layer, self.recipe.formats, self.recipe)
-            found = [self.evaluator.best(rotated(plan, self.recipe), weight, known) for plan in plans]
-            if found:
-                yield key, _Ways(found, kept_like(layer, self.recipe, "") if targeted else None)
+            variants = in_formats(layer, self.recipe.formats, self.recipe)
+            if variants:
+                weight = self.source.read(key)
+                best = [self.evaluator.best(with_rotations(plan, self.recipe), weight) for plan in variants]
+                yield key, _LayerChoice(best, keep_layer(layer, self.recipe, "") if self.recipe.has_target else None)
 
-    def _open_layer(self, key: str) -> LayerPlan | None:
-        kept = self.plan.kept.get(key)
-        if kept is None:
-            return self.plan.layers.get(key)
-        opened = kept.open and self.recipe.has_target and self.evaluator.weighs(self.known(key.removesuffix(WEIGHT)))
-        return layer_like(kept, self.recipe) if opened else None
+    def _open_layer(self, entry: Entry) -> LayerPlan | None:
+        """The layer whose format is open, or None.
 
-    def _place(self, key: str, ways: _Ways, index: int) -> None:
-        if index < len(ways.found):
-            self.plan.kept.pop(key, None)
-            self.plan.layers[key] = _noted(ways.found[index].plan, f"chosen among {ways.text}")
-        elif ways.kept is not None:
-            self.plan.layers.pop(key, None)
-            self.plan.kept[key] = replace(ways.kept, reason=f"chosen to stay: {ways.text}")
+        A kept layer is opened only where its output error can be compared with other layers': a weight's error says
+        nothing of the output's.
+        """
+        if isinstance(entry, LayerPlan):
+            return entry
+        if not isinstance(entry, KeptTensor) or not (entry.open and self.recipe.has_target):
+            return None
+        return quantize_kept(entry, self.recipe) if self.evaluator.can_weigh(entry.inputs) else None
 
 
 @dataclass(frozen=True)
-class _Ways:
-    """A layer in every format that it may take, measured, and how it would be kept, if it may."""
+class _LayerChoice:
+    """A layer in every format that it may take, measured, and as it would be kept, if it may be."""
 
-    found: list[Candidate]
+    candidates: list[Candidate]
     kept: KeptTensor | None
 
     @property
     def options(self) -> list[Option]:
-        quantized = [Option(way.plan.nbytes, way.cost) for way in self.found]
+        quantized = [Option(candidate.plan.nbytes, candidate.cost) for candidate in self.candidates]
         return quantized if self.kept is None else [*quantized, Option(self.kept.nbytes, 0.0)]
 
-    @property
-    def text(self) -> str:
-        return ", ".join(way.text for way in self.found)
-
-
-def _noted(layer: LayerPlan, note: str) -> LayerPlan:
-    return replace(layer, notes=(*layer.notes, note))
+    def entry(self, index: int) -> Entry:
+        """The decision that the option ``index`` stands for."""
+        texts = ", ".join(candidate.text for candidate in self.candidates)
+        if index < len(self.candidates):
+            return self.candidates[index].plan.with_note(f"chosen among {texts}")
+        assert self.kept is not None  # the last option is there only if the layer may be kept
+        return replace(self.kept, reason=f"chosen to stay: {texts}")

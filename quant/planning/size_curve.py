@@ -1,6 +1,4 @@
-"""Size against error: what the best choice of formats costs at every size, and the choice that a recipe's target asks
-for.
-"""
+"""Size against error: the best choice of formats at every size, and the choice for a recipe's target."""
 
 from __future__ import annotations
 
@@ -21,22 +19,21 @@ GIGABYTE = 10**9
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """nbytes: of all tensors of the output. error: relative, root mean square over layers as each counts."""
-
     nbytes: int
+    """Of all tensors of the output."""
     error: float
+    """Relative; root mean square over the layers, weighted by importance."""
 
 
 @dataclass(frozen=True)
 class SizeCurve:
-    """curve: the best choices from the smallest to the largest size. chosen: where this output lies.
-
-    by_outputs: errors are of outputs on recorded inputs as run; else of weights.
-    """
+    """What the best choice of formats costs at every size."""
 
     curve: tuple[CurvePoint, ...]
+    """From the smallest to the largest size."""
     chosen: CurvePoint
     by_outputs: bool
+    """Errors are output errors (W8A8) on recorded inputs; else weight errors."""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SizeCurve:
@@ -45,23 +42,24 @@ class SizeCurve:
 
     def lines(self) -> list[str]:
         """The curve as a small table, with the chosen point in it."""
-        shown = {point: "" for point in self.curve[:: max(1, len(self.curve) // LINES)]} | {self.chosen: "chosen"}
-        rows = [(megabytes(p.nbytes), f"{p.error:.5f}", shown[p]) for p in sorted(shown, key=lambda p: p.nbytes)]
-        what = "error of outputs as run" if self.by_outputs else "error of weights"
-        return table([("MB", what, ""), *rows], right=frozenset({0, 1}))
+        points = {point: "" for point in self.curve[:: max(1, len(self.curve) // LINES)]} | {self.chosen: "chosen"}
+        rows = [(megabytes(p.nbytes), f"{p.error:.5f}", points[p]) for p in sorted(points, key=lambda p: p.nbytes)]
+        error = "output error (W8A8)" if self.by_outputs else "weight error"
+        return table([("MB", error, ""), *rows], right=frozenset({0, 1}))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The options of all layers, the bytes of all that has no choice, and what all layers count together.
-
-    source: bytes of the float model.
-    """
+    """Everything that a choice of formats is made by."""
 
     knapsack: Knapsack
+    """The options of all layers that have a choice."""
     others: int
+    """Bytes of all other tensors of the output."""
     importance: float
+    """Of all layers together."""
     source: int
+    """Bytes of the float model."""
 
     def choose(self, recipe: Recipe) -> Choice:
         """The choice of least error within the recipe's size, or the smallest within its error; without a target, the

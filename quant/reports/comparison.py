@@ -111,7 +111,16 @@ def compare_files(
         sizes = [torch.Size(floats.tensors[name].shape).numel() for name in common]
         for i, name in enumerate([*common, None]):
             if progress is not None:
-                progress(Progress(i, len(common), sum(sizes[:i]), sum(sizes), name, None))
+                progress(
+                    Progress(
+                        done=i,
+                        total=len(common),
+                        weights_done=sum(sizes[:i]),
+                        weights_total=sum(sizes),
+                        next_layer=name,
+                        last=None,
+                    )
+                )
             if name is not None:
                 _compare(result, name, floats, rounded, markers)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from ..files.dequantized import LEGACY_MARK, quantized_layers
 from ..files.tensors import WEIGHT
 from ..formats import FORMATS, marker, pack_note
 from ..planning.profiles import recognise
-from .provenance import PROVENANCE_KEY
+from .provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inspection:
-    """profile: what the model was recognised as. entries: the quantized layers first. made: version, recipe and
-    source_sha256 of a file of this pack, else None. obstacles: why ComfyUI alone would not load the file, empty if it
+    """profile: what the model was recognised as. entries: the quantized layers first. provenance: None
+    for a file that this pack did not write. obstacles: why ComfyUI alone would not load the file, empty if it
     does. disagreements: where the markers and the header do not say the same.
     """
 
@@ -93,7 +92,7 @@ class Inspection:
     profile: str
     entries: list[Entry]
     metadata: dict[str, str]
-    made: dict[str, Any] | None
+    provenance: Provenance | None
     obstacles: list[str] = field(default_factory=list)
     disagreements: list[str] = field(default_factory=list)
 
@@ -131,7 +130,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
             profile=profile,
             entries=sorted(entries, key=lambda entry: not entry.quantized),
             metadata=dict(checkpoint.metadata),
-            made=_made(checkpoint.metadata),
+            provenance=Provenance.from_metadata(checkpoint.metadata),
             obstacles=list(_obstacles(checkpoint, layers, profile)),
             disagreements=list(_disagreements(checkpoint)),
         )
@@ -153,14 +152,6 @@ def _layer_entry(checkpoint: Checkpoint, layer: str, fields: marker.Marker) -> E
         full_precision=bool(fields.get("full_precision_matrix_mult")),
         input_scale=own["input_scale"] is not None or own["scale_input"] is not None,
     )
-
-
-def _made(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    try:
-        made = json.loads(metadata.get(PROVENANCE_KEY, "null"))
-    except (ValueError, RecursionError):
-        return None
-    return made if isinstance(made, dict) else None
 
 
 def _obstacles(checkpoint: Checkpoint, layers: Mapping[str, marker.Marker], profile: str) -> Iterator[str]:

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from .report import LayerReport
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a progress callback gets, before the first layer and after each.
+    """What a progress callback gets, before the first layer and after each."""
 
-    done and total count layers; weights_done and weights_total count their weights, which is what time goes by.
-    """
-
-    done: int
-    total: int
-    weights_done: int
-    weights_total: int
-    next_layer: str | None
-    last: LayerReport | None
+    done: int = 0
+    """Layers."""
+    total: int = 0
+    weights_done: int = 0
+    """Weights of these layers, which time is proportional to."""
+    weights_total: int = 0
+    next_layer: str | None = None
+    last: LayerReport | None = None
+    """The layer that was finished last."""
 
     @property
     def fraction(self) -> float:

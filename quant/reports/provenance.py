@@ -1,5 +1,92 @@
-"""How a file was made, as the header's text field that says so."""
+"""How a file was made: every path writes it into the header; inspection and the recipe loader read it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import RecipeError
+from ..formats import marker
+from ..recipe import Recipe
+from ..version import VERSION
+
 PROVENANCE_KEY = "calibrated_rounding"
+"""The header's text field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What makes a quantized file again from its source, bit for bit."""
+
+    recipe: Mapping[str, Any]
+    """`Recipe.to_dict`."""
+    source_sha256: str | None = None
+    """Of the source file, hexadecimal; None: the source was a loaded model."""
+    merged_patches: int = 0
+    """Patches, such as LoRAs, merged into the file when it was saved."""
+    version: str = field(default=VERSION)
+    """Of this pack."""
+
+    def to_json(self) -> str:
+        fields: dict[str, Any] = {"version": self.version, "recipe": dict(self.recipe)}
+        if self.source_sha256 is not None:
+            fields["source_sha256"] = self.source_sha256
+        if self.merged_patches:
+            fields["merged_patches"] = self.merged_patches
+        return json.dumps(fields, sort_keys=True)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Provenance | None:
+        """The provenance in a header's text fields; None if this pack did not write it, or it cannot be read."""
+        try:
+            fields = json.loads(metadata.get(PROVENANCE_KEY, "null"))
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(fields, dict) or not isinstance(fields.get("recipe"), dict):
+            return None
+        digest, patches = fields.get("source_sha256"), fields.get("merged_patches", 0)
+        return cls(
+            recipe=fields["recipe"],
+            source_sha256=digest if isinstance(digest, str) else None,
+            merged_patches=patches if type(patches) is int else 0,
+            version=str(fields.get("version")),
+        )
+
+    def load_recipe(self) -> Recipe:
+        """The recipe as a value.
+
+        Raises:
+            RecipeError: this version of the pack does not know a setting.
+        """
+        return Recipe.from_dict(dict(self.recipe))
+
+
+def read_recipe(metadata: Mapping[str, str], name: str) -> Recipe:
+    """The recipe in the header of the file called ``name``.
+
+    Raises:
+        RecipeError: the header holds none.
+    """
+    provenance = Provenance.from_metadata(metadata)
+    if provenance is None:
+        raise RecipeError(f"The file '{name}' holds no recipe; it was not written by this pack.")
+    return provenance.load_recipe()
+
+
+def build_header(
+    source: Mapping[str, str], markers: Mapping[str, marker.Marker], provenance: Provenance | None
+) -> dict[str, str]:
+    """The text fields of a quantized file's header.
+
+    Args:
+        source: the text fields of the source file, which are kept.
+        markers: of every quantized layer, by full name.
+        provenance: None if it is not known how the model was made.
+    """
+    own = {marker.HEADER_KEY: marker.to_header(markers)}
+    if provenance is not None:
+        own[PROVENANCE_KEY] = provenance.to_json()
+    kept = {key: text for key, text in source.items() if key not in (marker.HEADER_KEY, PROVENANCE_KEY)}
+    return kept | own

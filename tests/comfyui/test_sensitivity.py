@@ -123,7 +123,7 @@ import re
 from dataclasses import replace
 from calibrated_rounding.quant import Recipe, plan_file, quantize_file
 from calibrated_rounding.quant.planning.candidates import Evaluator
-from calibrated_rounding.quant.planning.plan import make_plan
+from calibrated_rounding.quant.planning.builder import make_plan
 from calibrated_rounding.quant.files.sources import StateDictSource
 calibration, _ = calibrate(probe_steps=4)
 wanted = torch.stack([inside.sample(model, table, seed) for seed in range(2)])
@@ -145,9 +145,9 @@ weights = StateDictSource({key: tensor for key, tensor in inner.state_dict().ite
 
 def cost(layer):
     recipe, key = alone(layer), f"{layer}.weight"
-    plan = make_plan(weights.tensors, recipe, frozenset(calibration))
-    evaluator = Evaluator(recipe, "cpu", lambda: None, by_sensitivity=True)
-    return evaluator.measure(plan.layers[key], weights.read(key), calibration[layer]).cost
+    plan = make_plan(weights.tensors, recipe, calibration)
+    evaluator = Evaluator(recipe=recipe, device="cpu", check_cancelled=lambda: None, by_sensitivity=True)
+    return evaluator.evaluate(plan.layers[key], weights.read(key)).cost
 
 outputs["costs"] = [cost(layer) for layer in layers]
 outputs["truth"] = [error(calibration, alone(layer), seeds=1) for layer in layers]

@@ -15,7 +15,14 @@ def state(done: int) -> Progress:
     last = None
     if done:
         last = LayerReport(f"l{done}", (8, 8), "int8_row", None, 1, 1, 0.0125, *[None] * 7, False, 0.0, "")
-    return Progress(done, 4, 10 * done, 40, f"l{done + 1}" if done < 4 else None, last)
+    return Progress(
+        done=done,
+        total=4,
+        weights_done=10 * done,
+        weights_total=40,
+        next_layer=f"l{done + 1}" if done < 4 else None,
+        last=last,
+    )
 
 
 class Terminal(io.StringIO):
@@ -41,7 +48,7 @@ def test_a_log_gets_at_most_a_line_for_each_tenth(capsys: pytest.CaptureFixture[
     with progress_bar(quiet=False) as report:
         assert report is not None
         for done in range(1001):
-            report(Progress(done, 1000, done, 1000, None, state(1).last))
+            report(Progress(done=done, total=1000, weights_done=done, weights_total=1000, last=state(1).last))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("%")[0].strip() for line in lines] == [str(10 * i) for i in range(1, 11)]
     assert all("s left" in line and "l1 error 0.0125" in line for line in lines)

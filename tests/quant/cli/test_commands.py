@@ -38,7 +38,7 @@ def test_inspect_in_json_gives_the_recipe_to_make_the_file_again(
     run: Run, rotated_path: Path, digits_path: Path, tmp_path: Path
 ) -> None:
     found = json.loads(run("inspect", rotated_path, "--json").out)
-    (tmp_path / "recipe.json").write_text(json.dumps(found["made"]["recipe"]))
+    (tmp_path / "recipe.json").write_text(json.dumps(found["provenance"]["recipe"]))
     again = tmp_path / "again.safetensors"
     assert run("-i", digits_path, "-o", again, "--recipe", tmp_path / "recipe.json").code == 0
     assert again.read_bytes() == rotated_path.read_bytes()

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calibrated_rounding.quant import ProfileError, Recipe
+from calibrated_rounding.quant import InputStatistics, ProfileError, Recipe
 from calibrated_rounding.quant.files.tensors import Spec
-from calibrated_rounding.quant.planning.plan import Plan, make_plan
+from calibrated_rounding.quant.planning.builder import make_plan, quantize_kept
+from calibrated_rounding.quant.planning.candidates import in_formats
+from calibrated_rounding.quant.planning.plan import KeptTensor, LayerPlan, Plan
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,15 +117,31 @@ def test_blocks_are_never_cut(name: str, size: int) -> None:
     assert {fallen.layers[key].format.name for key in ("tall.weight", "wide.weight")} == {"int8_row"}
 
 
-def test_embeddings_are_not_stored_in_blocks_which_the_host_looks_nothing_up_in() -> None:
+def test_block_formats_reject_embeddings() -> None:
     shapes = {"model__embed_tokens__weight": (256, 128)}
     kept = plan_of(Recipe(format="int8_blockwise", embeddings=True), **shapes).kept["model.embed_tokens.weight"]
-    assert kept.reason == "ComfyUI does not look embeddings up in int8_blockwise"
+    assert kept.reason == "ComfyUI cannot look up embedding rows in int8_blockwise"
     asked = Recipe(format="int8_row", overrides=(("embed_tokens", "mxfp8"),))
     assert "mxfp8" in plan_of(asked, **shapes).kept["model.embed_tokens.weight"].reason
     fallen = plan_of(Recipe(format="int8_blockwise", embeddings=True, fallback="int8_row"), **shapes)
     assert fallen.layers["model.embed_tokens.weight"].format.name == "int8_row"
     assert "ballast.weight" in fallen.layers
+
+
+@pytest.mark.parametrize("fallback", ["int8_row", "source"])
+def test_auto_never_puts_embeddings_in_blocks(fallback: str) -> None:
+    """An embedding that the first format cannot hold stays one, whatever becomes of it next."""
+    recipe = Recipe(
+        format="auto",
+        formats=("int8_blockwise", "mxfp8", "int8_row"),
+        embeddings=True,
+        fallback=fallback,
+        target_gb=1.0,
+    )
+    entry = plan_of(recipe, model__embed_tokens__weight=(256, 128)).entries["model.embed_tokens.weight"]
+    layer = quantize_kept(entry, recipe) if isinstance(entry, KeptTensor) else entry
+    assert isinstance(layer, LayerPlan) and not layer.fixed
+    assert [plan.format.name for plan in in_formats(layer, recipe.formats, recipe)] == ["int8_row"]
 
 
 def test_unrotatable_layer_is_plain_rows() -> None:
@@ -162,10 +180,12 @@ def test_full_precision_is_in_the_marker() -> None:
 
 def test_input_scale_only_where_measured_and_taken() -> None:
     tensors = specs({"a.weight": (64, 64), "b.weight": (64, 64)})
-    plan = make_plan(tensors, Recipe(format="fp8", input_scale="absmax"), frozenset({"a"}))
+    plan = make_plan(tensors, Recipe(format="fp8", input_scale="absmax"), {"a": InputStatistics(absmax=1.0)})
     assert "a.input_scale" in plan.layout
     assert "b.input_scale" not in plan.layout
     assert (
         "a.input_scale"
-        not in make_plan(tensors, Recipe(format="int8_row", input_scale="absmax"), frozenset({"a"})).layout
+        not in make_plan(
+            tensors, Recipe(format="int8_row", input_scale="absmax"), {"a": InputStatistics(absmax=1.0)}
+        ).layout
     )

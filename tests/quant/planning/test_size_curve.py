@@ -120,7 +120,7 @@ def test_without_inputs_the_weights_errors_decide(digits: Tensors) -> None:
     report = quantize_state_dict(digits, Recipe(format="auto", formats=names))[1]
     assert {layer.format for layer in report.layers} == {"float8_e4m3fn"}
     assert report.precision is not None and not report.precision.by_outputs
-    assert "error of weights" in report.table()
+    assert "weight error" in report.table()
 
 
 def test_the_rotation_of_each_layer_is_the_best_of_all(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
@@ -147,7 +147,7 @@ def test_the_file_and_its_report_tell_of_the_choice(
     assert Recipe.from_dict(made["recipe"]) == recipe
     assert Report.from_dict(json.loads(report.to_json())) == report
     table = report.table()
-    assert "chosen" in table and "error of outputs as run" in table
+    assert "chosen" in table and "output error (W8A8)" in table
     assert all(layer.format in FORMATS and "chosen among" in " ".join(layer.notes) for layer in report.layers)
 
 

@@ -58,21 +58,21 @@ def test_a_quantized_layer_is_one_entry(made: Inspection) -> None:
 
 
 def test_a_file_of_this_pack_tells_how_it_was_made(made: Inspection) -> None:
-    assert made.made is not None
-    assert made.made["version"] == VERSION
-    assert Recipe.from_dict(made.made["recipe"]) == Recipe(format="int8_convrot", rotation_group=64)
+    assert made.provenance is not None
+    assert made.provenance.version == VERSION
+    assert made.provenance.load_recipe() == Recipe(format="int8_convrot", rotation_group=64)
     assert made.profile == "wan"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
 def test_metadata_that_only_looks_like_this_packs_tells_nothing(text: str, tmp_path: Path) -> None:
-    assert look({"a": torch.ones(1)}, tmp_path, {PROVENANCE_KEY: text}).made is None
+    assert look({"a": torch.ones(1)}, tmp_path, {PROVENANCE_KEY: text}).provenance is None
 
 
 def test_a_float_file_has_no_layers_and_no_obstacles(digits_path: Path) -> None:
     found = inspect_file(digits_path)
     assert not any(entry.quantized for entry in found.entries)
-    assert (found.made, found.obstacles, found.disagreements) == (None, [], [])
+    assert (found.provenance, found.obstacles, found.disagreements) == (None, [], [])
 
 
 @pytest.mark.parametrize("name", list(FORMATS))

@@ -1,0 +1,24 @@
+"""Writing a text file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .staging import StagedFile
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8; an older file at ``path`` is replaced in one step.
+
+    Raises:
+        CheckpointError: the system refuses, as where the disk is full or ``path`` is no plain file.
+    """
+    data = text.encode("utf-8")
+    staged = StagedFile(Path(path), len(data))
+    try:
+        staged.create()
+        staged.write_at(0, data)
+        staged.publish()
+    finally:
+        staged.discard()

@@ -1,0 +1,251 @@
+"""From names and shapes to a decision for every tensor, before any weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..calibration.statistics import NOTHING_KNOWN, InputStatistics, Statistics
+from ..errors import ProfileError
+from ..files.tensors import WEIGHT, TensorSpec
+from ..formats import FLOATS, FORMATS, Format, Shape
+from ..formats.rotation import GROUP_SIZES, largest_group
+from ..recipe import OFF, SOURCE, Recipe
+from . import heuristics
+from .plan import Entry, KeptTensor, LayerPlan, Plan, RemovedTensor
+from .profiles import Recognition, match, recognise
+
+STRUCTURE, RECIPE, FORMAT, HEURISTICS = "structure", "recipe", "format", "heuristics"
+"""Origins of reasons, beside the sources of profile rules."""
+
+
+def make_plan(tensors: Mapping[str, TensorSpec], recipe: Recipe, statistics: Statistics | None = None) -> Plan:
+    """Decide for every tensor of a model.
+
+    Args:
+        tensors: dtype and shape of each tensor, in the source's order.
+        recipe: the settings.
+        statistics: what a calibration knows, by layer name with or without the model's prefix.
+
+    Raises:
+        ProfileError: the named profile does not describe the model, or no layer would be quantized.
+    """
+    shapes = {name: spec.shape for name, spec in tensors.items()}
+    found = recognise(shapes) if recipe.profile == "auto" else match(recipe.profile, shapes)
+    builder = _Builder(found, recipe, _match_statistics(statistics or {}, tensors, found.prefix))
+    plan = Plan(
+        profile=found.profile.name,
+        prefix=found.prefix,
+        certain=found.certain,
+        entries={name: builder.decide(name, spec) for name, spec in tensors.items()},
+    )
+    if not plan.layers:
+        raise ProfileError(
+            f"The profile '{plan.profile}' leaves no layer of this model to quantize ({len(tensors)} tensors); "
+            "name another with the profile setting, or loosen exclude and heuristics."
+        )
+    return plan
+
+
+def with_format(layer: LayerPlan, fmt: Format, recipe: Recipe) -> LayerPlan:
+    """The same layer in another format that takes its shape."""
+    choice = _Choice(format=fmt, reason=layer.reason, is_lookup_table=layer.is_lookup_table)
+    return _plan_layer(layer.name, layer.source, choice, recipe, layer.inputs)
+
+
+def quantize_kept(kept: KeptTensor, recipe: Recipe) -> LayerPlan:
+    """A kept weight as a layer to quantize, in the recipe's first format."""
+    choice = _Choice(
+        format=_first_format(recipe),
+        reason=f"a measurement decides, not: {kept.reason}",
+        is_lookup_table=kept.is_lookup_table,
+    )
+    return _plan_layer(kept.name.removesuffix(WEIGHT), kept.source, choice, recipe, kept.inputs)
+
+
+def keep_layer(layer: LayerPlan, recipe: Recipe, reason: str) -> KeptTensor:
+    """A planned layer as a kept weight."""
+    return KeptTensor(
+        name=layer.name + WEIGHT,
+        source=layer.source,
+        dtype=_kept_dtype(layer.source, recipe.keep_dtype),
+        reason=reason,
+        inputs=layer.inputs,
+        is_lookup_table=layer.is_lookup_table,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """A format to quantize to."""
+
+    format: Format
+    reason: str
+    notes: tuple[str, ...] = ()
+    fixed: bool = False
+    is_lookup_table: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keep:
+    """Why a tensor is kept. dtype: None for the recipe's; the other fields as in `KeptTensor`."""
+
+    reason: str
+    origin: str = ""
+    dtype: torch.dtype | None = None
+    open: bool = False
+    is_lookup_table: bool = False
+
+
+@dataclass(frozen=True)
+class _Builder:
+    recognition: Recognition
+    recipe: Recipe
+    statistics: Mapping[str, InputStatistics]
+    """By full layer name."""
+
+    def decide(self, name: str, spec: TensorSpec) -> Entry:
+        """What happens to one tensor."""
+        outcome = self._outcome(name, spec)
+        if isinstance(outcome, RemovedTensor):
+            return outcome
+        layer = name.removesuffix(WEIGHT)
+        inputs = self.statistics.get(layer, NOTHING_KNOWN)
+        if isinstance(outcome, _Choice):
+            return _plan_layer(layer, spec, outcome, self.recipe, inputs)
+        return KeptTensor(
+            name=name,
+            source=spec,
+            dtype=outcome.dtype or _kept_dtype(spec, self.recipe.keep_dtype),
+            reason=outcome.reason,
+            origin=outcome.origin,
+            open=outcome.open,
+            inputs=inputs,
+            is_lookup_table=outcome.is_lookup_table,
+        )
+
+    def _outcome(self, name: str, spec: TensorSpec) -> _Choice | _Keep | RemovedTensor:
+        if not name.startswith(self.recognition.prefix):
+            return _Keep(reason="outside the recognised model")
+        removal = self.recognition.profile.removes(name.removeprefix(self.recognition.prefix))
+        if removal is not None:
+            return RemovedTensor(name, spec, removal.reason)
+        structural = _structural_reason(name, spec)
+        if structural is not None:
+            return _Keep(reason=structural, origin=STRUCTURE)
+        return self._choose(name.removesuffix(WEIGHT), (spec.shape[0], spec.shape[1]))
+
+    def _choose(self, layer: str, shape: Shape) -> _Choice | _Keep:
+        """The first of: the recipe's exclusions and overrides, the profile, the heuristics, the recipe's format."""
+        recipe, profile = self.recipe, self.recognition.profile
+        if _matches_any(recipe.exclude, layer):
+            return _Keep(reason="excluded by the recipe", origin=RECIPE)
+        bare = layer.removeprefix(self.recognition.prefix)
+        decision = profile.decide(bare, shape, embeddings=recipe.embeddings)
+        override = next((fmt for pattern, fmt in recipe.overrides if re.search(pattern, layer)), None)
+        if override is not None and override in FLOATS:
+            return _Keep(reason="an override asks for this dtype", origin=RECIPE, dtype=FLOATS[override])
+        lookup = profile.is_lookup_table(bare)
+        if decision.action == "keep" and (override is None or decision.required):
+            opened = not decision.required
+            return _Keep(reason=decision.reason, origin=decision.source, open=opened, is_lookup_table=lookup)
+        if override is not None:
+            fitted = self._fit(FORMATS[override], shape, "an override asks for this format", lookup)
+            return replace(fitted, fixed=True) if isinstance(fitted, _Choice) else fitted
+        leave = heuristics.reason_to_leave(shape) if recipe.heuristics else None
+        if leave is not None:
+            return _Keep(reason=leave, origin=HEURISTICS)
+        return self._fit(_first_format(recipe), shape, decision.reason, lookup)
+
+    def _fit(self, fmt: Format, shape: Shape, reason: str, lookup: bool) -> _Choice | _Keep:
+        """The format if it takes the weight, else the recipe's fallback."""
+        if 0 in shape:
+            return _Keep(reason="empty", origin=STRUCTURE)
+        if fmt.takes(shape, lookup):
+            return _Choice(format=fmt, reason=reason, is_lookup_table=lookup)
+        misfit = _misfit(fmt, shape, lookup)
+        fallback = self.recipe.fallback
+        if fallback in FLOATS:
+            return _Keep(reason="an override asks for this dtype", origin=RECIPE, dtype=FLOATS[fallback])
+        if fallback == SOURCE or not FORMATS[fallback].takes(shape, lookup):
+            return _Keep(reason=misfit, origin=FORMAT, open=True, is_lookup_table=lookup)
+        notes = (f"fell back: {misfit}",)
+        return _Choice(format=FORMATS[fallback], reason=reason, notes=notes, is_lookup_table=lookup)
+
+
+def _match_statistics(statistics: Statistics, tensors: Iterable[str], prefix: str) -> dict[str, InputStatistics]:
+    """By full layer name, whether a calibration names the layers with the model's prefix or without."""
+    layers = (name.removesuffix(WEIGHT) for name in tensors if name.endswith(WEIGHT))
+    pairs = ((layer, name) for layer in layers for name in (layer.removeprefix(prefix), layer) if name in statistics)
+    return {layer: statistics[name] for layer, name in pairs}
+
+
+def _structural_reason(name: str, spec: TensorSpec) -> str | None:
+    """Why no recipe could quantize the tensor, or None."""
+    if not name.endswith(WEIGHT):
+        return "not a layer's weight"
+    if not spec.dtype.is_floating_point or spec.dtype.itemsize == 1:
+        return f"stored as {_dtype_name(spec.dtype)}"
+    if len(spec.shape) != 2:
+        return f"{len(spec.shape)}-dimensional: a norm or a convolution"
+    return None
+
+
+def _misfit(fmt: Format, shape: Shape, lookup: bool) -> str:
+    if lookup and not fmt.supports_lookup:
+        return f"ComfyUI cannot look up embedding rows in {fmt.name}"
+    return f"{shape[0]} x {shape[1]} does not divide by {fmt.multiple[0]} x {fmt.multiple[1]}, as {fmt.name} needs"
+
+
+def _matches_any(patterns: Iterable[str], layer: str) -> bool:
+    return any(re.search(pattern, layer) for pattern in patterns)
+
+
+def _first_format(recipe: Recipe) -> Format:
+    return FORMATS[recipe.candidates[0]]
+
+
+def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, inputs: InputStatistics) -> LayerPlan:
+    shape = (spec.shape[0], spec.shape[1])
+    group, notes = _rotation(choice.format, shape, recipe)
+    padded = choice.format.padded_shape(shape)
+    if padded != shape:
+        notes = (*notes, f"padded to {padded[0]} x {padded[1]}")
+    return LayerPlan(
+        name=layer,
+        source=spec,
+        format=choice.format,
+        group=group,
+        reason=choice.reason,
+        notes=(*choice.notes, *notes),
+        full_precision=recipe.full_precision_matrix_mult,
+        input_scale=recipe.input_scale != OFF and choice.format.static_input and inputs.absmax is not None,
+        inputs=inputs,
+        fixed=choice.fixed,
+        is_lookup_table=choice.is_lookup_table,
+    )
+
+
+def _rotation(fmt: Format, shape: Shape, recipe: Recipe) -> tuple[int | None, tuple[str, ...]]:
+    """The rotation group, and a note where it is not the one asked for."""
+    if not fmt.rotated:
+        return None, ()
+    limit = GROUP_SIZES[0] if isinstance(recipe.rotation_group, str) else recipe.rotation_group
+    group = largest_group(shape[1], limit)
+    if group is None:
+        return None, (f"not rotated: {shape[1]} inputs do not divide by 16",)
+    if group != limit:
+        return group, (f"rotated in groups of {group}: {shape[1]} inputs do not divide by {limit}",)
+    return group, ()
+
+
+def _kept_dtype(spec: TensorSpec, keep_dtype: str) -> torch.dtype:
+    castable = spec.dtype.is_floating_point and spec.dtype.itemsize > 1
+    return FLOATS[keep_dtype] if castable and keep_dtype != SOURCE else spec.dtype
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
