@@ -243,7 +243,7 @@ class SaveCalibration(io.ComfyNode):
     @classmethod
     def execute(cls, calibration: Calibration, name: str) -> io.NodeOutput:
         path = files.output_file(f"{files.CALIBRATIONS}/{name}")
-        calibration.save(path)
+        calibration.save(path, overwrite=False)
         return io.NodeOutput(str(path), ui={"text": [f"{path}\n{calibration.summary()}"]})
 
 

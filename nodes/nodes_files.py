@@ -142,7 +142,14 @@ class QuantizeFile(io.ComfyNode):
         where = running.device_name(device)
         report = running.run(
             lambda progress, cancel: quantize_file(
-                source, target, recipe, device=where, statistics=calibration, progress=progress, cancel=cancel
+                source,
+                target,
+                recipe,
+                device=where,
+                statistics=calibration,
+                overwrite=False,
+                progress=progress,
+                cancel=cancel,
             ),
             cls.hidden.unique_id,
         )

@@ -29,6 +29,7 @@ def quantize_file(
     *,
     device: str = "cpu",
     statistics: Statistics | None = None,
+    overwrite: bool = True,
     progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Report:
@@ -43,6 +44,7 @@ def quantize_file(
         recipe: the settings; None: `Recipe`'s defaults.
         device: where layers are computed.
         statistics: a calibration of this model, by layer name.
+        overwrite: replace a file that is there already, or appears during the run.
         progress: called before the first layer and after each.
         cancel: asked often, also within a layer; True stops the run.
 
@@ -52,7 +54,7 @@ def quantize_file(
     with open_checkpoint(source) as checkpoint:
         refuse_same_file(checkpoint.paths, target)
         run = _run(recipe, device, statistics, progress, cancel)
-        return quantize(checkpoint, FileSink(target), run)
+        return quantize(checkpoint, FileSink(target, overwrite=overwrite), run)
 
 
 def quantize_state_dict(

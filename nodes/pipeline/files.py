@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,31 @@ CALIBRATIONS = "calibrations"
 
 
 def output_file(filename_prefix: str) -> Path:
-    """The next free numbered file for a prefix in the output folder, as stock save nodes name theirs."""
+    """The next free numbered file for a prefix in the output folder, as stock save nodes name their files.
+
+    Raises:
+        QuantError: the prefix has no name in it, or leads outside the output folder.
+    """
+    prefix = _normalize_prefix(filename_prefix)
     try:
-        folder, name, counter, *_ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
+        folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     except Exception:  # get_save_image_path has no error of its own
         raise QuantError(
             f"The name '{filename_prefix}' leads outside the output folder; give a name inside it."
         ) from None
-    return Path(folder) / f"{name}_{counter:05}_.safetensors"
+    paths = (Path(folder) / f"{name}_{number:05}_.safetensors" for number in count(counter))
+    return next(path for path in paths if not os.path.lexists(path))
+
+
+def _normalize_prefix(text: str) -> str:
+    """ComfyUI counts files by the last part of a name, so that it must not be empty, ``.`` or ``..``."""
+    if not text.isprintable():
+        raise QuantError(f"The name {text!a} holds a character that no file name can have.")
+    *folders, name = text.replace("\\", "/").split("/")
+    if name.strip() in ("", ".", ".."):
+        raise QuantError(f"'{text}' names a folder; add the name of a file to it.")
+    kept = [folder for i, folder in enumerate(folders) if folder not in ("", ".") or (i == 0 and not folder)]
+    return "/".join([*kept, name.strip()])
 
 
 def listing_note(path: Path, kind: str) -> str:
@@ -96,7 +112,7 @@ def _calibrations() -> Path:
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors, which may lie anywhere or be merged with their patches only now, whole or not at all."""
     layout = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
-    with CheckpointWriter(path, layout, metadata) as writer:
+    with CheckpointWriter(path, layout, metadata, overwrite=False) as writer:
         for name, tensor in tensors.items():
             # Not cpu(): the host's lazily patched tensors do their work in to().
             writer.write(name, tensor.to("cpu"))

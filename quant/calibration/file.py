@@ -80,11 +80,15 @@ class Calibration(Mapping[str, InputStatistics]):
             found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, whole or not at all. Raises CheckpointError if that is not possible."""
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Raises:
+            CheckpointError: that is not possible, or there is a file that is not to be replaced.
+        """
         tensors = self._tensors()
         layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        with CheckpointWriter(path, layout, {CALIBRATION_KEY: self._described()}) as writer:
+        with CheckpointWriter(path, layout, {CALIBRATION_KEY: self._described()}, overwrite=overwrite) as writer:
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
             writer.commit()

@@ -83,7 +83,14 @@ def _run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) ->
         try:
             with progress_bar(given.get("quiet", False)) as progress:
                 report = quantize_file(
-                    source, target, recipe, device=device, statistics=calibration, progress=progress, cancel=stop
+                    source,
+                    target,
+                    recipe,
+                    device=device,
+                    statistics=calibration,
+                    overwrite="overwrite" in given,
+                    progress=progress,
+                    cancel=stop,
                 )
         except Cancelled as error:
             fail(error)

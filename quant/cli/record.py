@@ -36,7 +36,7 @@ def record(argv: Sequence[str]) -> int:
     with _explained(f"{given['function']} failed"):
         function(recorder)
     calibration = recorder.calibration()
-    calibration.save(target)
+    calibration.save(target, overwrite=given["overwrite"])
     if not given["quiet"]:
         say(f"{calibration.summary()}\nWritten: {target}")
     return 0

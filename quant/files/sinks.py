@@ -57,12 +57,12 @@ class StateDictSink:
 class FileSink:
     """Writes a checkpoint file, which appears whole or not at all."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        self.path, self.overwrite = path, overwrite
 
     @contextmanager
     def open(self, layout: Layout, metadata: Mapping[str, str]) -> Iterator[_FileOutput]:
-        with CheckpointWriter(self.path, layout, metadata) as writer:
+        with CheckpointWriter(self.path, layout, metadata, overwrite=self.overwrite) as writer:
             yield _FileOutput(writer)
 
 

@@ -18,6 +18,7 @@ from ..errors import CheckpointError
 _SUFFIX = ".part"
 _PIECE = 64 * 2**20  # bytes a system call, so that an interrupt is heeded soon
 _NO_ALLOCATION = {errno.EINVAL, errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 _REASONS = {
     errno.ENOENT: "its folder does not exist",
     errno.ENOTDIR: "its folder does not exist",
@@ -48,7 +49,7 @@ else:
 
 
 class StagedFile:
-    """`size` bytes beside `target` under a temporary name, until `publish` renames them over it.
+    """`size` bytes beside `target` under a temporary name, until `publish` gives them the target's.
 
     The temporary name begins with a dot and ends in .part, so no loader lists it. Its owner holds a lock on it, which
     the system lets go when the process dies; that tells the next run what is left over.
@@ -82,8 +83,12 @@ class StagedFile:
             while view:
                 view = view[os.write(self._opened(), view[:_PIECE]) :]
 
-    def publish(self) -> None:
-        """Bring everything to the disk and put the file in the target's place, in one step."""
+    def publish(self, overwrite: bool = True) -> None:
+        """Bring everything to the disk and give the file the target's name, in one step.
+
+        Without `overwrite` a file that has this name by now stays, and CheckpointError is raised: of two writers one
+        gets the name.
+        """
         with self._explained():
             descriptor = self._opened()
             os.fsync(descriptor)
@@ -91,7 +96,7 @@ class StagedFile:
                 raise CheckpointError(f"{self.target} was not written: another program changed the temporary file.")
             if sys.platform == "win32":  # where an open file cannot be renamed; elsewhere the lock stays to the end
                 self._close()
-            os.replace(self._temporary, self.target)
+            _rename(self._temporary, self.target, overwrite)
         self._temporary = None
         self._close()
         _sync_folder(self.target.parent)
@@ -212,6 +217,35 @@ def _allocate(descriptor: int, size: int, folder: Path) -> None:
     if shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(descriptor, size)
+
+
+def _rename(temporary: Path, target: Path, overwrite: bool) -> None:
+    """Raises CheckpointError if a file called `target` exists and is not to be replaced."""
+    try:
+        if overwrite:
+            os.replace(temporary, target)
+        elif sys.platform == "win32":
+            os.rename(temporary, target)  # which replaces nothing there
+        else:
+            _rename_exclusively(temporary, target)
+    except FileExistsError:
+        raise CheckpointError(
+            f"{target} exists by now: another program wrote it meanwhile, and it was not replaced; choose another name."
+        ) from None
+
+
+def _rename_exclusively(temporary: Path, target: Path) -> None:
+    """Raises FileExistsError where a file called `target` exists."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Without hard links the name is taken by an empty file first.
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, target)
+    else:
+        os.unlink(temporary)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,17 +8,23 @@ from pathlib import Path
 from .staging import StagedFile
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = True) -> None:
     """Write ``text`` as UTF-8; an older file at ``path`` is replaced in one step.
 
+    Args:
+        path: the file.
+        text: its content.
+        overwrite: replace an older file.
+
     Raises:
-        CheckpointError: the system refuses, as where the disk is full or ``path`` is no plain file.
+        CheckpointError: the system refuses, as where the disk is full or ``path`` is no plain file; or there is a file
+            that is not to be replaced.
     """
     data = text.encode("utf-8")
     staged = StagedFile(Path(path), len(data))
     try:
         staged.create()
         staged.write_at(0, data)
-        staged.publish()
+        staged.publish(overwrite)
     finally:
         staged.discard()

@@ -23,7 +23,8 @@ class CheckpointWriter:
     full disk is found before the work. Leaving the block without `commit`, for whatever reason, removes the temporary
     file and leaves an older file at `path` as it was. The same layout, tensors and metadata give the same bytes.
 
-    layout: name -> (dtype, shape). metadata: the header's text fields.
+    layout: name -> (dtype, shape). metadata: the header's text fields. overwrite: replace an older file at `path`; else
+    `commit` raises CheckpointError if there is one by then.
     Raises CheckpointError for a layout or metadata that the format cannot hold; on entry for a folder that is missing
     or not writable, a target that is a folder, and a disk that is full.
     """
@@ -33,8 +34,11 @@ class CheckpointWriter:
         path: str | os.PathLike[str],
         layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
         metadata: Mapping[str, str],
+        *,
+        overwrite: bool = True,
     ) -> None:
         self.path = Path(path)
+        self._overwrite = overwrite
         self.tensors = arrange(layout, self.path)
         self._header = encode_header(self.tensors.values(), metadata, self.path)
         self._missing = dict.fromkeys(self.tensors)
@@ -94,7 +98,7 @@ class CheckpointWriter:
             header = encode_header(self.tensors.values(), metadata, self.path)
             self._header = refit(header, len(self._header), self.path)
         self._file.write_at(0, self._header)
-        self._file.publish()
+        self._file.publish(self._overwrite)
 
     def _slot(self, name: str) -> TensorInfo:
         if name not in self.tensors:

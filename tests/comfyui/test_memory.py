@@ -13,7 +13,7 @@ import os, folder_paths, pack_nodes
 from pack_nodes import call, CALIBRATED, NEAREST
 pack = pack_nodes.load(root)
 from calibrated_rounding.nodes.pipeline.quantize import cache
-from calibrated_rounding.quant import methods
+from calibrated_rounding.quant.layer import methods
 from calibrated_rounding.quant.rounding import calibrated
 folder_paths.set_output_directory(output)
 folder_paths.set_user_directory(output)

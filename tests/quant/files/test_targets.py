@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -84,3 +85,52 @@ def test_a_disk_that_may_not_be_written_is_told(small_disk, refused):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with refused(small_disk / "m", "read-only"), CheckpointWriter(small_disk / "m", LAYOUT, {}):
         pytest.fail("the work began")
+
+
+def write(path, value, **options):
+    with CheckpointWriter(path, LAYOUT, {}, **options) as writer:
+        writer.write("a", torch.full((1000,), value, dtype=torch.uint8))
+        yield
+        writer.commit()
+
+
+@pytest.fixture(params=["hard links", "no hard links"])
+def linking(request, monkeypatch):
+    """File systems with and without hard links."""
+
+    def fail(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if request.param == "no hard links":
+        monkeypatch.setattr(os, "link", fail)
+
+
+def test_file_that_appears_meanwhile_stays(tmp_path, refused, linking):
+    target = tmp_path / "m.safetensors"
+    writing = write(target, 1, overwrite=False)
+    next(writing)
+    target.write_bytes(b"somebody's")
+    with refused(target, "not replaced"):
+        next(writing)
+    assert target.read_bytes() == b"somebody's"
+    assert os.listdir(tmp_path) == [target.name]
+
+
+def test_two_writers_give_two_answers(tmp_path, refused, linking):
+    target = tmp_path / "m.safetensors"
+    first, second = (write(target, value, overwrite=False) for value in (1, 2))
+    next(first)
+    next(second)
+    with pytest.raises(StopIteration):
+        next(second)
+    with refused(target, "not replaced"):
+        next(first)
+    assert target.read_bytes()[-1] == 2
+    assert os.listdir(tmp_path) == [target.name]
+
+
+def test_overwrite_replaces_in_one_step(tmp_path):
+    target = tmp_path / "m.safetensors"
+    target.write_bytes(b"old")
+    list(write(target, 3))
+    assert target.read_bytes()[-1] == 3
