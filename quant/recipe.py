@@ -5,7 +5,6 @@ bit.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +15,7 @@ from .errors import RecipeError
 from .formats import FLOATS, FORMATS, format_name
 from .formats.rotation import GROUP_SIZES
 from .formats.scales import SCALE_METHODS
+from .patterns import check_pattern
 
 ROUNDINGS = ("nearest", "svd", "calibrated")
 SOURCE = "source"
@@ -143,8 +143,8 @@ class Recipe:
         normalised = {
             "format": self.format if self.format == AUTO else _quantized(self.format),
             "formats": tuple(dict.fromkeys(map(_quantized, self.formats))),
-            "overrides": tuple((_pattern(pattern), format_name(fmt)) for pattern, fmt in self.overrides),
-            "exclude": tuple(_pattern(pattern) for pattern in self.exclude),
+            "overrides": tuple((check_pattern(pattern), format_name(fmt)) for pattern, fmt in self.overrides),
+            "exclude": tuple(check_pattern(pattern) for pattern in self.exclude),
             "fallback": self.fallback if self.fallback == SOURCE else format_name(self.fallback),
             "upgrade": None if self.upgrade is None else _quantized(self.upgrade),
         }
@@ -238,14 +238,6 @@ def _quantized(name: str) -> str:
     if full not in FORMATS:
         raise RecipeError(f"'{name}' is a floating-point format; choose one of {', '.join(FORMATS)}.")
     return full
-
-
-def _pattern(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(f"'{pattern}' is not a regular expression: {error}.") from None
-    return pattern
 
 
 def _choose(name: str, value: object, options: tuple[object, ...]) -> None:

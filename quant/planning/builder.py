@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,6 +12,7 @@ from ..errors import ProfileError
 from ..files.tensors import WEIGHT, TensorSpec
 from ..formats import FLOATS, FORMATS, Format, Shape
 from ..formats.rotation import GROUP_SIZES, largest_group
+from ..patterns import PatternSearch
 from ..recipe import OFF, SOURCE, Recipe
 from . import heuristics
 from .plan import Entry, KeptTensor, LayerPlan, Plan, RemovedTensor
@@ -106,6 +106,7 @@ class _Builder:
     recipe: Recipe
     statistics: Mapping[str, InputStatistics]
     """By full layer name."""
+    patterns: PatternSearch = field(default_factory=PatternSearch)
 
     def decide(self, name: str, spec: TensorSpec) -> Entry:
         """What happens to one tensor."""
@@ -141,11 +142,12 @@ class _Builder:
     def _choose(self, layer: str, shape: Shape) -> _Choice | _Keep:
         """The first of: the recipe's exclusions and overrides, the profile, the heuristics, the recipe's format."""
         recipe, profile = self.recipe, self.recognition.profile
-        if _matches_any(recipe.exclude, layer):
+        if self.patterns.first(recipe.exclude, layer) is not None:
             return _Keep(reason="excluded by the recipe", origin=RECIPE)
         bare = layer.removeprefix(self.recognition.prefix)
         decision = profile.decide(bare, shape, embeddings=recipe.embeddings)
-        override = next((fmt for pattern, fmt in recipe.overrides if re.search(pattern, layer)), None)
+        index = self.patterns.first([pattern for pattern, _ in recipe.overrides], layer)
+        override = None if index is None else recipe.overrides[index][1]
         if override is not None and override in FLOATS:
             return _Keep(reason="an override asks for this dtype", origin=RECIPE, dtype=FLOATS[override])
         lookup = profile.is_lookup_table(bare)
@@ -198,10 +200,6 @@ def _misfit(fmt: Format, shape: Shape, lookup: bool) -> str:
     if lookup and not fmt.supports_lookup:
         return f"ComfyUI cannot look up embedding rows in {fmt.name}"
     return f"{shape[0]} x {shape[1]} does not divide by {fmt.multiple[0]} x {fmt.multiple[1]}, as {fmt.name} needs"
-
-
-def _matches_any(patterns: Iterable[str], layer: str) -> bool:
-    return any(re.search(pattern, layer) for pattern in patterns)
 
 
 def _first_format(recipe: Recipe) -> Format:
