@@ -5,32 +5,24 @@
 >>> print(report.summary())
 """
 
-from .api import plan_file, quantize_file, quantize_state_dict, quantize_tensor
-from .calibration.statistics import InputStatistics
-from .errors import AlreadyQuantizedError, Cancelled, CheckpointError, LayerError, ProfileError, QuantError, RecipeError
-from .recipe import Recipe, SvdSettings
-from .reports.progress import Progress
-from .reports.report import KeptReport, LayerReport, Report
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import VERSION
 
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+
 __version__ = VERSION
-__all__ = [
-    "AlreadyQuantizedError",
-    "Cancelled",
-    "CheckpointError",
-    "InputStatistics",
-    "KeptReport",
-    "LayerError",
-    "LayerReport",
-    "ProfileError",
-    "Progress",
-    "QuantError",
-    "Recipe",
-    "RecipeError",
-    "Report",
-    "SvdSettings",
-    "plan_file",
-    "quantize_file",
-    "quantize_state_dict",
-    "quantize_tensor",
-]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the names of `public` when the first of them is used (PEP 562).
+
+    Importing this package alone imports nothing, so that ``python -m quant`` works in a checkout: see `__main__`.
+    """
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".public", __name__), name)

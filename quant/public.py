@@ -1,0 +1,31 @@
+"""The public names of the engine, which `quant` exports."""
+
+from __future__ import annotations
+
+from .api import plan_file, quantize_file, quantize_state_dict, quantize_tensor
+from .calibration.statistics import InputStatistics
+from .errors import AlreadyQuantizedError, Cancelled, CheckpointError, LayerError, ProfileError, QuantError, RecipeError
+from .recipe import Recipe, SvdSettings
+from .reports.progress import Progress
+from .reports.report import KeptReport, LayerReport, Report
+
+__all__ = [
+    "AlreadyQuantizedError",
+    "Cancelled",
+    "CheckpointError",
+    "InputStatistics",
+    "KeptReport",
+    "LayerError",
+    "LayerReport",
+    "ProfileError",
+    "Progress",
+    "QuantError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "SvdSettings",
+    "plan_file",
+    "quantize_file",
+    "quantize_state_dict",
+    "quantize_tensor",
+]
