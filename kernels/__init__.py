@@ -1,11 +1,6 @@
-"""INT8 kernels, each beside its eager PyTorch reference, and the QuantizedTensor layouts over them; and the one kernel
-that the engine's error feedback runs. Imports no ComfyUI.
+"""INT8 kernels, LDLQ rounding of a block of columns, and the QuantizedTensor layouts over the kernels. No ComfyUI.
 
-`ops` and `feedback` have the functions and what they promise, `backend` chooses between implementations.
+Every kernel lies beside its eager PyTorch reference. `ops` and `ldlq` hold the functions and what they promise,
+`backend` chooses between implementations, and `layouts.register` makes the layouts known to comfy-kitchen. Importing
+this package imports nothing.
 """
-
-from __future__ import annotations
-
-from . import layouts
-
-layouts.register()

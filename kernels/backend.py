@@ -1,9 +1,8 @@
-"""Which implementation runs: the eager reference, or the Triton kernels with fixed or with persistent tiles.
+"""Selects the implementation: the eager reference, or the Triton kernels with fixed or with persistent tiles.
 
-"auto" is eager on the CPU, without Triton and on GPUs without int8 tensor cores, and says in the log why where a GPU
-was there; elsewhere it is the tuned table's winner for the shape, or "triton" where no table knows the shape. CPU
-tensors are always eager, whatever is chosen, unless Triton's interpreter is on (``TRITON_INTERPRET=1``) and a Triton
-backend is chosen.
+"auto" is eager on the CPU, without Triton, and on GPUs without int8 tensor cores; on a GPU the log then says why.
+Elsewhere it is the backend that the tuned table names for the shape, or "triton" if no table knows the shape. CPU
+tensors are always eager, unless Triton's interpreter is on (``TRITON_INTERPRET=1``) and a Triton backend is selected.
 """
 
 from __future__ import annotations
@@ -28,19 +27,34 @@ _current = os.environ.get(VARIABLE, "auto")
 
 
 def get_kernel_backend() -> str:
-    """The name that was chosen last, at first that of the environment variable `VARIABLE`, or "auto"."""
+    """Return the name that was selected last: at first from the environment variable `VARIABLE`, else "auto"."""
     return _current
 
 
 def set_kernel_backend(name: str) -> None:
-    """Choose one of `NAMES` for the whole process. Raises KernelError for any other name."""
+    """Select a backend for the whole process.
+
+    Args:
+        name: One of `NAMES`.
+
+    Raises:
+        KernelError: The name is unknown.
+    """
     global _current
-    _current = checked(name)
+    _check_name(name)
+    _current = name
 
 
 @contextmanager
 def kernel_backend(name: str) -> Iterator[None]:
-    """Choose one of `NAMES` for a with-block. Raises KernelError for any other name."""
+    """Select a backend for a with-block.
+
+    Args:
+        name: One of `NAMES`.
+
+    Raises:
+        KernelError: The name is unknown.
+    """
     before = _current
     set_kernel_backend(name)
     try:
@@ -49,46 +63,47 @@ def kernel_backend(name: str) -> Iterator[None]:
         set_kernel_backend(before)
 
 
-def checked(name: str) -> str:
-    if name not in NAMES:
-        raise KernelError(
-            f"Kernel backend {name!r} (of {VARIABLE} or set_kernel_backend) is unknown; choose {', '.join(NAMES)}."
-        )
-    return name
-
-
 def runs_triton(name: str, x: Tensor) -> bool:
-    """Whether backend ``name`` runs Triton kernels on ``x``.
+    """Return whether a backend runs Triton kernels on a tensor.
 
-    Raises KernelError if ``name`` is unknown, or asks for Triton on a GPU where it does not work.
+    Args:
+        name: One of `NAMES`.
+        x: Any operand; only its device matters.
+
+    Raises:
+        KernelError: The name is unknown, or it asks for Triton on a GPU where Triton does not work.
     """
-    if checked(name) == "eager":
+    _check_name(name)
+    if name == "eager":
         return False
     if not x.is_cuda:
-        return x.device.type == "cpu" and name != "auto" and interpreting()
-    obstacle = why_no_triton(x.device)
+        return x.device.type == "cpu" and name != "auto" and is_interpreted()
+    obstacle = find_obstacle(x.device)
     if obstacle is not None and name != "auto":
         raise KernelError(f"Kernel backend {name!r} cannot run: {obstacle}; choose auto or eager.")
     return obstacle is None
 
 
-def interpreting() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on the CPU."""
+def is_interpreted() -> bool:
+    """Return whether Triton kernels run in Triton's interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 
 
 @lru_cache(maxsize=32)
-def why_no_triton(device: torch.device) -> str | None:
-    """Why the Triton kernels do not work on a GPU, in words, or None where they do. Logged, once a device."""
-    obstacle = _obstacle(device)
+def find_obstacle(device: torch.device) -> str | None:
+    """Return why the Triton kernels do not work on a GPU, or None if they do. Logged once per device."""
+    obstacle = _find_obstacle(device)
     if obstacle is not None:
-        logger.warning("INT8 products and error feedback on %s run without Triton, slowly: %s.", device, obstacle)
+        logger.warning("INT8 products and LDLQ rounding on %s run without Triton, slowly: %s.", device, obstacle)
     return obstacle
 
 
-def _obstacle(device: torch.device) -> str | None:
+def _find_obstacle(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    # Without a driver Triton is never imported: some versions, and packages on top of them, raise at import.
+    if not torch.cuda.is_available():
+        return "there is no GPU driver"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     try:
@@ -100,6 +115,13 @@ def _obstacle(device: torch.device) -> str | None:
     except Exception as error:  # whatever a broken driver, compiler or Triton raises, the reason is reported
         return f"Triton failed a trial run ({type(error).__name__}: {_first_line(error)})"
     return None
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        raise KernelError(
+            f"Kernel backend {name!r} (of {VARIABLE} or set_kernel_backend) is unknown; choose {', '.join(NAMES)}."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,103 +1,115 @@
-"""Operands that do not fit each other are refused before a kernel could read past their ends."""
+"""Refuses operands that do not fit each other, before a kernel reads past their ends.
+
+Every function raises KernelError with one sentence, or returns nothing.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .eager.feedback import Inputs
-from .eager.quantize import groups
+from .eager.ldlq import ColumnBlock
+from .eager.quantize import count_groups
 from .errors import KernelError
 
 BLOCKS = (64, 128)
 GROUPS = (16, 64, 256)
-APPROXIMATE = ("none", "tanh")
-ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
-LONGEST = 131_071
-"""Largest K whose products cannot overflow int32, even where every code is -128: K x 2^14 < 2^31. Promised is 65,536.
-"""
+GELU_APPROXIMATIONS = ("none", "tanh")
+ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-MOST_INPUTS = 128
-"""Of a block of error feedback: as many as a program can hold the errors of."""
+MAX_K = 131_071
+"""Largest K whose products cannot overflow int32, even if every code is -128: K x 2^14 < 2^31."""
+
+MAX_COLUMNS = 128
+"""Most columns of a block that `ldlq` takes: a program holds the errors of all of them."""
 
 
-def block(value: int | None) -> None:
-    """A scale block is one of `BLOCKS`, or None for one scale a row."""
+def check_block(block: int | None) -> None:
+    """Require a scale block of `BLOCKS`, or None for one scale per row."""
     _require(
-        value is None or value in BLOCKS, f"Scale block {value} is not one that the kernels know; choose 64 or 128."
+        block is None or block in BLOCKS, f"Scale block {block} is not one that the kernels know; choose 64 or 128."
     )
 
 
-def floating(x: Tensor) -> None:
+def check_activation(x: Tensor) -> None:
+    """Require a tensor ``[..., K]`` in one of `ACTIVATION_DTYPES`."""
     _require(
-        x.ndim > 0 and x.dtype in ACTIVATIONS, f"Expected a bfloat16, float16 or float32 tensor, got {_describe(x)}."
+        x.ndim > 0 and x.dtype in ACTIVATION_DTYPES,
+        f"Expected a bfloat16, float16 or float32 tensor, got {_describe(x)}.",
     )
 
 
-def quantized(codes: Tensor, scale: Tensor, size: int | None) -> None:
-    """``codes [..., K]`` int8 with their scales per row or per group."""
+def check_quantized(codes: Tensor, scale: Tensor, block: int | None) -> None:
+    """Require int8 codes ``[..., K]`` and their scales per row or per ``1 x block`` group."""
     _require(codes.ndim > 0 and codes.dtype == torch.int8, f"Codes are int8 [..., K], got {_describe(codes)}.")
-    count = 1 if size is None else groups(codes.shape[-1], size)
-    _scale("Scales", scale, (*codes.shape[:-1], count))
+    count = 1 if block is None else count_groups(codes.shape[-1], block)
+    _require_float32("Scales", scale, (*codes.shape[:-1], count))
 
 
-def weight(codes: Tensor, scale: Tensor, size: int) -> None:
-    """``codes [N, K]`` int8 with one scale a block x block tile."""
-    _require(codes.ndim == 2 and codes.dtype == torch.int8, f"Weight codes are int8 [N, K], got {_describe(codes)}.")
-    _scale("Weight scales", scale, (groups(codes.shape[0], size), groups(codes.shape[1], size)))
-
-
-def matrix(w: Tensor) -> None:
-    floating(w)
+def check_weight(w: Tensor) -> None:
+    """Require a weight ``[N, K]`` in one of `ACTIVATION_DTYPES`."""
+    check_activation(w)
     _require(w.ndim == 2, f"Weights are [N, K], got {_describe(w)}.")
 
 
-def operands(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, size: int | None) -> None:
-    """Everything that a product is made of."""
-    block(size)
+def check_quantized_weight(codes: Tensor, scale: Tensor, block: int) -> None:
+    """Require int8 codes ``[N, K]`` and one scale per ``block x block`` tile."""
+    _require(codes.ndim == 2 and codes.dtype == torch.int8, f"Weight codes are int8 [N, K], got {_describe(codes)}.")
+    tiles = (count_groups(codes.shape[0], block), count_groups(codes.shape[1], block))
+    _require_float32("Weight scales", scale, tiles)
+
+
+def check_product(
+    a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, block: int | None
+) -> None:
+    """Require operands of one INT8 product, as `ops.int8_gemm` and `ops.int8_addmm` take them."""
+    check_block(block)
     _require(a.ndim == 2 and b.ndim == 2, f"A product takes matrices, got {_describe(a)} and {_describe(b)}.")
-    quantized(a, a_scale, size)
+    check_quantized(a, a_scale, block)
     (m, k), n = a.shape, b.shape[0]
     _require(b.shape[1] == k, f"Operands [{m}, {k}] and {list(b.shape)} do not share their inner dimension.")
-    if size is None:
-        _require(k <= LONGEST, f"An inner dimension of {k} could overflow 32 bits; at most {LONGEST} is possible.")
+    if block is None:
+        _require(k <= MAX_K, f"An inner dimension of {k} could overflow 32 bits; at most {MAX_K} is possible.")
         _require(b.dtype == torch.int8, f"Codes are int8 [N, K], got {_describe(b)}.")
-        _scale("Weight scales", b_scale, (n, 1) if b_scale.ndim else ())
+        _require_float32("Weight scales", b_scale, (n, 1) if b_scale.ndim else ())
     else:
-        weight(b, b_scale, size)
+        check_quantized_weight(b, b_scale, block)
     _require(bias is None or bias.shape == (n,), f"A bias for {n} outputs is [{n}].")
 
 
-def group(x: Tensor, size: int) -> None:
-    """A rotation group is one of `GROUPS` and divides K."""
-    floating(x)
-    _require(size in GROUPS, f"Rotation group {size} is not one that the kernels know; choose 16, 64 or 256.")
-    _require(x.shape[-1] % size == 0, f"Rotation group {size} does not divide a row of {x.shape[-1]}.")
+def check_rotation(x: Tensor, group: int) -> None:
+    """Require a rotation group of `GROUPS` that divides K of an activation ``[..., K]``."""
+    check_activation(x)
+    _require(group in GROUPS, f"Rotation group {group} is not one that the kernels know; choose 16, 64 or 256.")
+    _require(x.shape[-1] % group == 0, f"Rotation group {group} does not divide a row of {x.shape[-1]}.")
 
 
-def approximate(value: str) -> None:
-    _require(value in APPROXIMATE, f"GELU's approximation {value!r} is unknown; choose none or tanh.")
+def check_gelu(approximate: str) -> None:
+    """Require one of `GELU_APPROXIMATIONS`."""
+    _require(
+        approximate in GELU_APPROXIMATIONS, f"GELU's approximation {approximate!r} is unknown; choose none or tanh."
+    )
 
 
-def inputs(block: Inputs, *others: Tensor) -> None:
-    """A block of inputs for error feedback with the ``[B, N]`` tensors that go with it."""
+def check_columns(block: ColumnBlock, matrix: Tensor, *others: Tensor) -> None:
+    """Require a block of at most `MAX_COLUMNS` columns, its ``[B, B]`` matrix and ``[B, N]`` tensors."""
     shape = block.weight.shape
-    _require(len(shape) == 2 and shape[0] <= MOST_INPUTS, f"At most {MOST_INPUTS} inputs [B, N], got {list(shape)}.")
+    _require(len(shape) == 2 and shape[0] <= MAX_COLUMNS, f"At most {MAX_COLUMNS} columns [B, N], got {list(shape)}.")
     for x in (block.weight, *others, *(block.limits or ())):
         fits = x.dtype == torch.float32 and x.shape == shape and (x.stride(1) == 1 or shape[1] < 2)
         _require(fits, f"Expected float32 {list(shape)} with contiguous rows, got {_describe(x)}.")
-    _scale("Scales", block.scale, tuple(shape))
-    _scale("Weights of errors", block.within, (shape[0], shape[0]))
+    _require_float32("Scales", block.scale, tuple(shape))
+    _require_float32("The factor or Hessian", matrix, (shape[0], shape[0]))
 
 
-def _scale(name: str, scale: Tensor, shape: tuple[int, ...]) -> None:
-    fits = scale.dtype == torch.float32 and scale.shape == shape
-    _require(fits, f"{name} must be float32 {list(shape)} here, got {_describe(scale)}.")
+def _require_float32(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    fits = x.dtype == torch.float32 and x.shape == shape
+    _require(fits, f"{name} must be float32 {list(shape)} here, got {_describe(x)}.")
 
 
-def _require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise KernelError(sentence)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise KernelError(message)
 
 
 def _describe(x: Tensor) -> str:

@@ -1,25 +1,35 @@
-"""What is registered with torch: each op's schema, what its results look like, and the choice of who computes them."""
+"""The custom ops behind `ops`: schema, shapes of the results, checks, and the selected implementation of each."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import checks, eager
+from . import eager
 from .backend import runs_triton
-from .eager.quantize import groups
-from .library import operator
+from .checks import (
+    check_activation,
+    check_block,
+    check_gelu,
+    check_product,
+    check_quantized,
+    check_quantized_weight,
+    check_rotation,
+    check_weight,
+)
+from .eager.quantize import count_groups
+from .library import register_op
 
 Quantized = tuple[Tensor, Tensor]
 
 
 def _like_quantized(x: Tensor, block: int | None, backend: str = "") -> Quantized:
-    count = 1 if block is None else groups(x.shape[-1], block)
+    count = 1 if block is None else count_groups(x.shape[-1], block)
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty((*x.shape[:-1], count), dtype=torch.float32)
 
 
 def _like_weight(w: Tensor, block: int, backend: str) -> Quantized:
-    scale = w.new_empty((groups(w.shape[0], block), groups(w.shape[1], block)), dtype=torch.float32)
+    scale = w.new_empty((count_groups(w.shape[0], block), count_groups(w.shape[1], block)), dtype=torch.float32)
     return w.new_empty(w.shape, dtype=torch.int8), scale
 
 
@@ -39,10 +49,10 @@ def _like_quantized_product(
     return _like_quantized(a.new_empty((a.shape[0], b.shape[0])), block)
 
 
-@operator("(Tensor x, int? block, str backend) -> (Tensor, Tensor)", _like_quantized)
+@register_op("(Tensor x, int? block, str backend) -> (Tensor, Tensor)", _like_quantized)
 def act_quant(x: Tensor, block: int | None, backend: str) -> Quantized:
-    checks.block(block)
-    checks.floating(x)
+    check_block(block)
+    check_activation(x)
     if x.numel() and runs_triton(backend, x):
         from . import gpu
 
@@ -50,10 +60,10 @@ def act_quant(x: Tensor, block: int | None, backend: str) -> Quantized:
     return eager.act_quant(x, block)
 
 
-@operator("(Tensor codes, Tensor scale, int? block, ScalarType dtype, str backend) -> Tensor", _like_codes)
+@register_op("(Tensor codes, Tensor scale, int? block, ScalarType dtype, str backend) -> Tensor", _like_codes)
 def act_dequant(codes: Tensor, scale: Tensor, block: int | None, dtype: torch.dtype, backend: str) -> Tensor:
-    checks.block(block)
-    checks.quantized(codes, scale, block)
+    check_block(block)
+    check_quantized(codes, scale, block)
     if codes.numel() and runs_triton(backend, codes):
         from . import gpu
 
@@ -61,10 +71,10 @@ def act_dequant(codes: Tensor, scale: Tensor, block: int | None, dtype: torch.dt
     return eager.act_dequant(codes, scale, block, dtype)
 
 
-@operator("(Tensor w, int block, str backend) -> (Tensor, Tensor)", _like_weight)
+@register_op("(Tensor w, int block, str backend) -> (Tensor, Tensor)", _like_weight)
 def weight_quant(w: Tensor, block: int, backend: str) -> Quantized:
-    checks.block(block)
-    checks.matrix(w)
+    check_block(block)
+    check_weight(w)
     if w.numel() and runs_triton(backend, w):
         from . import gpu
 
@@ -72,10 +82,10 @@ def weight_quant(w: Tensor, block: int, backend: str) -> Quantized:
     return eager.weight_quant(w, block)
 
 
-@operator("(Tensor codes, Tensor scale, int block, ScalarType dtype, str backend) -> Tensor", _like_codes)
+@register_op("(Tensor codes, Tensor scale, int block, ScalarType dtype, str backend) -> Tensor", _like_codes)
 def weight_dequant(codes: Tensor, scale: Tensor, block: int, dtype: torch.dtype, backend: str) -> Tensor:
-    checks.block(block)
-    checks.weight(codes, scale, block)
+    check_block(block)
+    check_quantized_weight(codes, scale, block)
     if codes.numel() and runs_triton(backend, codes):
         from . import gpu
 
@@ -83,7 +93,7 @@ def weight_dequant(codes: Tensor, scale: Tensor, block: int, dtype: torch.dtype,
     return eager.weight_dequant(codes, scale, block, dtype)
 
 
-@operator(
+@register_op(
     "(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, int? block, ScalarType out_dtype, str backend) -> Tensor",
     _like_product,
 )
@@ -93,7 +103,7 @@ def int8_gemm(
     return _gemm(a, a_scale, b, b_scale, None, block, out_dtype, backend)
 
 
-@operator(
+@register_op(
     "(Tensor bias, Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, int? block, ScalarType out_dtype, str backend)"
     " -> Tensor",
     lambda bias, *others: _like_product(*others),
@@ -111,7 +121,7 @@ def int8_addmm(
     return _gemm(a, a_scale, b, b_scale, bias, block, out_dtype, backend)
 
 
-@operator(
+@register_op(
     "(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, int? block, str backend) -> (Tensor, Tensor)",
     _like_quantized_product,
 )
@@ -121,7 +131,7 @@ def int8_gemm_quant(
     return _gemm_quant(a, a_scale, b, b_scale, None, block, backend)
 
 
-@operator(
+@register_op(
     "(Tensor bias, Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, int? block, str backend) -> (Tensor, Tensor)",
     lambda bias, *others: _like_quantized_product(*others),
 )
@@ -131,14 +141,14 @@ def int8_addmm_quant(
     return _gemm_quant(a, a_scale, b, b_scale, bias, block, backend)
 
 
-@operator(
+@register_op(
     "(Tensor codes, Tensor scale, int? block, str approximate, str backend) -> (Tensor, Tensor)",
     lambda codes, scale, block, approximate, backend: _like_quantized(codes, block),
 )
 def int8_gelu(codes: Tensor, scale: Tensor, block: int | None, approximate: str, backend: str) -> Quantized:
-    checks.block(block)
-    checks.quantized(codes, scale, block)
-    checks.approximate(approximate)
+    check_block(block)
+    check_quantized(codes, scale, block)
+    check_gelu(approximate)
     if codes.numel() and runs_triton(backend, codes):
         from . import gpu
 
@@ -146,9 +156,11 @@ def int8_gelu(codes: Tensor, scale: Tensor, block: int | None, approximate: str,
     return eager.int8_gelu(codes, scale, block, approximate)
 
 
-@operator("(Tensor x, int group, str backend) -> (Tensor, Tensor)", lambda x, group, backend: _like_quantized(x, None))
+@register_op(
+    "(Tensor x, int group, str backend) -> (Tensor, Tensor)", lambda x, group, backend: _like_quantized(x, None)
+)
 def rotate_quant(x: Tensor, group: int, backend: str) -> Quantized:
-    checks.group(x, group)
+    check_rotation(x, group)
     if x.numel() and runs_triton(backend, x):
         from . import gpu
 
@@ -166,7 +178,7 @@ def _gemm(
     dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
-    checks.operands(a, a_scale, b, b_scale, bias, block)
+    check_product(a, a_scale, b, b_scale, bias, block)
     if a.numel() and b.numel() and runs_triton(backend, a):
         from . import gpu
 
@@ -177,7 +189,7 @@ def _gemm(
 def _gemm_quant(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, block: int | None, backend: str
 ) -> Quantized:
-    checks.operands(a, a_scale, b, b_scale, bias, block)
+    check_product(a, a_scale, b, b_scale, bias, block)
     if a.numel() and b.numel() and runs_triton(backend, a):
         from . import gpu
 

@@ -1,5 +1,5 @@
-"""What can go wrong through a caller's input, as exceptions whose text is one sentence fit to be shown as it is."""
+"""The exception of the kernels. Its text is one sentence that can be shown to a user as it is."""
 
 
 class KernelError(ValueError):
-    """Operands do not fit each other, or a backend that is asked for is unknown or cannot run here."""
+    """Operands do not fit each other, or a selected backend is unknown or cannot run here."""

@@ -1,8 +1,8 @@
-"""Registration of custom ops.
+"""Registers custom ops with torch.
 
 ComfyUI imports the pack under its folder's path, and a test or a script may import it once more as a package: the
-second import finds the ops of the first and uses them. They hold no state (the backend is an argument), so both imports
-may.
+second import finds the ops of the first and uses them. They hold no state (the backend is an argument), so sharing them
+is safe.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ import torch
 NAMESPACE = "calibrated_rounding"
 
 
-def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as ``calibrated_rounding::<its name>``, unless that is done already; gives the op.
+def register_op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as ``torch.ops.calibrated_rounding.<its name>``, unless it is registered already.
 
-    ``schema`` is the op's arguments and results; ``fake`` makes results of the right shape and dtype without computing.
+    Args:
+        schema: Arguments and results of the op, in torch's schema language.
+        fake: Makes results of the right shape and dtype without computing them.
+
+    Returns:
+        A decorator that replaces the function by the op.
     """
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__.lstrip("_")
         namespace = getattr(torch.ops, NAMESPACE)
         if not hasattr(namespace, name):
@@ -30,4 +35,4 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
         op: Callable[..., Any] = getattr(namespace, name).default
         return op
 
-    return register
+    return decorate

@@ -1,4 +1,4 @@
-"""The products that models are made of: ``(N, K)`` of their large layers, by model."""
+"""Shapes of the large linear layers of supported models: ``(N, K)`` by model and layer."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ SHAPES: dict[str, dict[str, tuple[int, int]]] = {
 }
 
 ROWS = (1, 77, 512, 4608, 32_760)
-"""M: a modulation, two prompts, an image of 1024 x 1024 with its prompt, a WAN video of 81 frames at 480p."""
+"""Values of M: a modulation, two prompts, a 1024 x 1024 image with its prompt, a WAN video of 81 frames at 480p."""
 
 
-def distinct() -> list[tuple[int, int]]:
-    """Every ``(N, K)`` once."""
+def list_unique_shapes() -> list[tuple[int, int]]:
+    """Return every ``(N, K)`` once."""
     return list(dict.fromkeys(shape for layers in SHAPES.values() for shape in layers.values()))

@@ -1,9 +1,8 @@
-"""Tuned tables: which backend and tile is fastest for a shape on an architecture, as measured; data, never guessed.
+"""Tuned tables: the fastest backend and tile for each shape on an architecture. Measured data, never guessed.
 
-``tables/<arch>.json`` lies in the package, and a user's own in the cache folder; the user's entry wins. A file is
-``{"version": 1, "arch", "device", "triton", "entries": {family: {bucket: {backend: {"tile": [...], "ms"}}}}}`` with
-family and bucket as `tiles.Problem` names them. Nothing is tuned while a model runs: a table is written by
-`tuning` alone.
+``tables/<arch>.json`` lies in the package, a user's own table in the cache folder; the user's entries win. A file is
+``{"version": 1, "arch", "device", "triton", "entries": {family: {bucket: {backend: {"tile": [...], "ms"}}}}}``, with
+family and bucket as in `tiles.GemmShape`. Only `tuning` writes tables: nothing is tuned while a model runs.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .tiles import BACKENDS, Device, Problem, Tile, default_tile
+from .tiles import BACKENDS, DeviceInfo, GemmShape, Tile, choose_default_tile
 
 VERSION = 1
-LARGEST = 4096
-"""Entries that a table holds at most; a new one takes the place of the oldest."""
+MAX_ENTRIES = 4096
+"""Most entries of a table; a new entry replaces the oldest."""
 
 PACKAGED = Path(__file__).parent / "tables"
 FOLDER_VARIABLE = "CALIBRATED_ROUNDING_CACHE"
@@ -32,74 +31,90 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A backend with its tile; ms as measured, None for a default."""
+class KernelConfig:
+    """A backend with its tile."""
 
     backend: str
+
     tile: Tile
+
     ms: float | None = None
+    """Measured milliseconds; None for a default."""
 
 
-Key = tuple[str, int]
-"""Family and bucket of a problem."""
+TableKey = tuple[str, int]
+"""Family and bucket of a shape."""
 
-Table = Mapping[Key, tuple[Choice, ...]]
+Table = Mapping[TableKey, tuple[KernelConfig, ...]]
 
 
-def choose(backend: str, problem: Problem, device: Device) -> Choice:
-    """What runs a problem: "auto" takes the fastest that is known, a named backend its best tile, or the default tile.
+def choose_config(backend: str, shape: GemmShape, device: DeviceInfo) -> KernelConfig:
+    """Choose how to run a product.
 
-    Where no table has the problem's bucket, the nearest one of the same N, K and scaling stands for it.
+    If no table has the shape's bucket, the nearest bucket of the same N, K and scaling is used instead.
+
+    Args:
+        backend: "auto" for the fastest in the tables, or one of `tiles.BACKENDS` for its best tile.
+        shape: The product.
+        device: Where it runs.
+
+    Returns:
+        The tuned configuration, or the default tile if no table knows the shape.
     """
-    return _choose(backend, Problem(problem.bucket, problem.n, problem.k, problem.block), device, _user_folder())
+    return _choose(backend, GemmShape(shape.bucket, shape.n, shape.k, shape.block), device, _user_folder())
 
 
-@lru_cache(maxsize=LARGEST)
-def _choose(backend: str, problem: Problem, device: Device, folder: Path) -> Choice:
-    known = _nearest(known_choices(device.arch, folder), problem)
-    wanted = [c for c in known if c.tile.fits(problem.block) and backend in ("auto", c.backend)]
-    if wanted:
-        return min(wanted, key=lambda choice: choice.ms or 0.0)
-    return Choice("triton" if backend == "auto" else backend, default_tile(problem, device))
+@lru_cache(maxsize=MAX_ENTRIES)
+def _choose(backend: str, shape: GemmShape, device: DeviceInfo, folder: Path) -> KernelConfig:
+    tuned = _find_nearest(load_configs(device.arch, folder), shape)
+    usable = [config for config in tuned if config.tile.fits(shape.block) and backend in ("auto", config.backend)]
+    if usable:
+        return min(usable, key=lambda config: config.ms or 0.0)
+    return KernelConfig("triton" if backend == "auto" else backend, choose_default_tile(shape, device))
 
 
-def _nearest(table: Table, problem: Problem) -> tuple[Choice, ...]:
-    buckets = [bucket for family, bucket in table if family == problem.family]
+def _find_nearest(table: Table, shape: GemmShape) -> tuple[KernelConfig, ...]:
+    buckets = [bucket for family, bucket in table if family == shape.family]
     if not buckets:
         return ()
-    nearest = min(buckets, key=lambda bucket: (abs(bucket.bit_length() - problem.bucket.bit_length()), bucket))
-    return table[problem.family, nearest]
+    nearest = min(buckets, key=lambda bucket: (abs(bucket.bit_length() - shape.bucket.bit_length()), bucket))
+    return table[shape.family, nearest]
 
 
 @lru_cache(maxsize=8)
-def known_choices(arch: str, folder: Path) -> Table:
-    """The packaged table of an architecture with the user's over it; each is read once in a process."""
-    return {**read(PACKAGED / f"{arch}.json"), **read(folder / f"{arch}.json")}
+def load_configs(arch: str, folder: Path) -> Table:
+    """Load the packaged table of an architecture with the user's entries over it; once per process.
+
+    Args:
+        arch: Such as "sm90".
+        folder: Of the user's tables.
+    """
+    return {**read_table(PACKAGED / f"{arch}.json"), **read_table(folder / f"{arch}.json")}
 
 
-def forget() -> None:
-    """Read tables anew, after one was written."""
-    known_choices.cache_clear()
+def clear_caches() -> None:
+    """Have tables read again, after one was written."""
+    load_configs.cache_clear()
     _choose.cache_clear()
 
 
-def user_table(arch: str) -> Path:
-    """The user's own table of an architecture."""
+def user_table_path(arch: str) -> Path:
+    """Return the path of the user's own table of an architecture."""
     return _user_folder() / f"{arch}.json"
 
 
 def _user_folder() -> Path:
-    """The folder of the environment variable `FOLDER_VARIABLE`, or the platform's cache folder."""
+    """Return the folder of the environment variable `FOLDER_VARIABLE`, else the platform's cache folder."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen)
     home = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
     return Path(home or Path.home() / ".cache") / "calibrated_rounding" / "kernels"
 
 
-def read(path: Path) -> dict[Key, tuple[Choice, ...]]:
-    """A table, empty where there is none; one that cannot be understood is left out and named in the log."""
+def read_table(path: Path) -> dict[TableKey, tuple[KernelConfig, ...]]:
+    """Read a table; empty if there is none. An unreadable table is empty too, and named in the log."""
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
+        return _parse_table(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -107,12 +122,21 @@ def read(path: Path) -> dict[Key, tuple[Choice, ...]]:
         return {}
 
 
-def write(path: Path, table: Table, head: Mapping[str, str]) -> None:
-    """Write a table at once: it appears whole or not at all. ``head``: arch, device and triton. Raises OSError."""
+def write_table(path: Path, table: Table, head: Mapping[str, str]) -> None:
+    """Write a table; it appears whole or not at all.
+
+    Args:
+        path: Of the JSON file; its folder is created.
+        table: Entries; beyond `MAX_ENTRIES` the oldest are dropped.
+        head: "arch", "device" and "triton".
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     entries: dict[str, dict[str, Any]] = {}
-    for (family, bucket), choices in list(table.items())[-LARGEST:]:
+    for (family, bucket), configs in list(table.items())[-MAX_ENTRIES:]:
         entries.setdefault(family, {})[str(bucket)] = {
-            choice.backend: {"tile": list(astuple(choice.tile)), "ms": choice.ms} for choice in choices
+            config.backend: {"tile": list(astuple(config.tile)), "ms": config.ms} for config in configs
         }
     document = {"version": VERSION, **head, "entries": entries}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,17 +145,17 @@ def write(path: Path, table: Table, head: Mapping[str, str]) -> None:
     os.replace(file.name, path)
 
 
-def _parse(document: Any) -> dict[Key, tuple[Choice, ...]]:
+def _parse_table(document: Any) -> dict[TableKey, tuple[KernelConfig, ...]]:
     if document["version"] != VERSION:
         raise ValueError(f"its version is {document['version']}, not {VERSION}")
     return {
-        (family, int(bucket)): tuple(_choice(backend, fields) for backend, fields in choices.items())
+        (family, int(bucket)): tuple(_parse_config(backend, fields) for backend, fields in configs.items())
         for family, buckets in document["entries"].items()
-        for bucket, choices in buckets.items()
+        for bucket, configs in buckets.items()
     }
 
 
-def _choice(backend: str, fields: Mapping[str, Any]) -> Choice:
+def _parse_config(backend: str, fields: Mapping[str, Any]) -> KernelConfig:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown")
-    return Choice(backend, Tile(*map(int, fields["tile"])), float(fields["ms"]))
+    return KernelConfig(backend, Tile(*map(int, fields["tile"])), float(fields["ms"]))

@@ -1,4 +1,4 @@
-"""How a product is cut up for the GPU: tiles, and which one is taken for a shape that no table knows.
+"""How a product is cut into tiles for the GPU, and which tile is used for a shape that no table knows.
 
 The defaults are not measured. They were chosen by what the compiler makes of them for compute capabilities 8.0, 8.9,
 9.0 and 12.0: no spilled registers (or a few bytes outside the inner loop), and operands that fit into shared memory.
@@ -10,36 +10,42 @@ from dataclasses import dataclass
 
 BACKENDS = ("triton", "triton_v2")
 STAGES = ((200_000, 4), (100_000, 3), (0, 2))
-"""Buffers of the largest tiles, by the least bytes of shared memory that they need."""
+"""Buffers of the largest tiles, by the bytes of shared memory that they need at least."""
 
 SMALLEST_BUCKET, LARGEST_BUCKET = 16, 65_536
 
 
 @dataclass(frozen=True)
 class Tile:
-    """``rows x columns`` outputs, ``depth`` of K at a time, in ``stages`` buffers; tiles come in bands of ``order``
-    rows.
-    """
+    """The outputs of one program, and how it walks over K. In a table a tile is the list of these fields."""
 
     rows: int
+
     columns: int
+
     depth: int
+    """Part of K that is loaded at a time."""
+
     warps: int
+
     stages: int
+    """Buffers of ``depth``."""
+
     order: int = 8
+    """Rows of tiles that are walked together, so that operands stay in the cache."""
 
     def count(self, m: int, n: int) -> int:
-        """How many tiles cover ``m x n`` outputs."""
+        """Return how many tiles cover ``m x n`` outputs."""
         return -(-m // self.rows) * -(-n // self.columns)
 
     def fits(self, block: int | None) -> bool:
-        """Whether the kernels can run it: with block scales a tile is a part of a block wide, one, or two."""
+        """Return whether the kernels can run it: with block scales a tile is part of a block wide, one, or two."""
         return block is None or (self.depth == block and (block % self.columns == 0 or self.columns == 2 * block))
 
 
 @dataclass(frozen=True)
-class Problem:
-    """The shape of a product ``[m, k] x [n, k]``; ``block`` None stands for scales per row."""
+class GemmShape:
+    """The shape of a product ``[m, k] x [n, k]`` and the side of its scale blocks; None: scales per row."""
 
     m: int
     n: int
@@ -48,43 +54,48 @@ class Problem:
 
     @property
     def bucket(self) -> int:
-        """The power of two that ``m`` is rounded up to: tuned choices hold for all rows in between."""
+        """``m`` rounded up to a power of two: tuned tiles hold for all rows in between."""
         return min(max(1 << (self.m - 1).bit_length(), SMALLEST_BUCKET), LARGEST_BUCKET)
 
     @property
     def family(self) -> str:
-        """The problem but for its rows, as tables name it."""
+        """Name of the shape without its rows, as tables spell it."""
         return f"{'row' if self.block is None else f'block{self.block}'}/{self.n}x{self.k}"
 
 
-@dataclass(frozen=True)
-class Device:
-    """What a choice depends on. ``shared``: bytes of shared memory that one program may have."""
+@dataclass(frozen=True, kw_only=True)
+class DeviceInfo:
+    """What the choice of a tile depends on."""
 
     arch: str
+
     processors: int
+
     shared: int
+    """Bytes of shared memory that one program may have."""
+
     descriptors: bool
+    """Whether the bulk copy engine (TMA) can load tiles."""
 
 
-def default_tile(problem: Problem, device: Device) -> Tile:
-    """The largest tile of which there are enough to keep every processor busy."""
-    if problem.m <= 16:
-        return _tiny(problem.block)
-    *others, smallest = _tiles(problem.block, device)
+def choose_default_tile(shape: GemmShape, device: DeviceInfo) -> Tile:
+    """Return the largest tile of which there are enough to keep every processor busy."""
+    if shape.m <= 16:
+        return _make_narrow_tile(shape.block)
+    *others, smallest = _list_tiles(shape.block, device)
     for tile in others:
-        if 2 * problem.m > tile.rows and tile.count(problem.m, problem.n) >= device.processors:
+        if 2 * shape.m > tile.rows and tile.count(shape.m, shape.n) >= device.processors:
             return tile
     return smallest
 
 
-def _tiny(block: int | None) -> Tile:
-    """Few rows are bound by reading the weights: narrow tiles, so that all processors read, many bytes at once."""
+def _make_narrow_tile(block: int | None) -> Tile:
+    """Few rows are bound by reading the weights: narrow tiles, so that all processors read, many bytes at a time."""
     return Tile(16, 16, 512, 4, 3) if block is None else Tile(16, 16, block, 4, 6)
 
 
-def _tiles(block: int | None, device: Device) -> tuple[Tile, ...]:
-    """Largest first."""
+def _list_tiles(block: int | None, device: DeviceInfo) -> tuple[Tile, ...]:
+    """Return the default tiles, largest first."""
     stages = next(stages for shared, stages in STAGES if device.shared >= shared)
     few = min(stages, 3)
     if block is None:

@@ -1,4 +1,4 @@
-"""How long a call takes: on a GPU between two events and with a cold cache, on the CPU by the clock."""
+"""Times calls: on a GPU between two events and with a cold cache, on the CPU by the clock."""
 
 from __future__ import annotations
 
@@ -11,25 +11,34 @@ import torch
 from torch import Tensor
 
 CACHE_BYTES = 1 << 30
-"""More than any GPU's second-level cache, and enough to clear that the next call is queued meanwhile."""
+"""More than any GPU's second-level cache; clearing it takes so long that the next call is queued meanwhile."""
 
 
 def race(calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """The median milliseconds of every call, in turn in each round, so that all meet the same conditions."""
+    """Time several calls in turn, round after round, so that all meet the same conditions.
+
+    Args:
+        calls: By name; each is called twice beforehand.
+        rounds: Timed calls of each.
+        device: Where they run.
+
+    Returns:
+        The median milliseconds of each call.
+    """
     for call in calls.values():
         for _ in range(2):
             call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            taken[name].append(_on_gpu(call, device) if device.type == "cuda" else _on_cpu(call))
-    return {name: statistics.median(times) for name, times in taken.items()}
+            times[name].append(_time_on_gpu(call, device) if device.type == "cuda" else _time_on_cpu(call))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _on_gpu(call: Callable[[], object], device: torch.device) -> float:
+def _time_on_gpu(call: Callable[[], object], device: torch.device) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    # The GPU clears while the CPU prepares the call, so that what is timed is the GPU's part.
-    _filler(device).zero_()
+    # The GPU clears while the CPU prepares the call, so only the GPU's part is timed.
+    _make_filler(device).zero_()
     start.record()
     call()
     end.record()
@@ -38,11 +47,11 @@ def _on_gpu(call: Callable[[], object], device: torch.device) -> float:
 
 
 @lru_cache(maxsize=1)
-def _filler(device: torch.device) -> Tensor:
+def _make_filler(device: torch.device) -> Tensor:
     return torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
 
 
-def _on_cpu(call: Callable[[], object]) -> float:
+def _time_on_cpu(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1000

@@ -1,9 +1,9 @@
-"""Measures which backend and tile is fastest for each shape on this GPU, and writes the user's tuned table.
+"""Measures the fastest backend and tile for each shape on this GPU, and writes the user's tuned table.
 
 python -m calibrated_rounding.kernels.tuning [--out FILE] [--shape N K]... [--rows M]... [--again]
 
-Nothing in the pack runs this by itself. Without --shape and --rows it takes the layers of the supported models; what
-the table has already is kept, unless --again is given. Every candidate's result is compared with the default tile's.
+Nothing in the pack runs this by itself. Without --shape and --rows the layers of the supported models are measured.
+Entries of the table are kept unless --again is given. Every candidate's result is compared with the default tile's.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from . import tables
 from .ops import act_quant, weight_quant
-from .shapes import ROWS, distinct
-from .tables import Choice, Key
-from .tiles import BACKENDS, Device, Problem, Tile, default_tile
+from .shapes import ROWS, list_unique_shapes
+from .tables import KernelConfig, TableKey
+from .tiles import BACKENDS, DeviceInfo, GemmShape, Tile, choose_default_tile
 from .timing import race
 
 TOLERANCE = 1e-5
-"""Of a block-scaled sum, relative to the largest: its float32 terms may be added in another order."""
+"""Allowed error of a block-scaled sum, relative to the largest: its terms may be added in another order."""
 
 ROUNDS = 10
 LOW = ((16, 16, 4), (16, 32, 4), (16, 64, 4), (32, 64, 4))
@@ -40,7 +40,7 @@ HIGH = (
     (128, 256, 8),
     (256, 128, 8),
 )
-"""Rows, columns and warps of the tiles tried: low ones read weights with as many bytes under way as they can."""
+"""Rows, columns and warps of the candidates. Low tiles read weights with as many bytes in flight as possible."""
 
 LOW_DEPTHS, HIGH_DEPTHS, LOW_STAGES, HIGH_STAGES = (256, 512), (64, 128), (3, 4, 6), (3, 4)
 ORDER = 8
@@ -49,61 +49,72 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 1 without a CUDA device."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the table (default: the user's own)")
     parser.add_argument("--shape", type=int, nargs=2, action="append", metavar=("N", "K"), help="only these layers")
     parser.add_argument("--rows", type=int, action="append", metavar="M", help="only these numbers of rows")
-    parser.add_argument("--again", action="store_true", help="also measure what the table has already")
+    parser.add_argument("--again", action="store_true", help="measure shapes that the table already has, too")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("Nothing was tuned: no CUDA device.", file=sys.stderr)
         return 1
-    tune(options.shape or distinct(), options.rows or ROWS, options.out, again=options.again)
+    tune(options.shape or list_unique_shapes(), options.rows or ROWS, options.out, again=options.again)
     return 0
 
 
 def tune(
     shapes: Iterable[Sequence[int]], rows: Iterable[int], path: Path | None = None, *, again: bool = False
 ) -> Path:
-    """Measure every shape with every number of rows and scaling; gives the table's path. Needs a GPU and Triton."""
+    """Measure every shape with every number of rows and every scaling. Needs a GPU and Triton.
+
+    Args:
+        shapes: ``(N, K)`` of each layer.
+        rows: Values of M.
+        path: Of the table; None: the user's own.
+        again: Measure shapes that the table already has, too.
+
+    Returns:
+        The table's path.
+    """
     import triton
 
-    from .gpu.device import device_of
+    from .gpu.device import get_device_info
 
-    device = device_of(torch.device("cuda"))
-    path = path or tables.user_table(device.arch)
-    table = dict(tables.read(path))
+    device = get_device_info(torch.device("cuda"))
+    path = path or tables.user_table_path(device.arch)
+    table = dict(tables.read_table(path))
     head = {"arch": device.arch, "device": torch.cuda.get_device_name(), "triton": triton.__version__}
-    for problem in problems(shapes, rows):
-        key = problem.family, problem.bucket
+    for shape in list_gemm_shapes(shapes, rows):
+        key = shape.family, shape.bucket
         if again or key not in table:
             table.pop(key, None)
-            table |= _tuned(key, problem, device)
-            tables.write(path, table, head)
-    tables.forget()
+            table |= _tune_shape(key, shape, device)
+            tables.write_table(path, table, head)
+    tables.clear_caches()
     return path
 
 
-def problems(shapes: Iterable[Sequence[int]], rows: Iterable[int]) -> Iterator[Problem]:
-    """What is measured: a bucket is stood for by its largest number of rows."""
-    rows = sorted({Problem(m, 1, 1, None).bucket for m in rows})
+def list_gemm_shapes(shapes: Iterable[Sequence[int]], rows: Iterable[int]) -> Iterator[GemmShape]:
+    """Return the products to measure; the largest M of a bucket represents the bucket."""
+    rows = sorted({GemmShape(m, 1, 1, None).bucket for m in rows})
     for n, k in shapes:
         for block in (None, 128, 64):
-            yield from (Problem(m, n, k, block) for m in rows)
+            yield from (GemmShape(m, n, k, block) for m in rows)
 
 
-def candidates(problem: Problem, device: Device) -> list[Tile]:
-    """Tiles that may be the fastest: not much taller than the problem, with buffers that fit into shared memory."""
-    low = [size for size in LOW if problem.m <= 128 and size[0] <= problem.m]
-    high = [size for size in HIGH if size[0] <= problem.m]
+def list_candidates(shape: GemmShape, device: DeviceInfo) -> list[Tile]:
+    """Return tiles that may be the fastest: no taller than the product, with buffers that fit into shared memory."""
+    low = [size for size in LOW if shape.m <= 128 and size[0] <= shape.m]
+    high = [size for size in HIGH if size[0] <= shape.m]
     tiles = [
-        *_tiles(low, LOW_DEPTHS, LOW_STAGES, problem.block),
-        *_tiles(high, HIGH_DEPTHS, HIGH_STAGES, problem.block),
+        *_list_tiles(low, LOW_DEPTHS, LOW_STAGES, shape.block),
+        *_list_tiles(high, HIGH_DEPTHS, HIGH_STAGES, shape.block),
     ]
     return [tile for tile in tiles if tile.stages * (tile.rows + tile.columns) * tile.depth <= device.shared]
 
 
-def _tiles(
+def _list_tiles(
     sizes: Iterable[tuple[int, int, int]], depths: Sequence[int], stages: Sequence[int], block: int | None
 ) -> Iterator[Tile]:
     for rows, columns, warps in sizes:
@@ -114,44 +125,44 @@ def _tiles(
                     yield tile
 
 
-def _tuned(key: Key, problem: Problem, device: Device) -> dict[Key, tuple[Choice, ...]]:
-    choices = tuple(choice for backend in BACKENDS if (choice := _fastest(backend, problem, device)) is not None)
-    print(f"{key[0]} M {key[1]}: " + ", ".join(f"{c.backend} {c.ms:.4f} ms {c.tile}" for c in choices), flush=True)
-    return {key: choices} if choices else {}
+def _tune_shape(key: TableKey, shape: GemmShape, device: DeviceInfo) -> dict[TableKey, tuple[KernelConfig, ...]]:
+    configs = tuple(config for backend in BACKENDS if (config := _find_fastest(backend, shape, device)) is not None)
+    print(f"{key[0]} M {key[1]}: " + ", ".join(f"{c.backend} {c.ms:.4f} ms {c.tile}" for c in configs), flush=True)
+    return {key: configs} if configs else {}
 
 
-def _fastest(backend: str, problem: Problem, device: Device) -> Choice | None:
-    """A race of all candidates that run and are right; None if none is."""
-    attempt, out = _attempt(problem)
-    attempt(Choice("triton", default_tile(problem, device)))
-    wanted = out.clone()
+def _find_fastest(backend: str, shape: GemmShape, device: DeviceInfo) -> KernelConfig | None:
+    """Race all candidates that run and agree with the default tile; None if there are none."""
+    run, out = _prepare(shape)
+    run(KernelConfig("triton", choose_default_tile(shape, device)))
+    reference = out.clone()
     calls: dict[str, Callable[[], object]] = {}
-    tiles = {str(tile): tile for tile in candidates(problem, device)}
+    tiles = {str(tile): tile for tile in list_candidates(shape, device)}
     for name, tile in tiles.items():
-        call = partial(attempt, Choice(backend, tile))
-        if _is_right(call, out, wanted, name):
+        call = partial(run, KernelConfig(backend, tile))
+        if _agrees(call, out, reference, name):
             calls[name] = call
     if not calls:
         return None
     times = race(calls, ROUNDS, out.device)
     best = min(times, key=lambda name: times[name])
-    return Choice(backend, tiles[best], times[best])
+    return KernelConfig(backend, tiles[best], times[best])
 
 
-def _attempt(problem: Problem) -> tuple[Callable[[Choice], None], Tensor]:
-    """A function that computes the problem in a given way, and the tensor that it computes into."""
-    from .gpu.product import run
+def _prepare(shape: GemmShape) -> tuple[Callable[[KernelConfig], None], Tensor]:
+    """Return a function that computes the product in a given configuration, and the tensor that it writes."""
+    from .gpu.product import run_product
 
     generator = torch.Generator("cuda").manual_seed(0)
-    x = torch.randn(problem.m, problem.k, device="cuda", generator=generator)
-    w = torch.randn(problem.n, problem.k, device="cuda", generator=generator)
-    a = act_quant(x, problem.block)
-    b = act_quant(w, None) if problem.block is None else weight_quant(w, problem.block)
-    out = torch.empty(problem.m, problem.n, dtype=torch.bfloat16, device="cuda")
-    return lambda choice: run(choice, problem, *a, *b, None, out, None), out
+    x = torch.randn(shape.m, shape.k, device="cuda", generator=generator)
+    w = torch.randn(shape.n, shape.k, device="cuda", generator=generator)
+    a = act_quant(x, shape.block)
+    b = act_quant(w, None) if shape.block is None else weight_quant(w, shape.block)
+    out = torch.empty(shape.m, shape.n, dtype=torch.bfloat16, device="cuda")
+    return lambda config: run_product(config, shape, *a, *b, None, out, None), out
 
 
-def _is_right(call: Callable[[], object], out: Tensor, wanted: Tensor, name: str) -> bool:
+def _agrees(call: Callable[[], object], out: Tensor, reference: Tensor, name: str) -> bool:
     out.zero_()
     try:
         call()
@@ -159,8 +170,8 @@ def _is_right(call: Callable[[], object], out: Tensor, wanted: Tensor, name: str
     except Exception as error:  # a tile that does not compile or fit is not a candidate
         logger.info("%s does not run: %s", name, error)
         return False
-    # bfloat16 keeps 8 bits, so a term that is added in another order can move a value by one place.
-    return bool((out - wanted).abs().max() <= (TOLERANCE + 2.0**-8) * wanted.abs().max())
+    # bfloat16 keeps 8 bits, so adding terms in another order can move a value by one place.
+    return bool((out - reference).abs().max() <= (TOLERANCE + 2.0**-8) * reference.abs().max())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The reference of every kernel in plain PyTorch: any device, any shape; what the Triton kernels are tested against."""
+"""The reference of every kernel, in plain PyTorch: any device, any shape. Triton kernels are tested against it."""
 
-from .product import gemm, gemm_quant, int_product
+from .product import gemm, gemm_quant, multiply_codes
 from .quantize import act_dequant, act_quant, int8_gelu, weight_dequant, weight_quant
 from .rotation import rotate, rotate_quant
 
@@ -10,7 +10,7 @@ __all__ = [
     "gemm",
     "gemm_quant",
     "int8_gelu",
-    "int_product",
+    "multiply_codes",
     "rotate",
     "rotate_quant",
     "weight_dequant",

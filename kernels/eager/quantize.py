@@ -1,8 +1,7 @@
-"""INT8 quantization and its inverse: per row, per 1 x block group of a row, and per block x block of a weight.
+"""INT8 quantization and its inverse: per row, per ``1 x block`` group of a row, and per ``block x block`` weight tile.
 
-A scale is the absolute maximum of what shares it over 127, at least the smallest normal float32, and 1 where all is
-zero; codes are rounded half to even and lie in -127 .. 127. NaN and infinity end up in the scale, so that they are not
-hidden.
+A scale is the absolute maximum of its group over 127, at least the smallest normal float32, and 1 if the group is all
+zero. Codes are rounded half to even and lie in -127 .. 127. NaN and infinity reach the scale, so they are not hidden.
 """
 
 from __future__ import annotations
@@ -15,63 +14,69 @@ MAXIMUM = 127.0
 SMALLEST = 2.0**-126
 
 
-def scale_of(amax: Tensor) -> Tensor:
-    """Scale of a float32 absolute maximum, same shape."""
+def compute_scale(amax: Tensor) -> Tensor:
+    """Return the scale of each float32 absolute maximum, in the same shape."""
     return torch.where(amax == 0, torch.ones_like(amax), amax.div(MAXIMUM).clamp(min=SMALLEST))
 
 
 def encode(x: Tensor, scale: Tensor) -> Tensor:
-    """Codes int8 of float32 ``x``; ``scale`` broadcasts to it."""
+    """Return int8 codes of float32 ``x``; ``scale`` broadcasts to it."""
     return (x / scale).round_().clamp_(-MAXIMUM, MAXIMUM).to(torch.int8)
 
 
-def groups(length: int, block: int) -> int:
-    """How many blocks cover a length; the last may be ragged."""
+def count_groups(length: int, block: int) -> int:
+    """Return how many blocks cover a length; the last may be ragged."""
     return -(-length // block)
 
 
 def act_quant(x: Tensor, block: int | None) -> tuple[Tensor, Tensor]:
-    """Codes int8 ``[..., K]`` and scales float32 ``[..., ceil(K / block)]`` (``[..., 1]`` for block None) of floating
-    ``x``.
+    """Quantize a floating activation ``[..., K]``.
+
+    Returns:
+        Codes int8 ``[..., K]`` and scales float32 ``[..., ceil(K / block)]``, or ``[..., 1]`` for block None.
     """
     wide = x.to(torch.float32)
     if block is None:
-        scale = scale_of(_amax(wide))
+        scale = compute_scale(_amax(wide))
         return encode(wide, scale).contiguous(), scale
     split = _split(wide, block)
-    scale = scale_of(_amax(split))
+    scale = compute_scale(_amax(split))
     codes = encode(split, scale).flatten(-2)[..., : x.shape[-1]]
     return codes.contiguous(), scale.squeeze(-1)
 
 
 def act_dequant(codes: Tensor, scale: Tensor, block: int | None, dtype: torch.dtype) -> Tensor:
-    """``codes * scale`` in ``dtype``; shapes as `act_quant` gives them."""
-    return _wide_codes(codes, scale, block).to(dtype)
+    """Return ``codes * scale`` in ``dtype``; shapes as `act_quant` returns them."""
+    return _dequantize(codes, scale, block).to(dtype)
 
 
 def weight_quant(w: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Codes int8 ``[N, K]`` and scales float32 ``[ceil(N / block), ceil(K / block)]`` of floating ``w [N, K]``."""
+    """Quantize a floating weight ``[N, K]``.
+
+    Returns:
+        Codes int8 ``[N, K]`` and scales float32 ``[ceil(N / block), ceil(K / block)]``.
+    """
     n, k = w.shape
     padded = pad(w.to(torch.float32), (0, -k % block, 0, -n % block))
     tiles = padded.view(padded.shape[0] // block, block, padded.shape[1] // block, block)
-    scale = scale_of(tiles.abs().amax(dim=(1, 3)))
+    scale = compute_scale(tiles.abs().amax(dim=(1, 3)))
     codes = encode(tiles, scale[:, None, :, None]).view(padded.shape)
     return codes[:n, :k].contiguous(), scale
 
 
 def weight_dequant(codes: Tensor, scale: Tensor, block: int, dtype: torch.dtype) -> Tensor:
-    """``codes * scale`` in ``dtype``; shapes as `weight_quant` gives them."""
+    """Return ``codes * scale`` in ``dtype``; shapes as `weight_quant` returns them."""
     n, k = codes.shape
     rows = scale.repeat_interleave(block, 0)[:n]
     return (codes.to(torch.float32) * rows.repeat_interleave(block, 1)[:, :k]).to(dtype)
 
 
 def int8_gelu(codes: Tensor, scale: Tensor, block: int | None, approximate: str) -> tuple[Tensor, Tensor]:
-    """GELU of a quantized tensor, quantized again in the same grouping."""
-    return act_quant(gelu(_wide_codes(codes, scale, block), approximate=approximate), block)
+    """Apply GELU to a quantized activation and quantize the result in the same groups."""
+    return act_quant(gelu(_dequantize(codes, scale, block), approximate=approximate), block)
 
 
-def _wide_codes(codes: Tensor, scale: Tensor, block: int | None) -> Tensor:
+def _dequantize(codes: Tensor, scale: Tensor, block: int | None) -> Tensor:
     wide = codes.to(torch.float32)
     if block is None:
         return wide * scale
@@ -79,11 +84,11 @@ def _wide_codes(codes: Tensor, scale: Tensor, block: int | None) -> Tensor:
 
 
 def _split(x: Tensor, block: int) -> Tensor:
-    """``[..., K]`` as ``[..., groups, block]``, the last group filled up with zeros."""
+    """Split ``[..., K]`` into ``[..., groups, block]``; the last group is filled up with zeros."""
     padded = pad(x, (0, -x.shape[-1] % block))
-    return padded.reshape(*x.shape[:-1], groups(x.shape[-1], block), block)
+    return padded.reshape(*x.shape[:-1], count_groups(x.shape[-1], block), block)
 
 
 def _amax(x: Tensor) -> Tensor:
-    """Absolute maximum along the last dimension, which is kept; 0 where it is empty."""
+    """Return the absolute maximum along the last dimension, which is kept; 0 if it is empty."""
     return x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)

@@ -1,4 +1,4 @@
-"""Group-wise Hadamard rotation of activations (ConvRot, arXiv 2512.03673) and their per-row quantization."""
+"""Group-wise Hadamard rotation (ConvRot, arXiv 2512.03673), and per-row quantization of rotated activations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from .quantize import act_quant
 
 @lru_cache(maxsize=8)
 def hadamard(group: int, device: torch.device) -> Tensor:
-    """Normalised regular Hadamard matrix float32 ``[group, group]``: the Kronecker power of one 4 x 4 block."""
+    """Make the normalised regular Hadamard matrix that ComfyUI's ``convrot`` multiplies by.
+
+    It is the Kronecker power of one 4 x 4 block: symmetric, and its own inverse.
+
+    Args:
+        group: A power of four.
+        device: Of the result.
+
+    Returns:
+        Float32 ``[group, group]``.
+    """
     block: Tensor = torch.ones(4, 4, device=device) - 2 * torch.eye(4, device=device).flip(1)
     matrix = block
     while matrix.shape[0] < group:
@@ -21,11 +31,15 @@ def hadamard(group: int, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, group: int) -> Tensor:
-    """Floating ``x [..., K]`` rotated in groups of ``group``, K % group == 0, in float32."""
+    """Multiply each group of ``x [..., K]`` by the Hadamard matrix, in float32; K is a multiple of ``group``."""
     split = x.to(torch.float32).reshape(*x.shape[:-1], -1, group)
     return (split @ hadamard(group, x.device)).flatten(-2)
 
 
 def rotate_quant(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Codes int8 ``[..., K]`` and scales float32 ``[..., 1]`` of the rotated ``x``."""
+    """Rotate ``x [..., K]`` and quantize it per row.
+
+    Returns:
+        Codes int8 ``[..., K]`` and scales float32 ``[..., 1]``.
+    """
     return act_quant(rotate(x, group), None)

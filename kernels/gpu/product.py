@@ -1,4 +1,4 @@
-"""Launches the kernels of `jit.product`; the functions and results of `eager.product`."""
+"""Launches the kernels of `jit.product`; same functions and results as `eager.product`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from triton.runtime import OutOfResources
 
-from ..eager.quantize import groups
-from ..tables import Choice, choose
-from ..tiles import Problem, Tile
-from .device import describable, describe, device_of, guard, row_stride, with_contiguous_rows
+from ..eager.quantize import count_groups
+from ..tables import KernelConfig, choose_config
+from ..tiles import GemmShape, Tile
+from .device import get_device_info, make_descriptor, make_rows_contiguous, row_stride, supports_descriptor, use_device
 from .jit.product import fixed, persistent
 from .quantize import act_quant
 
@@ -28,32 +28,33 @@ def gemm(
     dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
-    """`eager.gemm` by ``backend``: "triton", "triton_v2", or "auto" for what the tables say."""
-    problem = Problem(a.shape[0], b.shape[0], a.shape[1], block)
-    out = torch.empty((problem.m, problem.n), dtype=dtype, device=a.device)
-    run(choose(backend, problem, device_of(a.device)), problem, a, a_scale, b, b_scale, bias, out, None)
+    """See `eager.product.gemm`; ``backend`` is "triton", "triton_v2", or "auto" for the fastest in the tables."""
+    shape = GemmShape(a.shape[0], b.shape[0], a.shape[1], block)
+    out = torch.empty((shape.m, shape.n), dtype=dtype, device=a.device)
+    config = choose_config(backend, shape, get_device_info(a.device))
+    run_product(config, shape, a, a_scale, b, b_scale, bias, out, None)
     return out
 
 
 def gemm_quant(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, block: int | None, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """`eager.gemm_quant`: with blocks in one pass; a row's scale needs the whole row, so rows take a second pass."""
+    """See `eager.product.gemm_quant`. Blocks take one pass; a row's scale needs the whole row, so rows take two."""
     if block is None:
         return act_quant(gemm(a, a_scale, b, b_scale, bias, None, torch.float32, backend), None)
-    problem = Problem(a.shape[0], b.shape[0], a.shape[1], block)
-    codes = torch.empty((problem.m, problem.n), dtype=torch.int8, device=a.device)
-    scale = torch.empty((problem.m, groups(problem.n, block)), dtype=torch.float32, device=a.device)
-    choice = choose(backend, problem, device_of(a.device))
-    if choice.tile.columns < block:
-        choice = replace(choice, tile=replace(choice.tile, columns=block))
-    run(choice, problem, a, a_scale, b, b_scale, bias, codes, scale)
+    shape = GemmShape(a.shape[0], b.shape[0], a.shape[1], block)
+    codes = torch.empty((shape.m, shape.n), dtype=torch.int8, device=a.device)
+    scale = torch.empty((shape.m, count_groups(shape.n, block)), dtype=torch.float32, device=a.device)
+    config = choose_config(backend, shape, get_device_info(a.device))
+    if config.tile.columns < block:
+        config = replace(config, tile=replace(config.tile, columns=block))
+    run_product(config, shape, a, a_scale, b, b_scale, bias, codes, scale)
     return codes, scale
 
 
-def run(
-    choice: Choice,
-    problem: Problem,
+def run_product(
+    config: KernelConfig,
+    shape: GemmShape,
     a: Tensor,
     a_scale: Tensor,
     b: Tensor,
@@ -62,18 +63,33 @@ def run(
     out: Tensor,
     out_scale: Tensor | None,
 ) -> None:
-    """Compute into ``out [M, N]``, contiguous; with ``out_scale``, quantized."""
-    device, tile = device_of(a.device), choice.tile
-    a, b = with_contiguous_rows(a), with_contiguous_rows(b)
-    steps = row_stride(a), row_stride(b)
-    kernel, programs, described = fixed, tile.count(problem.m, problem.n), False
+    """Compute a product in a given configuration.
+
+    Args:
+        config: Backend and tile.
+        shape: Of the product.
+        a: Codes int8 ``[M, K]``.
+        a_scale: As `eager.product.gemm` takes it.
+        b: Codes int8 ``[N, K]``.
+        b_scale: As `eager.product.gemm` takes it.
+        bias: ``[N]`` or None.
+        out: Receives the result, ``[M, N]``, contiguous.
+        out_scale: Receives the scales of a quantized result; None: the result is not quantized.
+
+    Raises:
+        OutOfResources: The tile does not fit into the GPU's shared memory, even with one stage.
+    """
+    device, tile = get_device_info(a.device), config.tile
+    a, b = make_rows_contiguous(a), make_rows_contiguous(b)
+    strides = row_stride(a), row_stride(b)
+    kernel, programs, use_descriptors = fixed, tile.count(shape.m, shape.n), False
     sources: tuple[Any, Any] = (a, b)
-    if choice.backend == "triton_v2":
+    if config.backend == "triton_v2":
         kernel, programs = persistent, min(programs, device.processors)
-        described = device.descriptors and describable(a) and describable(b)
-    if described:
-        width = min(tile.columns, problem.block or tile.columns)
-        sources = describe(a, tile.rows, tile.depth), describe(b, width, tile.depth)
+        use_descriptors = device.descriptors and supports_descriptor(a) and supports_descriptor(b)
+    if use_descriptors:
+        width = min(tile.columns, shape.block or tile.columns)
+        sources = make_descriptor(a, tile.rows, tile.depth), make_descriptor(b, width, tile.depth)
     tensors = (
         sources[0],
         a_scale.contiguous(),
@@ -88,21 +104,24 @@ def run(
         "COLUMNS": tile.columns,
         "DEPTH": tile.depth,
         "ORDER": tile.order,
-        "BLOCK": problem.block or 0,
-        "DESCRIPTOR": described,
-        "EVEN": problem.k % tile.depth == 0,
+        "BLOCK": shape.block or 0,
+        "DESCRIPTOR": use_descriptors,
+        "EVEN": shape.k % tile.depth == 0,
         "SCALAR": b_scale.ndim == 0,
         "BIAS": bias is not None,
         "QUANTIZE": out_scale is not None,
     }
-    with guard(out):
-        launch(kernel[(programs,)], (*tensors, problem.m, problem.n, problem.k, *steps), constants, tile)
+    with use_device(out):
+        launch(kernel[(programs,)], (*tensors, shape.m, shape.n, shape.k, *strides), constants, tile)
 
 
 def launch(kernel: Callable[..., object], arguments: tuple[object, ...], constants: dict[str, int], tile: Tile) -> None:
-    """Start a kernel with the tile's stages, or with fewer where they do not fit into the GPU's shared memory.
+    """Start a kernel with the tile's stages, or with fewer if they do not fit into the GPU's shared memory.
 
-    How much a stage takes depends on Triton's version; what fits is remembered. Raises OutOfResources if one does not.
+    The size of a stage depends on Triton's version, so the number that fits is found by trying, and remembered.
+
+    Raises:
+        OutOfResources: Not even one stage fits.
     """
     key = (tile, *constants.values())
     for stages in range(_FITTING.get(key, tile.stages), 0, -1):
@@ -116,4 +135,4 @@ def launch(kernel: Callable[..., object], arguments: tuple[object, ...], constan
 
 
 _FITTING: dict[tuple[object, ...], int] = {}
-"""Stages that fit, of the tiles whose own did not."""
+"""Stages that fit, for tiles whose own number does not."""

@@ -1,6 +1,6 @@
-"""INT8 weights with a scale for each square block, as a layout of comfy-kitchen's QuantizedTensor.
+"""INT8 weights with one scale per square block, as a layout of comfy-kitchen's QuantizedTensor.
 
-Blocks are square, so transposing codes and scales together gives the transposed weight: no flag says which way it lies.
+Blocks are square, so transposing codes and scales together transposes the weight, and no flag is needed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ MAXIMUM = 127
 
 
 class BlockWiseINT8Layout(QuantizedLayout):  # type: ignore[misc]  # comfy-kitchen is untyped
-    """Codes int8 ``[N, K]``; a scale for each ``block_size x block_size`` block, float32 ``[ceil(N/b), ceil(K/b)]``."""
+    """Codes int8 ``[N, K]`` and one scale per ``block_size x block_size`` block, float32 ``[ceil(N/b), ceil(K/b)]``."""
 
     PACK = PACK
-    """Whose class this is: a second import of the pack finds the first one's by it."""
+    """Owner of the class, by which a second import of the pack recognises the layout of the first."""
 
     @dataclass(frozen=True)
     class Params(BaseLayoutParams):  # type: ignore[misc]
@@ -40,38 +40,49 @@ class BlockWiseINT8Layout(QuantizedLayout):  # type: ignore[misc]  # comfy-kitch
         block_size: int = BLOCK_SIZE,
         **_: Any,
     ) -> tuple[Tensor, Params]:
-        """Codes and Params of a floating weight ``[N, K]``.
+        """Quantize a floating weight.
 
-        scale: the blocks' scales, or None or "recalculate" for absmax / 127. stochastic_rounding: a seed above 0 rounds
-        up as often as the remainder says, so that the mean is kept; else to nearest. The tensor is never changed,
-        ``inplace_ops`` or not. Raises ValueError where the tensor is not a matrix.
+        Args:
+            tensor: Weight ``[N, K]``.
+            scale: Scales of the blocks; None or "recalculate": absmax / 127.
+            stochastic_rounding: A seed above 0 rounds stochastically, which preserves the mean; else to nearest.
+            inplace_ops: Ignored: the tensor is never changed.
+            block_size: Side of a block.
+
+        Returns:
+            Codes and Params.
+
+        Raises:
+            ValueError: The tensor is not a matrix.
         """
         if tensor.ndim != 2:
             raise ValueError(f"Block-wise INT8 stores matrices, not a tensor of shape {list(tensor.shape)}.")
-        codes, found = ops.weight_quant(tensor, block_size)
+        codes, block_scale = ops.weight_quant(tensor, block_size)
         if isinstance(scale, Tensor):
-            found = scale.to(tensor.device, torch.float32)
+            block_scale = scale.to(tensor.device, torch.float32)
         if isinstance(scale, Tensor) or stochastic_rounding:
-            codes = _encode(tensor, found, block_size, stochastic_rounding or 0)
-        return codes, cls.Params(found, tensor.dtype, tuple(tensor.shape), block_size)
+            codes = _encode(tensor, block_scale, block_size, stochastic_rounding or 0)
+        return codes, cls.Params(block_scale, tensor.dtype, tuple(tensor.shape), block_size)
 
     @classmethod
     def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
-        """The weight in ``params.orig_dtype``; leading dimensions of a view stay."""
+        """Return the weight in ``params.orig_dtype``; leading dimensions of a view are kept."""
         codes, scale = qdata.flatten(0, -2), params.scale.flatten(0, -2)
         return ops.weight_dequant(codes, scale, params.block_size, params.orig_dtype).view(qdata.shape)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
+        """Return codes and scales."""
         return qtensor._qdata, qtensor._params.scale
 
     @classmethod
     def state_dict_tensors(cls, qdata: Tensor, params: Params) -> dict[str, Tensor]:
-        """What a checkpoint holds, by the suffix to the weight's key; a transposed view is laid out first."""
+        """Return the tensors of a checkpoint by suffix to the weight's key, contiguous also for a transposed view."""
         return {"": qdata.contiguous(), "_scale": params.scale.contiguous()}
 
     @classmethod
     def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict[str, Any]:
+        """Return the arguments of `quantize` that requantizing keeps."""
         return {"block_size": qtensor._params.block_size}
 
 

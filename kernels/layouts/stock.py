@@ -1,7 +1,7 @@
-"""Has ComfyUI's own ``int8_tensorwise`` layers computed by the pack's per-row kernels, by comfy-kitchen's registry.
+"""Lets the pack's per-row kernels compute ComfyUI's own ``int8_tensorwise`` layers, through comfy-kitchen's registry.
 
-That holds for the whole process and is off unless the environment variable `VARIABLE` is "on", or it is "auto" (the
-default) and a measurement in the table of this GPU's architecture has found the pack's kernels faster. None is shipped.
+The setting holds for the whole process. It is off unless the environment variable `VARIABLE` is "on", or "auto" (the
+default) and the tuned table of this GPU's architecture says that the pack's kernels are faster. No table is shipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from comfy_kitchen.constraints import FunctionConstraints, ParamConstraint
 from torch import Tensor
 
 from .. import ops, tables
-from ..checks import ACTIVATIONS, GROUPS, LONGEST
+from ..checks import ACTIVATION_DTYPES, GROUPS, MAX_K
 from ..errors import KernelError
 
 VARIABLE = "CALIBRATED_ROUNDING_STOCK_INT8"
@@ -30,11 +30,15 @@ BACKEND = "calibrated_rounding"
 
 FUNCTION = "int8_linear"
 SPEEDUP = "stock_int8_speedup"
-"""Key of a table: comfy-kitchen's time over the pack's, for the products of a diffusion model."""
+"""Key in a table: comfy-kitchen's time over the pack's, for the products of a diffusion model."""
 
 
 def apply_setting() -> None:
-    """Do what the environment variable says. Raises KernelError for a value that it does not know."""
+    """Apply the environment variable `VARIABLE`.
+
+    Raises:
+        KernelError: Its value is unknown.
+    """
     chosen = os.environ.get(VARIABLE, "auto")
     if chosen not in ACTIONS:
         raise KernelError(f"{VARIABLE} is {chosen!r}; choose {', '.join(ACTIONS)}.")
@@ -42,21 +46,21 @@ def apply_setting() -> None:
 
 
 def enable() -> None:
-    """Put the pack before comfy-kitchen's other backends; what it does not compute goes on to them."""
-    constraints = FunctionConstraints({"x": ParamConstraint(dtypes=frozenset(ACTIVATIONS))})
+    """Give the pack priority over comfy-kitchen's other backends, which compute what the pack does not support."""
+    constraints = FunctionConstraints({"x": ParamConstraint(dtypes=frozenset(ACTIVATION_DTYPES))})
     registry.register(BACKEND, sys.modules[__name__], {FUNCTION: constraints})
-    registry.set_priority([BACKEND, *_others()])
+    registry.set_priority([BACKEND, *_list_others()])
     logger.info("calibrated-rounding: ComfyUI's own int8_tensorwise layers are computed by this pack's kernels.")
 
 
 def disable() -> None:
     """Undo `enable`."""
-    registry.set_priority(_others())
+    registry.set_priority(_list_others())
 
 
 def enable_if_faster() -> None:
-    """`enable` where this GPU's table holds a measured speed-up above 1, else `disable`."""
-    (enable if _measured_speedup() > 1 else disable)()
+    """Call `enable` if this GPU's table holds a measured speed-up above 1, else `disable`."""
+    (enable if _read_speedup() > 1 else disable)()
 
 
 ACTIONS: Mapping[str, Callable[[], None]] = {"auto": enable_if_faster, "on": enable, "off": disable}
@@ -72,41 +76,55 @@ def int8_linear(
     convrot_groupsize: int = 256,
     **fused: Any,
 ) -> Tensor:
-    """comfy-kitchen's function of this name. ``fused``: what newer versions do on the way; left to others if used."""
+    """Replace comfy-kitchen's function of this name.
+
+    Args:
+        x: Activation ``[..., K]``.
+        weight: Codes int8 ``[N, K]``.
+        weight_scale: Float32, one or ``[N, 1]``.
+        bias: ``[N]`` or None.
+        out_dtype: Of the result.
+        convrot: Rotate the activation first.
+        convrot_groupsize: Group of the rotation.
+        fused: Operations that newer versions fuse; calls that use any are left to the other backends.
+
+    Returns:
+        ``[..., N]`` in ``out_dtype``.
+    """
     group = convrot_groupsize if convrot else None
     scale = weight_scale.reshape(()) if weight_scale.numel() == 1 else weight_scale
     plain = not any(isinstance(value, (str, Tensor)) for value in fused.values())
-    known = (group is None or group in GROUPS) and x.shape[-1] <= LONGEST and scale.shape in ((), (weight.shape[0], 1))
-    if plain and known and out_dtype == x.dtype:
+    fits = (group is None or group in GROUPS) and x.shape[-1] <= MAX_K and scale.shape in ((), (weight.shape[0], 1))
+    if plain and fits and out_dtype == x.dtype:
         return ops.row_linear(x, weight, scale, bias, group)
-    given = dict(x=x, weight=weight, weight_scale=weight_scale, bias=bias, out_dtype=out_dtype, convrot=convrot)
-    result: Tensor = _next({**given, "convrot_groupsize": convrot_groupsize, **fused})
+    args = dict(x=x, weight=weight, weight_scale=weight_scale, bias=bias, out_dtype=out_dtype, convrot=convrot)
+    result: Tensor = _call_next_backend({**args, "convrot_groupsize": convrot_groupsize, **fused})
     return result
 
 
-def _next(arguments: Mapping[str, Any]) -> Any:
-    """The result of the first other backend that takes the arguments."""
-    takes = (name for name in _others() if registry.validate_backend_for_call(name, FUNCTION, arguments).success)
-    return registry.get_implementation(FUNCTION, backend=next(takes, "eager"))(**arguments)
+def _call_next_backend(args: Mapping[str, Any]) -> Any:
+    """Call the first other backend that accepts the arguments."""
+    accepting = (name for name in _list_others() if registry.validate_backend_for_call(name, FUNCTION, args).success)
+    return registry.get_implementation(FUNCTION, backend=next(accepting, "eager"))(**args)
 
 
-def _others() -> list[str]:
+def _list_others() -> list[str]:
     return [name for name in registry._priority if name != BACKEND]
 
 
-def _measured_speedup() -> float:
-    """As this GPU's table says; 0 where there is no GPU, no Triton, no table or no such entry."""
+def _read_speedup() -> float:
+    """Read the speed-up from this GPU's table; 0 without a GPU, Triton, a table or the entry."""
     try:
-        table = json.loads((tables.PACKAGED / f"{_architecture()}.json").read_text(encoding="utf-8"))
+        table = json.loads((tables.PACKAGED / f"{_find_architecture()}.json").read_text(encoding="utf-8"))
         return float(table[SPEEDUP])
     except (ImportError, OSError, ValueError, KeyError, TypeError):
         return 0.0
 
 
-def _architecture() -> str:
-    """What the GPU's table is named by; empty without a GPU."""
+def _find_architecture() -> str:
+    """Return the GPU's architecture, which names its table; empty without a GPU."""
     if not torch.cuda.is_available():
         return ""
-    from ..gpu.device import device_of
+    from ..gpu.device import get_device_info
 
-    return device_of(torch.device("cuda")).arch
+    return get_device_info(torch.device("cuda")).arch

@@ -48,6 +48,7 @@ def register() -> str:
 
     What another pack has registered under these names stays as it is, and a second call changes nothing.
     """
+    layouts.register()
     obstacle = "" if is_registered() else no_quantized_models() or _owner() or _mismatch()
     if obstacle:
         logging.warning("calibrated-rounding: %s", obstacle)
@@ -142,7 +143,7 @@ def load_layer(
     module.quant_format, module.layout_type = BLOCKWISE, layouts.NAME
     module._full_precision_mm_config = conf.get("full_precision_matrix_mult", False)
     module._full_precision_mm = module._full_precision_mm or module._full_precision_mm_config
-    weight = layouts.tensor(codes.to(device), scale.to(device, torch.float32), dtype, size)
+    weight = layouts.make_tensor(codes.to(device), scale.to(device, torch.float32), dtype, size)
     module.weight = torch.nn.Parameter(weight, requires_grad=False)
     super_load(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
     missing_keys[:] = [key for key in missing_keys if key != f"{prefix}weight"]

@@ -1,4 +1,4 @@
-"""Rounding methods: which of the grid points around a scaled weight becomes its code."""
+"""Rounding methods: pure functions from a weight, its scales and a Hessian to codes."""
 
 from .calibrated import round_calibrated
 from .nearest import round_nearest

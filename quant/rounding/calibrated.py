@@ -1,7 +1,7 @@
-"""Calibrated rounding: error feedback in the metric of the inputs that the layer really sees.
+"""Calibrated rounding: LDLQ, then coordinate descent, against the Hessian of recorded calibration rows.
 
-The metric is the damped second moment of a sample of input rows, so that what is made small is the error of the layer's
-output. A sample can be learned by heart: `held_out` decides what of the result is kept.
+The error that is minimized is the layer's output error. Codes can overfit the calibration rows, so held-out rows decide
+later which of them are kept.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..recipe import CalibratedSettings
 from .ldlq import round_ldlq
 
 SMALLEST_DAMPING = 1e-3
-"""Of a sample that is found certain; below this, float32 hardly tells a wide layer's metric from a singular one."""
+"""Least damping that is chosen automatically: below it, a wide layer's Hessian is nearly singular in float32."""
 
 LEAST_GAIN = 0.02
-"""Share of the cost that a pass of coordinate descent removes for another to follow: 1 % of the error."""
+"""Share of the cost that a pass of coordinate descent must remove for another to follow: 1 % of the error."""
 
 
 def round_calibrated(
@@ -30,33 +30,62 @@ def round_calibrated(
     settings: CalibratedSettings,
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Codes ``[N, K]`` for float32 ``weight [N, K]`` given float32 ``inputs [R, K]`` in the basis that it is stored in.
+    """Round a weight so that the layer's output error on the calibration rows is small (W8A16).
 
-    ``check_cancelled`` is called often and may raise to stop.
+    Args:
+        weight: Float weight, float32 ``[N, K]``.
+        scale: Scales, float32, in the shape of the format's granularity.
+        fmt: The format; its grid holds the codes.
+        inputs: Calibration rows, float32 ``[R, K]``, padded and rotated as the weight is.
+        settings: Damping and the maximum number of passes.
+        check_cancelled: Called once per block of columns; may raise to stop.
+
+    Returns:
+        Codes ``[N, K]`` in the grid's dtype.
+
+    Raises:
+        RecipeError: The selected kernel backend is unknown or cannot run.
     """
-    metric = second_moment(inputs, settings.damping)
-    return round_ldlq(weight, scale, fmt, metric, check_cancelled, passes=settings.passes, least_gain=LEAST_GAIN)
+    hessian = estimate_hessian(inputs, settings.damping)
+    return round_ldlq(
+        weight,
+        scale,
+        fmt,
+        hessian,
+        check_cancelled,
+        passes=settings.passes,
+        least_gain=LEAST_GAIN,
+        overwrite_hessian=True,
+    )
 
 
-def second_moment(inputs: Tensor, damping: float | None = None) -> Tensor:
-    """``X^T X`` of ``inputs [R, K]``, up to a factor, with ``damping`` times its mean diagonal added to it: positive
-    definite, ``[K, K]``.
+def estimate_hessian(inputs: Tensor, damping: float | None = None) -> Tensor:
+    """Estimate a layer's Hessian ``X^T X / n + damping`` up to a factor, which rounding does not depend on.
 
-    None: as much as the sample is expected to be wrong by (Ledoit and Wolf, J. Multivariate Analysis 88, 2004, eq. 14).
+    Args:
+        inputs: Calibration rows X, float32 ``[R, K]``.
+        damping: Relative to the mean of the diagonal. None: the expected relative error of the sample's second moment
+            (Ledoit and Wolf, J. Multivariate Analysis 88, 2004, eq. 14).
+
+    Returns:
+        Float32 ``[K, K]``, symmetric positive definite.
     """
     tiny = torch.finfo(torch.float32).tiny
-    # Its scale is free, so that squares neither overflow nor vanish.
+    # The factor is free, so inputs are scaled to at most 1: squares neither overflow nor vanish.
     inputs = inputs / inputs.abs().amax().clamp(min=tiny)
-    moment = (inputs.T @ inputs).div_(len(inputs))
-    mean = moment.diagonal().mean().clamp(min=tiny)
-    share = max(_uncertainty(moment, inputs), SMALLEST_DAMPING) if damping is None else damping
-    moment.diagonal().add_(share * mean)
-    return moment
+    hessian = (inputs.T @ inputs).div_(len(inputs))
+    mean = hessian.diagonal().mean().clamp(min=tiny)
+    share = max(_estimate_damping(hessian, inputs), SMALLEST_DAMPING) if damping is None else damping
+    hessian.diagonal().add_(share * mean)
+    return hessian
 
 
-def _uncertainty(moment: Tensor, inputs: Tensor) -> float:
-    """How far the sample's second moment is expected to be from the true one, over how far that is from a multiple of
-    the identity, both squared; from 0 to 1.
+def _estimate_damping(moment: Tensor, inputs: Tensor) -> float:
+    """Estimate how far the sample's second moment is from the true one, by Ledoit and Wolf.
+
+    Returns:
+        The expected squared distance, relative to the moment's squared distance from a multiple of the identity: from 0
+        to 1.
     """
     mean = float(moment.diagonal().mean()) or 1.0
     square = float((moment / mean).square_().sum())

@@ -1,7 +1,7 @@
-"""The optimizers of the `svd` method: each moves a continuous position, given the gradient of the error on the grid.
+"""Optimizers of the `svd` method: each moves a continuous position along the gradient of the error on the grid.
 
-They differ in nothing but the step. ``position`` is float32 ``[N, K]`` in weight units and is updated in place;
-``progress`` runs from 0 to 1 and anneals every step size linearly, because a code flips until the steps are small.
+They differ only in the step. Every step size is annealed linearly to zero, because codes keep flipping until steps are
+small.
 """
 
 from __future__ import annotations
@@ -16,17 +16,26 @@ from ..errors import RecipeError
 
 
 class Stepper(Protocol):
-    def step(self, gradient: Tensor, loss: float, progress: float) -> None: ...
+    """Moves a position, float32 ``[N, K]`` in units of the weight, in place."""
+
+    def step(self, gradient: Tensor, loss: float, progress: float) -> None:
+        """Take one step.
+
+        Args:
+            gradient: Gradient of the loss at the codes that the position rounds to, ``[N, K]``.
+            loss: Loss of these codes, relative to nearest rounding.
+            progress: From 0 at the first step to 1 after the last.
+        """
 
 
-class AdaptiveStep:
-    """Plain gradient descent whose step halves whenever the loss on the grid is above the one of nearest rounding.
+class AdaptiveStepper:
+    """Gradient descent whose step size halves whenever the loss is above the loss of nearest rounding.
 
-    The objective's curvature is 1 (its two bases are orthonormal), so the step needs no tuning by layer: below 1 the
-    continuous problem converges.
+    The objective's curvature is 1 (its two bases are orthonormal), so the step size needs no tuning by layer: below 1
+    the continuous problem converges.
     """
 
-    def __init__(self, position: Tensor, gap: Tensor, lr: float) -> None:
+    def __init__(self, position: Tensor, lr: float) -> None:
         self._position, self._lr = position, lr
 
     def step(self, gradient: Tensor, loss: float, progress: float) -> None:
@@ -35,8 +44,8 @@ class AdaptiveStep:
         self._position.sub_(gradient, alpha=self._lr * (1.0 - progress))
 
 
-class TorchStep:
-    """Any `torch.optim.Optimizer`, working on offsets in units of the distance between grid points."""
+class TorchStepper:
+    """Any `torch.optim.Optimizer`, applied to offsets in units of the distance between grid points."""
 
     def __init__(
         self, optimizer: Callable[..., torch.optim.Optimizer], position: Tensor, gap: Tensor, lr: float, **options: Any
@@ -54,19 +63,35 @@ class TorchStep:
         torch.addcmul(self._start, self._offset.detach(), self._gap, out=self._position)
 
 
-def _adaptive(position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
-    return AdaptiveStep(position, gap, 0.3 if lr is None else lr)
+def make_stepper(optimizer: str, position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
+    """Make the stepper of an optimizer.
+
+    Args:
+        optimizer: A key of `STEPPERS`.
+        position: Where to start, float32 ``[N, K]``; the stepper moves it in place.
+        gap: Distance between the two grid points around each weight, ``[N, K]``.
+        lr: Size of the first step; None: the optimizer's own default.
+
+    Raises:
+        RecipeError: The optimizer's package is not installed.
+    """
+    return STEPPERS[optimizer](position, gap, lr)
 
 
-def _adamw(position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
-    return TorchStep(torch.optim.AdamW, position, gap, 0.02 if lr is None else lr, weight_decay=0.0, betas=(0.5, 0.99))
+def _make_adaptive(position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
+    return AdaptiveStepper(position, 0.3 if lr is None else lr)
 
 
-def _radam(position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
-    return TorchStep(torch.optim.RAdam, position, gap, 0.05 if lr is None else lr)
+def _make_adamw(position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
+    lr = 0.02 if lr is None else lr
+    return TorchStepper(torch.optim.AdamW, position, gap, lr, weight_decay=0.0, betas=(0.5, 0.99))
 
 
-def _prodigy(position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
+def _make_radam(position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
+    return TorchStepper(torch.optim.RAdam, position, gap, 0.05 if lr is None else lr)
+
+
+def _make_prodigy(position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
     try:
         from prodigyplus import ProdigyPlusScheduleFree
     except ImportError:
@@ -74,14 +99,14 @@ def _prodigy(position: Tensor, gap: Tensor, lr: float | None) -> Stepper:
             "The optimizer 'prodigy' needs the package prodigy-plus-schedule-free; "
             "install it with pip, or choose original, adamw, radam or feedback."
         ) from None
-    # Its averaged weights lag behind the iterate whose codes are judged, so schedule-free mode is off.
+    # Its averaged weights lag behind the iterate whose codes are evaluated, so schedule-free mode is off.
     options = {"use_schedulefree": False, "d0": 1e-4, "weight_decay": 0.0, "split_groups": False}
-    return TorchStep(ProdigyPlusScheduleFree, position, gap, 1.0 if lr is None else lr, **options)
+    return TorchStepper(ProdigyPlusScheduleFree, position, gap, 1.0 if lr is None else lr, **options)
 
 
 STEPPERS: Mapping[str, Callable[[Tensor, Tensor, float | None], Stepper]] = {
-    "original": _adaptive,
-    "adamw": _adamw,
-    "radam": _radam,
-    "prodigy": _prodigy,
+    "original": _make_adaptive,
+    "adamw": _make_adamw,
+    "radam": _make_radam,
+    "prodigy": _make_prodigy,
 }

@@ -1,10 +1,10 @@
-"""Learned rounding against leading directions: those of the weight, ``||U_k^T (W_q - W) V_k||``, or of the inputs that
-the layer really sees, ``||(W_q - W) V_k S_k||`` with ``X = U S V^T``.
+"""Learned rounding against leading singular directions, of the weight or of the calibration rows.
 
-The objective is always evaluated on the grid: the position that an optimizer moves is continuous, but every loss and
-gradient is that of the codes it rounds to (a straight-through estimate, Bengio et al., arXiv 1308.3432), and the best
-codes seen are the result. A code is one of the two grid points around its weight, so none moves by more than one step
-from nearest; if no step improves on nearest, nearest is given back.
+For a weight's own directions the objective is ``||U_k^T (W_q - W) V_k||``; for those of recorded inputs
+``X = U S V^T`` it is ``||(W_q - W) V_k S_k||``. It is always evaluated on the grid: an optimizer moves a continuous
+position, but every loss and gradient is taken at the codes that the position rounds to (straight-through estimate,
+Bengio et al., arXiv 1308.3432), and the best codes seen are the result. A code is one of the two grid points around its
+weight. Codes that do not improve on nearest are discarded.
 """
 
 from __future__ import annotations
@@ -19,46 +19,56 @@ from ..formats import Format
 from ..recipe import SvdSettings
 from .ldlq import round_ldlq
 from .nearest import round_nearest
-from .optimizers import STEPPERS
+from .optimizers import make_stepper
 
 OVERSAMPLING = 2
-"""How many times k directions the randomized SVD looks for, the rest of which are dropped after it (Halko et al., arXiv
-0909.4061, section 1.6). Weights have flat spectra: with k + 10 the space found is not the true leading one, in which
-the error of a 1024 x 1024 layer then falls to 0.56 of nearest instead of 0.26 (`benchmarks/peer.py`)."""
+"""Number of directions that the randomized SVD computes, in multiples of k; the rest are dropped (Halko et al., arXiv
+0909.4061, section 1.6). Weights have flat spectra: k + 10 directions miss the true leading subspace, in which the error
+of a 1024 x 1024 layer then falls to 0.56 of nearest instead of 0.26 (`benchmarks/peer.py`)."""
 
-FEEDBACK_DAMPING = 0.05
-"""What error feedback is charged for directions outside V_k, relative to those inside; bounds the total error."""
+LDLQ_DAMPING = 0.05
+"""Hessian of the optimizer `feedback` outside the leading directions, relative to inside; bounds the total error."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The objective: float32 ``weight [N, K]``, ``right [K, k]`` with orthogonal columns, the longest of length 1, and
-    orthonormal ``left [N, k]``, or None for all outputs.
-    """
+    """The objective: the weight error, projected on leading directions."""
 
     weight: Tensor
-    left: Tensor | None
-    right: Tensor
+    """Float weight, float32 ``[N, K]``."""
 
-    def residual(self, rounded: Tensor) -> Tensor:
-        """``U^T (W_q - W) V``, ``[k, k]``, or ``[N, k]`` for all outputs, of a dequantized weight."""
+    left: Tensor | None
+    """Orthonormal columns ``[N, k]``; None: all output channels count."""
+
+    right: Tensor
+    """Orthogonal columns ``[K, k]``, the longest of length 1."""
+
+    def project_error(self, rounded: Tensor) -> Tensor:
+        """Return ``U^T (W_q - W) V`` of a dequantized weight: ``[k, k]``, or ``[N, k]`` without ``left``."""
         right = (rounded - self.weight) @ self.right
         return right if self.left is None else self.left.T @ right
 
-    def gradient(self, residual: Tensor) -> Tensor:
-        """Gradient of half the squared objective with respect to the dequantized weight, ``[N, K]``."""
-        wide = residual if self.left is None else self.left @ residual
+    def compute_gradient(self, projected: Tensor) -> Tensor:
+        """Return the gradient ``[N, K]`` of half the squared objective, from a projected error."""
+        wide = projected if self.left is None else self.left @ projected
         return wide @ self.right.T
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SvdResult:
-    """codes ``[N, K]``; the objective for the codes and for nearest rounding, relative to that of the weight itself."""
+    """Codes and their error on the leading directions."""
 
     codes: Tensor
+    """``[N, K]`` in the grid's dtype."""
+
     error: float
+    """Norm of the projected error, relative to the projected weight."""
+
     nearest_error: float
+    """The same for nearest rounding."""
+
     fell_back: bool
+    """Whether learned codes were discarded for nearest ones."""
 
 
 def round_svd(
@@ -71,40 +81,66 @@ def round_svd(
     seed: int = 0,
     inputs: Tensor | None = None,
 ) -> SvdResult:
-    """Round float32 ``weight [N, K]`` with float32 ``scale`` (as `Format` shapes it) by the `svd` method.
+    """Round a weight so that its error in the leading directions is small.
 
-    ``check_cancelled`` is called at every iteration and may raise to stop. ``seed`` is that of the randomized SVD.
-    ``inputs``: float32 ``[R, K]`` in the basis that the weight is stored in; given, their directions count and not the
-    weight's.
+    Args:
+        weight: Float weight, float32 ``[N, K]``.
+        scale: Scales, float32, in the shape of the format's granularity.
+        fmt: The format; its grid holds the codes.
+        settings: Optimizer, number of directions and kind of SVD.
+        check_cancelled: Called at every iteration; may raise to stop.
+        seed: Seed of the randomized SVD.
+        inputs: Calibration rows, float32 ``[R, K]``, padded and rotated as the weight is. None: the weight's own
+            directions count.
+
+    Raises:
+        RecipeError: The optimizer's package is not installed, or the selected kernel backend cannot run.
     """
-    objective = project(weight, settings, seed) if inputs is None else project_inputs(weight, inputs, settings, seed)
+    if inputs is None:
+        projection = project_weight(weight, settings, seed)
+    else:
+        projection = project_inputs(weight, inputs, settings, seed)
     nearest = round_nearest(weight, scale, fmt)
-    solve = _feedback if settings.optimizer == "feedback" else _descend
-    codes = solve(objective, scale, fmt, settings, check_cancelled)
-    size = max(float(objective.residual(torch.zeros_like(weight)).norm()), torch.finfo(torch.float32).tiny)
-    error, nearest_error = (float(objective.residual(fmt.dequantize(c, scale)).norm()) / size for c in (codes, nearest))
+    solve = _solve_ldlq if settings.optimizer == "feedback" else _optimize
+    codes = solve(projection, scale, fmt, settings, check_cancelled)
+    size = max(float(projection.project_error(torch.zeros_like(weight)).norm()), torch.finfo(torch.float32).tiny)
+    error, nearest_error = (
+        float(projection.project_error(fmt.dequantize(c, scale)).norm()) / size for c in (codes, nearest)
+    )
     if error < nearest_error:
-        return SvdResult(codes, error, nearest_error, fell_back=False)
-    return SvdResult(nearest, nearest_error, nearest_error, fell_back=bool((codes.float() != nearest.float()).any()))
+        return SvdResult(codes=codes, error=error, nearest_error=nearest_error, fell_back=False)
+    fell_back = bool((codes.float() != nearest.float()).any())
+    return SvdResult(codes=nearest, error=nearest_error, nearest_error=nearest_error, fell_back=fell_back)
 
 
-def project(weight: Tensor, settings: SvdSettings, seed: int = 0) -> Projection:
-    """The objective of ``weight``: its k leading left and right singular vectors."""
-    left, _, right = _leading(weight, settings.rank((weight.shape[0], weight.shape[1])), settings.full, seed)
+def project_weight(weight: Tensor, settings: SvdSettings, seed: int = 0) -> Projection:
+    """Project on the k leading left and right singular vectors of a weight.
+
+    Args:
+        weight: Float weight, float32 ``[N, K]``.
+        settings: Number of directions and kind of SVD.
+        seed: Seed of the randomized SVD.
+    """
+    left, _, right = _compute_leading(weight, settings.rank((weight.shape[0], weight.shape[1])), settings.full, seed)
     return Projection(weight, left, right)
 
 
 def project_inputs(weight: Tensor, inputs: Tensor, settings: SvdSettings, seed: int = 0) -> Projection:
-    """The objective of all outputs of ``weight [N, K]`` in the k leading directions of ``inputs [R, K]``, as heavy as
-    inputs lie in them.
+    """Project all output channels on the k leading directions of calibration rows, weighted by singular value.
+
+    Args:
+        weight: Float weight, float32 ``[N, K]``.
+        inputs: Calibration rows, float32 ``[R, K]``.
+        settings: Number of directions and kind of SVD.
+        seed: Seed of the randomized SVD.
     """
     k = min(settings.rank((weight.shape[0], weight.shape[1])), *inputs.shape)
-    _, sizes, right = _leading(inputs, k, settings.full, seed)
+    _, sizes, right = _compute_leading(inputs, k, settings.full, seed)
     return Projection(weight, None, right * (sizes / sizes[0].clamp(min=torch.finfo(sizes.dtype).tiny)))
 
 
-def _leading(matrix: Tensor, k: int, full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k leading left singular vectors, singular values and right singular vectors."""
+def _compute_leading(matrix: Tensor, k: int, full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the k leading left singular vectors, singular values and right singular vectors."""
     if full:
         left, sizes, right_t = torch.linalg.svd(matrix, full_matrices=False)
         right = right_t.T
@@ -116,35 +152,37 @@ def _leading(matrix: Tensor, k: int, full: bool, seed: int) -> tuple[Tensor, Ten
     return left[:, :k].contiguous(), sizes[:k], right[:, :k].contiguous()
 
 
-def _descend(
-    objective: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
+def _optimize(
+    projection: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
-    weight = objective.weight
-    wide = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
-    scaled = weight / wide
-    lower, upper = fmt.grid.below(scaled).mul_(wide), fmt.grid.above(scaled).mul_(wide)
+    """Search codes with one of the `optimizers`; returns the best ones seen."""
+    weight = projection.weight
+    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
+    scaled = weight / wide_scale
+    lower, upper = fmt.grid.below(scaled).mul_(wide_scale), fmt.grid.above(scaled).mul_(wide_scale)
     middle = (lower + upper).mul_(0.5)
     position = weight.clone()
-    stepper = STEPPERS[settings.optimizer](position, upper - lower, settings.lr)
+    stepper = make_stepper(settings.optimizer, position, upper - lower, settings.lr)
     rounded = fmt.dequantize(round_nearest(weight, scale, fmt), scale)
     best, best_loss, first_loss = rounded, float("inf"), 0.0
     for i in range(settings.iterations + 1):
         check_cancelled()
-        residual = objective.residual(rounded)
-        loss = float(residual.norm())
+        projected = projection.project_error(rounded)
+        loss = float(projected.norm())
         first_loss = first_loss or loss
         if loss < best_loss:
             best, best_loss = rounded, loss
         if loss == 0.0 or i == settings.iterations:
             break
-        stepper.step(objective.gradient(residual), loss / first_loss, i / settings.iterations)
+        stepper.step(projection.compute_gradient(projected), loss / first_loss, i / settings.iterations)
         rounded = torch.where(position < middle, lower, upper)
     return round_nearest(best, scale, fmt)
 
 
-def _feedback(
-    objective: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
+def _solve_ldlq(
+    projection: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
-    right = objective.right
-    metric = right @ right.T + FEEDBACK_DAMPING * torch.eye(right.shape[0], device=right.device)
-    return round_ldlq(objective.weight, scale, fmt, metric, check_cancelled, adjacent=True)
+    """Round by LDLQ with the Hessian ``V V^T + damping``: the optimizer `feedback`."""
+    hessian = projection.right @ projection.right.T
+    hessian.diagonal().add_(LDLQ_DAMPING)
+    return round_ldlq(projection.weight, scale, fmt, hessian, check_cancelled, adjacent=True, overwrite_hessian=True)

@@ -49,7 +49,7 @@ outputs["without"] = failure(lambda: inside.load_unet(made))
 pack_nodes.load(root)
 from calibrated_rounding.kernels import layouts
 from calibrated_rounding.nodes.host import registration
-told = layouts.operations._told
+told = layouts.operations._warned
 
 block_linear, calls = layouts.operations.ops.block_linear, []
 def counted(x, *rest):

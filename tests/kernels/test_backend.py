@@ -12,18 +12,18 @@ from calibrated_rounding.kernels.errors import KernelError
 
 
 def on_gpu(index: int = 0) -> torch.Tensor:
-    """Stands for a tensor on a GPU, of which only the device is looked at."""
+    """Make a stand-in for a tensor on a GPU; only its device is used."""
     return SimpleNamespace(is_cuda=True, device=torch.device("cuda", index))  # type: ignore[return-value]
 
 
 @pytest.fixture(autouse=True)
 def forget() -> object:
-    backend.why_no_triton.cache_clear()
+    backend.find_obstacle.cache_clear()
     yield
-    backend.why_no_triton.cache_clear()
+    backend.find_obstacle.cache_clear()
 
 
-def test_a_choice_holds_until_the_next_or_the_end_of_its_block() -> None:
+def test_selection_ends_with_its_block() -> None:
     before = backend.get_kernel_backend()
     with backend.kernel_backend("eager"):
         assert backend.get_kernel_backend() == "eager"
@@ -34,7 +34,7 @@ def test_a_choice_holds_until_the_next_or_the_end_of_its_block() -> None:
     assert backend.get_kernel_backend() == before
 
 
-def test_an_unknown_name_is_refused_and_changes_nothing() -> None:
+def test_unknown_name_is_refused() -> None:
     before = backend.get_kernel_backend()
     with pytest.raises(KernelError, match=r"'cuda'.*auto, triton, triton_v2, eager"):
         backend.set_kernel_backend("cuda")
@@ -42,37 +42,47 @@ def test_an_unknown_name_is_refused_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", backend.NAMES)
-def test_tensors_of_the_cpu_are_eager(name: str) -> None:
+def test_cpu_tensors_are_eager(name: str) -> None:
     assert not backend.runs_triton(name, torch.ones(1))
 
 
-def test_without_triton_auto_is_eager_with_a_warning_and_triton_an_error(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_triton_warns_or_raises(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     for _ in range(2):
         assert not backend.runs_triton("auto", on_gpu())
     assert [record.message for record in caplog.records] == [
-        "INT8 products and error feedback on cuda:0 run without Triton, slowly: Triton is not installed."
+        "INT8 products and LDLQ rounding on cuda:0 run without Triton, slowly: Triton is not installed."
     ]
     with pytest.raises(KernelError, match="cannot run: Triton is not installed; choose auto or eager"):
         backend.runs_triton("triton", on_gpu())
     assert not backend.runs_triton("eager", on_gpu())
 
 
-def test_gpus_without_int8_tensor_cores_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_without_driver_counts_as_absent() -> None:
+    """With Triton installed and a tensor that claims to be on a GPU: Triton is not even imported."""
+    code = (
+        "import sys, torch; from calibrated_rounding.kernels import backend\n"
+        "torch.cuda.is_available = lambda: False; backend.importlib.util.find_spec = lambda name: object()\n"
+        "print(backend.find_obstacle(torch.device('cuda', 0)), 'triton' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == "there is no GPU driver False\n"
+
+
+def test_old_gpus_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert backend.why_no_triton(torch.device("cuda", 0)) == "the GPU is older than compute capability 8.0"
+    assert backend.find_obstacle(torch.device("cuda", 0)) == "the GPU is older than compute capability 8.0"
 
 
-def test_a_triton_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_obstacle", lambda device: "no C compiler" if device.index else None)
+def test_failing_triton_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_find_obstacle", lambda device: "no C compiler" if device.index else None)
     assert backend.runs_triton("auto", on_gpu(0))
     assert not backend.runs_triton("auto", on_gpu(1))
 
 
-def test_the_environment_chooses_and_a_wrong_name_is_told_at_the_first_use() -> None:
+def test_environment_selects_backend() -> None:
     code = (
         "import torch; from calibrated_rounding.kernels import ops, backend; print(backend.get_kernel_backend())\n"
         "try: ops.act_quant(torch.ones(1, 16), None)\n"

@@ -11,7 +11,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
 
 
 def run(folder: Path, *options: str) -> tuple[str, dict[str, Any]]:
-    """What the benchmark prints and writes where there is no GPU."""
+    """Run the benchmark without a GPU; returns its output and its JSON."""
     written = folder / "kernels.json"
     done = subprocess.run(
         [sys.executable, BENCHMARK, "--json", written, *options],
@@ -24,7 +24,7 @@ def run(folder: Path, *options: str) -> tuple[str, dict[str, Any]]:
     return done.stdout, json.loads(written.read_text())
 
 
-def test_without_a_gpu_nothing_is_measured_and_every_case_says_so(tmp_path: Path) -> None:
+def test_nothing_is_measured_without_gpu(tmp_path: Path) -> None:
     printed, document = run(tmp_path, "--models", "WAN 14B", "--rows", "1", "4608")
     assert printed.startswith("not measured: no CUDA device\n")
     assert [row["case"] for row in document["rows"]][-1] == "WAN 14B ffn out 5120x13824, M 4608"
@@ -32,7 +32,7 @@ def test_without_a_gpu_nothing_is_measured_and_every_case_says_so(tmp_path: Path
     assert all(row["value"] is None and row["unit"] == "not measured: no CUDA device" for row in document["rows"])
 
 
-def test_the_smoke_run_compares_every_output(tmp_path: Path) -> None:
+def test_smoke_run_compares_every_output(tmp_path: Path) -> None:
     _, document = run(tmp_path, "--smoke", "--rounds", "1")
     errors = {row["metric"]: row["reached"] for row in document["rows"] if row["metric"].endswith("error")}
     assert all(errors.values())

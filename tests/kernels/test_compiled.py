@@ -1,4 +1,4 @@
-"""Compiles every kernel for GPUs that need not be there: what Triton's interpreter would accept, a GPU may not."""
+"""Compiles every kernel for GPUs that need not be present: a GPU may refuse what Triton's interpreter accepts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibrated_rounding.kernels.tiles import Device, Problem, Tile, default_tile
+from calibrated_rounding.kernels.tiles import DeviceInfo, GemmShape, Tile, choose_default_tile
 from calibrated_rounding.quant.formats.grids import E4M3, E5M2, INT8, Grid
 
 triton = pytest.importorskip("triton")
 
-from calibrated_rounding.kernels.gpu import feedback as launcher  # noqa: E402
-from calibrated_rounding.kernels.gpu.jit import feedback, product, quantize, rotation  # noqa: E402
+from calibrated_rounding.kernels.gpu import ldlq as launcher  # noqa: E402
+from calibrated_rounding.kernels.gpu.jit import ldlq, product, quantize, rotation  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-A100, H200 = Device("sm80", 108, 166_912, False), Device("sm90", 132, 232_448, True)
+A100 = DeviceInfo(arch="sm80", processors=108, shared=166_912, descriptors=False)
+H200 = DeviceInfo(arch="sm90", processors=132, shared=232_448, descriptors=True)
 POINTERS = {"codes": "*i8", "scale": "*fp32", "x_scale": "*fp32", "a_scale": "*fp32", "b_scale": "*fp32"}
 POINTERS |= {"out_scale": "*fp32", "bias": "*bf16", "a": "*i8", "b": "*i8"}
 
@@ -35,7 +36,7 @@ class Compiled:
 
 def compiled(
     kernel: Any,
-    device: Device,
+    device: DeviceInfo,
     constants: Mapping[str, Any],
     types: Mapping[str, str],
     warps: int,
@@ -78,8 +79,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("m", [1, 77, 4608])
 @pytest.mark.parametrize("block", [None, 128])
 @pytest.mark.parametrize("backend", ["fixed", "persistent"])
-def test_products_run_on_tensor_cores(device: Device, m: int, block: int | None, backend: str, cache: Path) -> None:
-    tile = default_tile(Problem(m, 3072, 3072, block), device)
+def test_products_run_on_tensor_cores(device: DeviceInfo, m: int, block: int | None, backend: str, cache: Path) -> None:
+    tile = choose_default_tile(GemmShape(m, 3072, 3072, block), device)
     result = compiled_product(backend, device, tile, block, m, False, cache)
     instruction = r"wgmma\.mma_async\S*s32\.s8\.s8" if device is H200 and m > 16 else r"mma\.sync\S*s32\.s8\.s8"
     assert re.search(instruction, result.ptx)
@@ -89,15 +90,15 @@ def test_products_run_on_tensor_cores(device: Device, m: int, block: int | None,
 
 
 @pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
-def test_quantized_products(device: Device, cache: Path) -> None:
-    tile = default_tile(Problem(4608, 3072, 3072, 128), device)
+def test_quantized_products_fit_and_do_not_spill(device: DeviceInfo, cache: Path) -> None:
+    tile = choose_default_tile(GemmShape(4608, 3072, 3072, 128), device)
     result = compiled_product("persistent", device, tile, 128, 4608, True, cache)
     assert result.shared <= device.shared
     assert result.spilled <= 16
 
 
 def compiled_product(
-    backend: str, device: Device, tile: Tile, block: int | None, m: int, quantized: bool, folder: Path
+    backend: str, device: DeviceInfo, tile: Tile, block: int | None, m: int, quantized: bool, folder: Path
 ) -> Compiled:
     described = backend == "persistent" and device.descriptors
     constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "ORDER": tile.order}
@@ -117,9 +118,7 @@ def compiled_product(
 @pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
 @pytest.mark.parametrize("dtype", ["bf16", "fp32", "i8"])
 @pytest.mark.parametrize(("groups", "block"), [(1, 4096), (32, 128)])
-def test_activations_are_read_and_written_in_16_bytes(
-    device: Device, dtype: str, groups: int, block: int, cache: Path
-) -> None:
+def test_activations_move_in_16_bytes(device: DeviceInfo, dtype: str, groups: int, block: int, cache: Path) -> None:
     constants = {"GROUPS": groups, "BLOCK": block, "GELU": dtype == "i8", "TANH": False}
     result = compiled(quantize.quantize, device, constants, {"x": f"*{dtype}"}, 4, 3, cache)
     assert "ld.global.v4.b32" in result.ptx and "st.global.v4.b32" in result.ptx
@@ -127,7 +126,7 @@ def test_activations_are_read_and_written_in_16_bytes(
 
 
 @pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
-def test_the_other_kernels(device: Device, cache: Path) -> None:
+def test_other_kernels_do_not_spill(device: DeviceInfo, cache: Path) -> None:
     cases = (
         (quantize.dequantize, {"ROWS": 128, "GROUPS": 32, "BLOCK": 128}, {"out": "*bf16"}),
         (quantize.quantize_weight, {"BLOCK": 128}, {"w": "*bf16"}),
@@ -140,15 +139,15 @@ def test_the_other_kernels(device: Device, cache: Path) -> None:
 @pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
 @pytest.mark.parametrize("grid", [INT8, E4M3, E5M2], ids=["int8", "e4m3", "e5m2"])
 @pytest.mark.parametrize(("descend", "limited"), [(False, False), (False, True), (True, False)])
-def test_error_feedback_stays_in_registers_and_in_float32(
-    device: Device, grid: Grid, descend: bool, limited: bool, cache: Path
+def test_ldlq_stays_in_registers_and_float32(
+    device: DeviceInfo, grid: Grid, descend: bool, limited: bool, cache: Path
 ) -> None:
     constants = {"BLOCK": launcher.BLOCK, "TILE": launcher.TILE, "DESCEND": descend, "LIMITED": limited}
     constants |= {"MAXIMUM": grid.maximum, "MANTISSA_BITS": grid.mantissa_bits}
-    constants |= {"SMALLEST_EXPONENT": grid.smallest_exponent, "scale_step": 1, "within_step": 1}
-    types = dict.fromkeys(("start", "weight", "low", "high", "within", "errors"), "*fp32")
+    constants |= {"SMALLEST_EXPONENT": grid.smallest_exponent, "scale_step": 1, "matrix_step": 1}
+    types = dict.fromkeys(("start", "weight", "low", "high", "matrix", "errors"), "*fp32")
     options = dict(launcher.OPTIONS)
-    result = compiled(feedback.walk, device, constants, types, options.pop("num_warps"), 3, cache, **options)
+    result = compiled(ldlq.round_columns, device, constants, types, options.pop("num_warps"), 3, cache, **options)
     assert result.spilled == 0
     assert "tf32" not in result.ptx
     assert not re.search(r"\bfma\.", result.ptx)

@@ -1,4 +1,4 @@
-"""Runs the tests of `interpreted` in a process of their own."""
+"""Runs the tests of `interpreted` in a separate process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parent / "interpreted"
 
 
-def test_triton_kernels_agree_with_the_eager_reference() -> None:
+def test_triton_kernels_match_eager_reference() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", str(FOLDER), "-p", "no:cacheprovider"]
     run = subprocess.run(

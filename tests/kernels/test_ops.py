@@ -34,7 +34,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_ops_are_what_torch_expects_of_them(name: str) -> None:
+def test_ops_pass_opcheck(name: str) -> None:
     op, arguments = CALLS[name]
     torch.library.opcheck(op.default, (*arguments, "auto"))
 
@@ -48,21 +48,21 @@ def layers(x: Tensor) -> Tensor:
     return y + ops.act_dequant(*hidden, 64, x.dtype) + ops.rotate_quant(y[:, :16].contiguous(), 16)[1]
 
 
-def test_compiling_breaks_no_graph_and_changes_nothing() -> None:
+def test_compiled_layers_match_eager() -> None:
     compiled = torch.compile(layers, fullgraph=True, backend="aot_eager", dynamic=True)
     for rows in (3, 5):
         x = values(rows, 70)
         assert torch.equal(compiled(x), layers(x))
 
 
-def test_a_compiled_function_follows_the_chosen_backend() -> None:
+def test_compiled_function_follows_backend() -> None:
     compiled = torch.compile(lambda x: ops.act_quant(x, None), fullgraph=True, backend="eager")
     compiled(X)
     with backend.kernel_backend("eager"):
         compiled(X)
 
 
-def test_the_pack_may_be_imported_under_two_names() -> None:
+def test_second_import_shares_ops() -> None:
     root = Path(backend.__file__).parents[1]
     spec = importlib.util.spec_from_file_location(
         "pack_again", root / "__init__.py", submodule_search_locations=[str(root)]
@@ -101,7 +101,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_operands_that_do_not_fit_are_refused_in_one_sentence(words: str) -> None:
+def test_wrong_operands_are_refused(words: str) -> None:
     with pytest.raises(KernelError, match=words) as caught:
         MISTAKES[words]()
     assert "\n" not in str(caught.value)

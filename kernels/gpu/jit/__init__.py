@@ -1,1 +1,1 @@
-"""Device code: Triton functions only. Their arguments in capitals are known when they are compiled."""
+"""Device code: Triton functions only. Arguments in capitals are compile-time constants."""

@@ -1,19 +1,19 @@
-"""One tile of a product, from loading to storing, and the order in which tiles come.
+"""One tile of a product, from loading to storing, and the order of tiles.
 
-A sum of K products of codes is at most K x 2^14 (both codes -128), so int32 holds it for K up to 131,071; codes that
-this package makes reach 127 only. Row offsets are 64-bit: a tensor may pass 2^31 elements. Kernels are not compiled
-anew for every M, which changes from picture to picture.
+A sum of K products of codes is at most K x 2^14 (both codes -128), so int32 holds it for K up to 131,071; codes of this
+package reach only 127. Row offsets are 64-bit: a tensor may exceed 2^31 elements. M is not specialized, because it
+changes from picture to picture.
 """
 
 import triton
 import triton.language as tl
 
-from .scales import amax, encode, scale_of
+from .scales import amax, compute_scale, encode
 
 
 @triton.jit
-def tile_at(position, row_tiles, column_tiles, ORDER: tl.constexpr):
-    """Row and column of a tile: ``ORDER`` rows of tiles are walked together, so that operands stay in the cache."""
+def locate_tile(position, row_tiles, column_tiles, ORDER: tl.constexpr):
+    """Row and column of a tile. ``ORDER`` rows of tiles are walked together, so that operands stay in the cache."""
     band = position // (ORDER * column_tiles)
     first = band * ORDER
     height = min(row_tiles - first, ORDER)
@@ -34,7 +34,7 @@ def load(
     DESCRIPTOR: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """A tile of codes, zeros where columns end. Rows past the end repeat the last or are zero; none is stored."""
+    """Load a tile of codes. Columns past the end are zero; rows past the end may be anything: none is stored."""
     if DESCRIPTOR:
         tile = x.load([row, column])
     else:
@@ -62,7 +62,7 @@ def sum_rows(
     DESCRIPTOR: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Exact int32 sums of a tile over all of K."""
+    """Sum a tile over all of K, exactly, in int32."""
     total = tl.zeros((ROWS, COLUMNS), tl.int32)
     for chunk in range(tl.cdiv(K, DEPTH)):
         left = load(a, row, chunk * DEPTH, M, K, a_stride, ROWS, DEPTH, DESCRIPTOR, EVEN)
@@ -73,7 +73,7 @@ def sum_rows(
 
 @triton.jit
 def add_scaled(total, part, scale):
-    """``total`` plus int32 ``part`` times its rows' scales, in one instruction whatever Triton fuses by default."""
+    """Add int32 ``part`` times its rows' scales, in one instruction whatever Triton fuses by default."""
     return tl.fma(part.to(tl.float32), tl.broadcast_to(scale[:, None], part.shape), total)
 
 
@@ -96,13 +96,13 @@ def sum_blocks(
     DESCRIPTOR: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Float32 sums of a tile: exact int32 sums of one scale block each, scaled once. COLUMNS is BLOCK or divides it."""
+    """Sum a tile in float32: exact int32 sums of one scale block each, scaled once. COLUMNS is BLOCK or divides it."""
     count = tl.cdiv(K, BLOCK)
     a_scales = a_scale + tl.minimum(row + tl.arange(0, ROWS), M - 1).to(tl.int64) * count
     b_scales = b_scale + column // BLOCK * count
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for chunk in range(count):
-        # The scales' loads are under way while the tensor cores work.
+        # Loading the scales overlaps with the tensor cores' work.
         scale = tl.load(a_scales + chunk) * tl.load(b_scales + chunk)
         left = load(a, row, chunk * BLOCK, M, K, a_stride, ROWS, BLOCK, DESCRIPTOR, EVEN)
         right = load(b, column, chunk * BLOCK, N, K, b_stride, COLUMNS, BLOCK, DESCRIPTOR, EVEN)
@@ -128,11 +128,11 @@ def sum_block_pairs(
     DESCRIPTOR: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """`sum_blocks` of a tile two blocks wide, in halves, so that only one half's int32 sums are in registers."""
+    """Do `sum_blocks` for a tile two blocks wide, in halves, so that only one half's int32 sums are in registers."""
     count = tl.cdiv(K, BLOCK)
     a_scales = a_scale + tl.minimum(row + tl.arange(0, ROWS), M - 1).to(tl.int64) * count
     near = b_scale + column // BLOCK * count
-    # Where N ends within the first half, the second is computed from what the first has, and not stored.
+    # If N ends within the first half, the second half is computed from the first half's scales, and not stored.
     far = b_scale + tl.minimum(column // BLOCK + 1, tl.cdiv(N, BLOCK) - 1) * count
     first = tl.zeros((ROWS, BLOCK), tl.float32)
     second = tl.zeros((ROWS, BLOCK), tl.float32)
@@ -151,7 +151,7 @@ def sum_block_pairs(
 def scale_rows(
     total, a_scale, b_scale, row, column, M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SCALAR: tl.constexpr
 ):
-    """Int32 sums times the scales of their rows and columns; ``SCALAR``: all columns share one."""
+    """Multiply int32 sums by the scales of their rows and columns; ``SCALAR``: one scale for all columns."""
     left = tl.load(a_scale + tl.minimum(row + tl.arange(0, ROWS), M - 1))
     if SCALAR:
         scale = (left * tl.load(b_scale))[:, None]
@@ -177,7 +177,7 @@ def store(
     BIAS: tl.constexpr,
     QUANTIZE: tl.constexpr,
 ):
-    """A finished tile, with the bias, in the dtype of ``out`` or quantized in 1 x BLOCK groups."""
+    """Add the bias to a finished tile and store it in the dtype of ``out``, or quantized in 1 x BLOCK groups."""
     r = row + tl.arange(0, ROWS)
     c = column + tl.arange(0, COLUMNS)
     if BIAS:
@@ -187,7 +187,7 @@ def store(
     if QUANTIZE:
         groups: tl.constexpr = COLUMNS // BLOCK
         value = tl.where(inside, value, 0.0)
-        step = scale_of(amax(tl.reshape(value, [ROWS, groups, BLOCK]), 2))
+        step = compute_scale(amax(tl.reshape(value, [ROWS, groups, BLOCK]), 2))
         wide = tl.reshape(tl.broadcast_to(step[:, :, None], [ROWS, groups, BLOCK]), [ROWS, COLUMNS])
         tl.store(out + at, encode(value, wide), mask=inside)
         g = column // BLOCK + tl.arange(0, groups)
@@ -224,7 +224,7 @@ def compute(
     BIAS: tl.constexpr,
     QUANTIZE: tl.constexpr,
 ):
-    """One tile; BLOCK 0 stands for scales per row."""
+    """Compute one tile; BLOCK 0 means scales per row."""
     if BLOCK == 0:
         total = sum_rows(a, b, row, column, M, N, K, a_stride, b_stride, ROWS, COLUMNS, DEPTH, DESCRIPTOR, EVEN)
         value = scale_rows(total, a_scale, b_scale, row, column, M, N, ROWS, COLUMNS, SCALAR)
@@ -267,8 +267,8 @@ def fixed(
     BIAS: tl.constexpr,
     QUANTIZE: tl.constexpr,
 ):
-    """One program a tile."""
-    r, c = tile_at(tl.program_id(0), tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS), ORDER)
+    """Compute one tile per program."""
+    r, c = locate_tile(tl.program_id(0), tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS), ORDER)
     compute(
         a, a_scale, b, b_scale, bias, out, out_scale, r * ROWS, c * COLUMNS, M, N, K, a_stride, b_stride,
         ROWS, COLUMNS, DEPTH, BLOCK, DESCRIPTOR, EVEN, SCALAR, BIAS, QUANTIZE,
@@ -300,10 +300,10 @@ def persistent(
     BIAS: tl.constexpr,
     QUANTIZE: tl.constexpr,
 ):
-    """One program a processor, with a share of the tiles: the next one's loads begin while this one is stored."""
+    """Compute a share of the tiles per program, one program per processor: loads overlap with the previous store."""
     row_tiles, column_tiles = tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS)
     for position in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0), flatten=True):
-        r, c = tile_at(position, row_tiles, column_tiles, ORDER)
+        r, c = locate_tile(position, row_tiles, column_tiles, ORDER)
         compute(
             a, a_scale, b, b_scale, bias, out, out_scale, r * ROWS, c * COLUMNS, M, N, K, a_stride, b_stride,
             ROWS, COLUMNS, DEPTH, BLOCK, DESCRIPTOR, EVEN, SCALAR, BIAS, QUANTIZE,

@@ -1,9 +1,9 @@
-"""Quantization and its inverse. A program has some scale groups of one row, or one tile of a weight."""
+"""Quantization and its inverse. A program takes some scale groups of one row, or one tile of a weight."""
 
 import triton
 import triton.language as tl
 
-from .scales import amax, encode, gelu, scale_of
+from .scales import amax, compute_scale, encode, gelu
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def quantize(
     GELU: tl.constexpr,
     TANH: tl.constexpr,
 ):
-    """Codes and scales of ``GROUPS`` of the ``count`` groups of a row; of codes and their scales through GELU."""
+    """Quantize ``GROUPS`` of the ``count`` groups of a row; GELU: of codes with scales ``x_scale``, through GELU."""
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     column = group[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -29,7 +29,7 @@ def quantize(
     if GELU:
         step = tl.load(x_scale + row * count + group, mask=group < count, other=0.0)
         value = gelu(value * step[:, None], TANH)
-    step = scale_of(amax(value, 1))
+    step = compute_scale(amax(value, 1))
     tl.store(codes + row * columns + column, encode(value, tl.broadcast_to(step[:, None], value.shape)), mask=inside)
     tl.store(scale + row * count + group, step, mask=group < count)
 
@@ -46,7 +46,7 @@ def dequantize(
     GROUPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Codes times scales, of which ``ROWS`` rows share a row."""
+    """Multiply codes by scales; ``ROWS`` rows of codes share a row of scales."""
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     column = group[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -58,12 +58,12 @@ def dequantize(
 
 @triton.jit
 def quantize_weight(w, codes, scale, rows, columns, row_stride, BLOCK: tl.constexpr):
-    """Codes and the scale of one block x block tile."""
+    """Quantize one block x block tile."""
     row = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
     column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     inside = (row < rows) & (column < columns)
     row = row.to(tl.int64)
     value = tl.load(w + row * row_stride + column, mask=inside, other=0).to(tl.float32)
-    step = scale_of(amax(amax(value, 1), 0)[None, None])
+    step = compute_scale(amax(amax(value, 1), 0)[None, None])
     tl.store(codes + row * columns + column, encode(value, tl.broadcast_to(step, value.shape)), mask=inside)
     tl.store(scale + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.max(step))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 3000), st.integers(0, 2**32))
 def test_integer_products_are_exact(m: int, n: int, k: int, seed: int) -> None:
     a, b = codes(m, k, seed), codes(n, k, seed + 1)
-    product = eager.int_product(a, b)
+    product = eager.multiply_codes(a, b)
     assert product.dtype == torch.int32
     assert torch.equal(product.long(), a.long() @ b.long().T)
 
@@ -24,22 +24,22 @@ def test_padding_for_cublas_changes_nothing(m: int, n: int, k: int) -> None:
     assert torch.equal(_int_mm(a, b).long(), a.long() @ b.long().T)
 
 
-def test_the_longest_sums_do_not_overflow() -> None:
+def test_longest_sums_do_not_overflow() -> None:
     a = torch.full((1, 65_536), -128, dtype=torch.int8)
-    assert eager.int_product(a, a).item() == 2**30
-    assert eager.int_product(a, (-127 * torch.ones_like(a)).to(torch.int8)).item() == 65_536 * 128 * 127
+    assert eager.multiply_codes(a, a).item() == 2**30
+    assert eager.multiply_codes(a, (-127 * torch.ones_like(a)).to(torch.int8)).item() == 65_536 * 128 * 127
 
 
 @pytest.mark.parametrize("block", [None, 64, 128])
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 16), (5, 200, 208), (33, 64, 300)])
-def test_products_of_what_the_codes_stand_for(block: int | None, m: int, n: int, k: int) -> None:
+def test_products_match_dequantized_operands(block: int | None, m: int, n: int, k: int) -> None:
     a, a_scale, b, b_scale = operands(m, n, k, block)
     left = ops.act_dequant(a, a_scale, block, torch.float32).double()
     right = b * b_scale if block is None else ops.weight_dequant(b, b_scale, block, torch.float32)
-    wanted = left @ right.double().T
+    reference = left @ right.double().T
     bias = torch.linspace(-5, 5, n)
     product = ops.int8_gemm(a, a_scale, b, b_scale, block, torch.float32)
-    assert (product - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (product - reference).abs().max() <= 1e-5 * reference.abs().max()
     with_bias = ops.int8_addmm(bias, a, a_scale, b, b_scale, block, torch.float32)
     torch.testing.assert_close(with_bias, product + bias)
     codes, scale = ops.int8_gemm_quant(a, a_scale, b, b_scale, block)
@@ -50,7 +50,7 @@ def test_products_of_what_the_codes_stand_for(block: int | None, m: int, n: int,
 
 @pytest.mark.parametrize("rotation", [None, 16, 64, 256])
 @pytest.mark.parametrize("per_row", [False, True])
-def test_row_layers_compute_what_the_host_does(rotation: int | None, per_row: bool) -> None:
+def test_row_layers_match_comfy_kitchen(rotation: int | None, per_row: bool) -> None:
     x, w, bias = values(2, 7, 512), codes(96, 512), torch.linspace(-1, 1, 96)
     scale = torch.rand(96, 1) + 0.5 if per_row else torch.tensor(0.5)
     ours = ops.row_linear(x, w, scale, bias, rotation)
@@ -62,8 +62,8 @@ def test_row_layers_compute_what_the_host_does(rotation: int | None, per_row: bo
 
 def test_row_activations_are_the_hosts() -> None:
     x = values(9, 100)[1:]
-    for got, wanted in zip(ops.act_quant(x, None), quantize_int8_rowwise(x), strict=True):
-        assert torch.equal(got, wanted)
+    for result, reference in zip(ops.act_quant(x, None), quantize_int8_rowwise(x), strict=True):
+        assert torch.equal(result, reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -65,14 +65,14 @@ def test_halves_are_rounded_to_even() -> None:
     assert codes.tolist() == [[127, 0, 2, 2, 0, -2]]
 
 
-def test_zeros_have_scale_one_and_tiny_values_a_normal_scale() -> None:
+def test_zero_and_tiny_rows_have_normal_scales() -> None:
     codes, scale = ops.act_quant(torch.tensor([[0.0, 0.0], [1e-40, 0.0]]), None)
     assert scale.flatten().tolist() == [1.0, 2.0**-126]
     assert not codes.any()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_shows_in_the_scale(bad: float) -> None:
+def test_nonfinite_values_reach_the_scale(bad: float) -> None:
     _, scale = ops.act_quant(torch.tensor([[1.0, bad], [1.0, 2.0]]), None)
     assert scale.isfinite().flatten().tolist() == [False, True]
 
@@ -81,6 +81,6 @@ def test_what_is_not_finite_shows_in_the_scale(bad: float) -> None:
 def test_gelu_is_that_of_the_values(approximate: str) -> None:
     codes, scale = ops.act_quant(drawn(1, 4, 200).clamp(-6, 6), 64)
     x = ops.act_dequant(codes, scale, 64, torch.float32)
-    wanted = ops.act_quant(torch.nn.functional.gelu(x, approximate=approximate), 64)
-    for got, want in zip(ops.int8_gelu(codes, scale, 64, approximate), wanted, strict=True):
-        assert torch.equal(got, want)
+    reference = ops.act_quant(torch.nn.functional.gelu(x, approximate=approximate), 64)
+    for result, want in zip(ops.int8_gelu(codes, scale, 64, approximate), reference, strict=True):
+        assert torch.equal(result, want)

@@ -10,11 +10,14 @@ from calibrated_rounding.tests.kernels.inputs import values
 @pytest.mark.parametrize("group", [16, 64, 256])
 def test_activations_are_rotated_as_weights_are(group: int) -> None:
     x = values(6, 512)
-    for got, wanted in ((eager.rotate(x, group), rotate(x, group)), (eager.rotate(eager.rotate(x, group), group), x)):
-        assert (got - wanted).abs().max() < 1e-6 * x.abs().max()
+    for result, reference in (
+        (eager.rotate(x, group), rotate(x, group)),
+        (eager.rotate(eager.rotate(x, group), group), x),
+    ):
+        assert (result - reference).abs().max() < 1e-6 * x.abs().max()
 
 
-def test_an_outlier_costs_less_where_it_is_rotated() -> None:
+def test_rotation_reduces_outlier_error() -> None:
     x = torch.ones(1, 256)
     x[0, 3] = 500.0
     rotated = eager.rotate(x, 256)

@@ -25,7 +25,7 @@ class Kernel:
             raise OutOfResources(300_000, 232_448, "shared memory")
 
 
-def test_stages_that_do_not_fit_are_left_out_and_remembered() -> None:
+def test_stages_that_fit_are_remembered() -> None:
     kernel = Kernel(most=2)
     for _ in range(2):
         product.launch(kernel, (), {"ROWS": 128}, TILE)
@@ -34,6 +34,6 @@ def test_stages_that_do_not_fit_are_left_out_and_remembered() -> None:
     assert kernel.started[4:] == [4, 3, 2]
 
 
-def test_a_tile_of_which_no_stage_fits_is_an_error() -> None:
+def test_tile_without_fitting_stage_raises() -> None:
     with pytest.raises(OutOfResources):
         product.launch(Kernel(most=0), (), {}, TILE)

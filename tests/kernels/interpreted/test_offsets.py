@@ -24,15 +24,15 @@ def spread(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("block", [None, 64])
 def test_products(backend: str, block: int | None) -> None:
     a, a_scale, b, b_scale = operands(3, 3, 80, block)
-    wanted = eager.gemm(a, a_scale, b, b_scale, None, block, torch.float32)
+    reference = eager.gemm(a, a_scale, b, b_scale, None, block, torch.float32)
     with kernel_backend(backend):
         product = ops.int8_gemm(spread(a), a_scale, spread(b), b_scale, block, torch.float32)
-    assert (product - wanted).abs().max() <= 2.0**-22 * wanted.abs().max()
+    assert (product - reference).abs().max() <= 2.0**-22 * reference.abs().max()
 
 
 def test_quantization() -> None:
     x = values(3, 64).to(torch.float16)
     with kernel_backend("triton"):
         quantized = (*ops.act_quant(spread(x), 64), *ops.weight_quant(spread(x), 64), *ops.rotate_quant(spread(x), 16))
-        wanted = (*ops.act_quant(x, 64), *ops.weight_quant(x, 64), *ops.rotate_quant(x, 16))
-    assert all(torch.equal(*pair) for pair in zip(quantized, wanted, strict=True))
+        reference = (*ops.act_quant(x, 64), *ops.weight_quant(x, 64), *ops.rotate_quant(x, 16))
+    assert all(torch.equal(*pair) for pair in zip(quantized, reference, strict=True))

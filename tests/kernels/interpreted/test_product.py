@@ -7,18 +7,18 @@ import torch
 from calibrated_rounding.kernels import eager, ops
 from calibrated_rounding.kernels.backend import kernel_backend
 from calibrated_rounding.kernels.gpu.device import INTERPRETED
-from calibrated_rounding.kernels.gpu.product import run
-from calibrated_rounding.kernels.tables import Choice
-from calibrated_rounding.kernels.tiles import Problem, Tile
+from calibrated_rounding.kernels.gpu.product import run_product
+from calibrated_rounding.kernels.tables import KernelConfig
+from calibrated_rounding.kernels.tiles import GemmShape, Tile
 from calibrated_rounding.tests.kernels.inputs import codes, operands
 from torch import Tensor
 
 BACKENDS = ("triton", "triton_v2")
 
 
-def assert_same_sums(got: Tensor, wanted: Tensor) -> None:
+def assert_same_sums(result: Tensor, reference: Tensor) -> None:
     """The same but for the rounding of float32 sums, against the largest of them: terms may cancel."""
-    assert (got - wanted).abs().max() <= 2.0**-22 * wanted.abs().max()
+    assert (result - reference).abs().max() <= 2.0**-22 * reference.abs().max()
 
 
 SHAPES = ((1, 5, 16), (3, 129, 48), (1, 300, 3072), (77, 70, 128), (130, 257, 208), (17, 33, 1))
@@ -42,7 +42,7 @@ def test_integer_products_are_exact(backend: str, block: int | None, m: int, n: 
 @pytest.mark.parametrize("block", [None, 64, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("biased", [False, True])
-def test_scaled_products_are_the_references(backend: str, block: int | None, dtype: torch.dtype, biased: bool) -> None:
+def test_scaled_products_match_reference(backend: str, block: int | None, dtype: torch.dtype, biased: bool) -> None:
     a, a_scale, b, b_scale = operands(35, 200, 336, block)
     a_scale, b_scale = a_scale / 128, b_scale / 128
     bias = torch.linspace(-9, 9, 200, dtype=dtype)
@@ -51,9 +51,9 @@ def test_scaled_products_are_the_references(backend: str, block: int | None, dty
             product = ops.int8_addmm(bias, a, a_scale, b, b_scale, block, dtype)
         else:
             product = ops.int8_gemm(a, a_scale, b, b_scale, block, dtype)
-    wanted = eager.gemm(a, a_scale, b, b_scale, bias if biased else None, block, torch.float32)
+    reference = eager.gemm(a, a_scale, b, b_scale, bias if biased else None, block, torch.float32)
     assert product.dtype == dtype
-    torch.testing.assert_close(product.float(), wanted, rtol=UNIT[dtype], atol=UNIT[dtype])
+    torch.testing.assert_close(product.float(), reference, rtol=UNIT[dtype], atol=UNIT[dtype])
 
 
 # One unit in the last place: of float32 because sum and scale may be fused; the interpreter truncates to bfloat16.
@@ -71,7 +71,7 @@ def test_one_scale_for_all_columns(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("block", [None, 64, 128])
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 5, 16), (33, 200, 144)])
-def test_quantized_products_are_the_references(backend: str, block: int | None, m: int, n: int, k: int) -> None:
+def test_quantized_products_match_reference(backend: str, block: int | None, m: int, n: int, k: int) -> None:
     a, a_scale, b, b_scale = operands(m, n, k, block)
     bias = torch.linspace(-900, 900, n)
     with kernel_backend(backend):
@@ -81,11 +81,11 @@ def test_quantized_products_are_the_references(backend: str, block: int | None, 
     assert_quantized(biased, eager.gemm_quant(a, a_scale, b, b_scale, bias, block))
 
 
-def assert_quantized(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
+def assert_quantized(result: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> None:
     """The same but for the rounding of float32 sums, which may move a code by one."""
-    torch.testing.assert_close(got[1], wanted[1], rtol=1e-6, atol=0)
-    assert (got[0].int() - wanted[0].int()).abs().max() <= 1
-    assert (got[0] != wanted[0]).float().mean() < 1e-3
+    torch.testing.assert_close(result[1], reference[1], rtol=1e-6, atol=0)
+    assert (result[0].int() - reference[0].int()).abs().max() <= 1
+    assert (result[0] != reference[0]).float().mean() < 1e-3
 
 
 TILES = (
@@ -101,14 +101,14 @@ TILES = (
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize(("block", "tile"), TILES)
-def test_every_tile_gives_the_same(backend: str, quantized: bool, block: int | None, tile: Tile) -> None:
+def test_every_tile_gives_same_result(backend: str, quantized: bool, block: int | None, tile: Tile) -> None:
     if quantized and (block is None or tile.columns < block):
         pytest.skip("a quantized tile is one block wide at least")
     m, n, k = 300, 330, 2 * tile.depth + 16
     a, a_scale, b, b_scale = operands(m, n, k, block)
     out = torch.empty(m, n, dtype=torch.int8 if quantized else torch.float32)
     out_scale = torch.empty(m, -(-n // block)) if quantized and block else None
-    run(Choice(backend, tile), Problem(m, n, k, block), a, a_scale, b, b_scale, None, out, out_scale)
+    run_product(KernelConfig(backend, tile), GemmShape(m, n, k, block), a, a_scale, b, b_scale, None, out, out_scale)
     if out_scale is not None:
         assert_quantized((out, out_scale), eager.gemm_quant(a, a_scale, b, b_scale, None, block))
     else:
@@ -116,7 +116,7 @@ def test_every_tile_gives_the_same(backend: str, quantized: bool, block: int | N
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_longest_sum_does_not_overflow(backend: str) -> None:
+def test_longest_sum_does_not_overflow(backend: str) -> None:
     a = torch.full((2, 65_536), -128, dtype=torch.int8)
     one = torch.ones(2, 1)
     with kernel_backend(backend):
@@ -131,17 +131,19 @@ def test_operands_may_be_views(backend: str, block: int | None) -> None:
     sliced, transposed, unaligned = torch.zeros(20, 320, dtype=torch.int8), b.T.contiguous().T, codes(20, 160)
     sliced[:, 160:304] = a
     unaligned[:, 1:145] = a
-    wanted = eager.gemm(a, a_scale, b, b_scale, None, block, torch.float32)
+    reference = eager.gemm(a, a_scale, b, b_scale, None, block, torch.float32)
     with kernel_backend(backend):
         for view in (sliced[:, 160:304], unaligned[:, 1:145]):
-            assert_same_sums(ops.int8_gemm(view, a_scale, b, b_scale, block, torch.float32), wanted)
-        assert_same_sums(ops.int8_gemm(a, a_scale.T.contiguous().T, transposed, b_scale, block, torch.float32), wanted)
+            assert_same_sums(ops.int8_gemm(view, a_scale, b, b_scale, block, torch.float32), reference)
+        assert_same_sums(
+            ops.int8_gemm(a, a_scale.T.contiguous().T, transposed, b_scale, block, torch.float32), reference
+        )
 
 
 @pytest.mark.parametrize("described", [False, True])
 def test_persistent_tiles_with_and_without_descriptors(described: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     device = replace(INTERPRETED, descriptors=described)
-    monkeypatch.setattr("calibrated_rounding.kernels.gpu.product.device_of", lambda _: device)
+    monkeypatch.setattr("calibrated_rounding.kernels.gpu.product.get_device_info", lambda _: device)
     a, a_scale, b, b_scale = operands(70, 150, 80, None)
     with kernel_backend("triton_v2"):
         product = ops.int8_gemm(a, a_scale, b, b_scale, None, torch.float32)

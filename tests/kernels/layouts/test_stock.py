@@ -48,7 +48,7 @@ KINDS = {
 }
 
 
-def test_it_is_off_by_itself(rows: list[int | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_by_default(rows: list[int | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(stock.VARIABLE, raising=False)
     stock.apply_setting()
     assert comfy_kitchen.registry._priority == PRIORITY
@@ -58,7 +58,7 @@ def test_it_is_off_by_itself(rows: list[int | None], monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(5, 256), (2, 3, 256)])
-def test_on_it_computes_stock_layers_alike_and_off_again_it_does_not(
+def test_stock_layers_run_here_while_enabled(
     kind: str, shape: tuple[int, ...], rows: list[int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight = QuantizedTensor.from_float(randn(384, 256), "TensorWiseINT8Layout", **KINDS[kind])
@@ -79,7 +79,7 @@ def test_on_it_computes_stock_layers_alike_and_off_again_it_does_not(
     assert len(rows) == 1
 
 
-def test_what_the_kernels_lack_goes_on_to_the_next_backend(rows: list[int | None]) -> None:
+def test_unsupported_calls_reach_next_backend(rows: list[int | None]) -> None:
     codes, scale = comfy_kitchen.registry.get_implementation("quantize_int8_rowwise")(randn(384, 256).float())
     x = randn(5, 256, seed=1)
     cases = {"input_act": {"input_act": "gelu_tanh"}, "out_dtype": {"out_dtype": torch.float32}}
@@ -94,17 +94,17 @@ def test_what_the_kernels_lack_goes_on_to_the_next_backend(rows: list[int | None
     ("table", "wins"),
     [({"stock_int8_speedup": 1.3}, True), ({"stock_int8_speedup": 0.9}, False), ({}, False), ([], False)],
 )
-def test_it_chooses_itself_only_where_a_measurement_says_so(
+def test_auto_enables_only_measured_speedups(
     table: object, wins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sm89.json").write_text(json.dumps(table))
     monkeypatch.setattr(stock.tables, "PACKAGED", tmp_path)
-    monkeypatch.setattr(stock, "_architecture", lambda: "sm89")
+    monkeypatch.setattr(stock, "_find_architecture", lambda: "sm89")
     stock.enable_if_faster()
     assert (stock.BACKEND in comfy_kitchen.registry._priority) is wins
 
 
-def test_an_unknown_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(stock.VARIABLE, "yes")
     with pytest.raises(KernelError, match=f"{stock.VARIABLE} is 'yes'; choose auto, on, off"):
         stock.apply_setting()

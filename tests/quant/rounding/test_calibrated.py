@@ -59,7 +59,7 @@ def test_output_error_on_unseen_inputs_halves(name: str, trained: torch.Tensor) 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("rows", [8, 16, 256, 2048])
 @pytest.mark.parametrize("draw", [correlated, independent_outliers])
-def test_never_worse_than_nearest_on_held_out_inputs(name: str, rows: int, draw: Draw, trained: torch.Tensor) -> None:
+def test_never_worse_than_nearest_on_held_out_rows(name: str, rows: int, draw: Draw, trained: torch.Tensor) -> None:
     result = quantized(trained, name, draw(rows, 256, 3), rounding="calibrated")
     assert result.output is not None and result.output_nearest is not None
     assert result.output.w8a16 <= result.output_nearest.w8a16
@@ -67,7 +67,7 @@ def test_never_worse_than_nearest_on_held_out_inputs(name: str, rows: int, draw:
 
 
 @pytest.mark.parametrize("name", ["int8_row", "float8_e4m3fn"])
-def test_independent_outliers_are_no_worse_on_unseen_inputs(name: str, trained: torch.Tensor) -> None:
+def test_independent_outliers_do_not_overfit(name: str, trained: torch.Tensor) -> None:
     result = quantized(trained, name, independent_outliers(2048, 256, 1), rounding="calibrated")
     unseen = independent_outliers(4096, 256, 2)
     nearest = quantized(trained, name, None)
@@ -75,7 +75,7 @@ def test_independent_outliers_are_no_worse_on_unseen_inputs(name: str, trained: 
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
-def test_too_few_rows_give_nearest_and_say_so(rows: int, trained: torch.Tensor) -> None:
+def test_too_few_rows_round_to_nearest(rows: int, trained: torch.Tensor) -> None:
     result = quantized(trained, "int8_row", correlated(rows, 256, 1), rounding="calibrated")
     assert torch.equal(result.codes, quantized(trained, "int8_row", None).codes)
     assert result.notes == ("rounded to nearest: no inputs were recorded",)
@@ -90,7 +90,7 @@ def test_constant_inputs(value: float, trained: torch.Tensor) -> None:
         assert result.output.w8a8 <= result.output_nearest.w8a8 < float("inf")
 
 
-def test_a_sample_of_low_rank_with_hardly_any_damping_still_has_a_factor(trained: torch.Tensor) -> None:
+def test_singular_hessian_is_damped_until_positive(trained: torch.Tensor) -> None:
     inputs = torch.randn(512, 3) @ torch.randn(3, 256) * 1e3
     result = quantized(trained, "int8_row", inputs, rounding="calibrated", calibrated=CalibratedSettings(damping=1e-12))
     assert result.output is not None and result.output_nearest is not None
@@ -98,9 +98,7 @@ def test_a_sample_of_low_rank_with_hardly_any_damping_still_has_a_factor(trained
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_every_method_says_what_it_costs_the_output_where_inputs_are_known(
-    rounding: str, trained: torch.Tensor
-) -> None:
+def test_every_method_reports_output_error(rounding: str, trained: torch.Tensor) -> None:
     inputs = correlated(256, 256, 1)
     result = quantized(trained, "int8_row", inputs, rounding=rounding)
     held_out = inputs[:32]
@@ -112,7 +110,7 @@ def test_every_method_says_what_it_costs_the_output_where_inputs_are_known(
 
 
 @pytest.mark.parametrize("optimizer", ["original", "adamw", "feedback"])
-def test_svd_that_knows_the_inputs_beats_nearest_on_unseen_ones(optimizer: str, trained: torch.Tensor) -> None:
+def test_svd_on_inputs_beats_nearest(optimizer: str, trained: torch.Tensor) -> None:
     settings = SvdSettings(optimizer=optimizer, metric="inputs", iterations=40)
     result = quantized(trained, "float8_e4m3fn", correlated(1024, 256, 1), rounding="svd", svd=settings)
     unseen = correlated(2048, 256, 2)
@@ -121,14 +119,14 @@ def test_svd_that_knows_the_inputs_beats_nearest_on_unseen_ones(optimizer: str, 
     assert output_error(result, trained, unseen, "float8_e4m3fn") < 0.9 * before
 
 
-def test_svd_without_the_inputs_that_it_asks_for_says_so(trained: torch.Tensor) -> None:
+def test_svd_without_inputs_adds_a_note(trained: torch.Tensor) -> None:
     result = quantized(trained, "int8_row", None, rounding="svd", svd=SvdSettings(metric="inputs", iterations=2))
     assert result.notes == ("the weight's own directions counted: no inputs were recorded",)
 
 
 @pytest.mark.parametrize("name", ["int8_row", "float8_e4m3fn", "mxfp8"])
 @pytest.mark.parametrize("rounding", ["nearest", "calibrated"])
-def test_auto_scale_is_the_better_of_the_two_and_named(name: str, rounding: str, trained: torch.Tensor) -> None:
+def test_auto_scale_picks_the_better_method(name: str, rounding: str, trained: torch.Tensor) -> None:
     inputs = correlated(512, 256, 1)
     errors = {}
     for scale in ("absmax", "mse", "auto"):

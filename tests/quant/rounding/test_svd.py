@@ -7,7 +7,7 @@ from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.scales import absmax
 from calibrated_rounding.quant.recipe import OPTIMIZERS, SvdSettings
 from calibrated_rounding.quant.rounding import round_nearest, round_svd
-from calibrated_rounding.quant.rounding.svd import project
+from calibrated_rounding.quant.rounding.svd import project_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,9 +35,9 @@ def test_projected_error_on_the_grid_falls(optimizer: str, name: str, trained: t
     scale = absmax(trained, fmt)
     result = round_svd(trained, scale, fmt, SvdSettings(optimizer))
     # The figures are measured here again, from the codes and exact singular vectors.
-    objective = project(trained, SvdSettings(full=True))
+    projection = project_weight(trained, SvdSettings(full=True))
     nearest = round_nearest(trained, scale, fmt)
-    after, before = (float(objective.residual(fmt.dequantize(c, scale)).norm()) for c in (result.codes, nearest))
+    after, before = (float(projection.project_error(fmt.dequantize(c, scale)).norm()) for c in (result.codes, nearest))
     assert after < 0.75 * before
     assert result.error < 0.75 * result.nearest_error
     assert not result.fell_back
@@ -45,7 +45,7 @@ def test_projected_error_on_the_grid_falls(optimizer: str, name: str, trained: t
 
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)
-def test_default_optimizer_reaches_a_third_of_nearest_for_little_weight_error(name: str, trained: torch.Tensor) -> None:
+def test_default_optimizer_keeps_weight_error_low(name: str, trained: torch.Tensor) -> None:
     fmt = FORMATS[name]
     scale = absmax(trained, fmt)
     result = round_svd(trained, scale, fmt, SvdSettings())
@@ -76,7 +76,7 @@ def test_never_worse_than_nearest(seed: int, rows: int, columns: int, optimizer:
         assert torch.equal(result.codes, nearest)
 
 
-def test_a_useless_optimizer_is_fell_back(trained: torch.Tensor) -> None:
+def test_useless_optimizer_falls_back_to_nearest(trained: torch.Tensor) -> None:
     fmt = FORMATS["int8_row"]
     # A step this long throws every code to a random side, and one iteration leaves no time to return.
     result = round_svd(trained, absmax(trained, fmt), fmt, SvdSettings("adamw", iterations=1, lr=1e4))
@@ -100,7 +100,7 @@ def test_exact_and_randomized_svd_agree(trained: torch.Tensor) -> None:
     assert randomized.error == pytest.approx(exact.error, rel=0.2)
 
 
-def test_tick_stops_it(trained: torch.Tensor) -> None:
+def test_check_cancelled_stops_it(trained: torch.Tensor) -> None:
     calls = 0
 
     def check_cancelled() -> None:

@@ -1,4 +1,7 @@
-"""Error feedback within a block of inputs. A program has some outputs, which depend on no others, and walks inputs."""
+"""LDLQ and coordinate descent within a block of columns.
+
+A program rounds some rows of the weight, which do not depend on other rows, column by column.
+"""
 
 import triton
 import triton.language as tl
@@ -6,24 +9,24 @@ import triton.language as tl
 
 @triton.jit
 def round_to_grid(x, MAXIMUM: tl.constexpr, MANTISSA_BITS: tl.constexpr, SMALLEST_EXPONENT: tl.constexpr):
-    """The nearest values of the grid, halves to even, saturating."""
+    """Round to the nearest grid point: halves to even, saturating."""
     x = tl.minimum(tl.maximum(x, -MAXIMUM), MAXIMUM)
     exponent = ((x.to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
     exponent = tl.maximum(exponent, SMALLEST_EXPONENT)
-    # 1.5 x 2^23 times the distance between grid points: in a sum with it, nothing smaller than that distance is left.
+    # 1.5 x 2^23 times the distance between grid points: adding it rounds away everything below that distance.
     anchor = ((exponent - MANTISSA_BITS + (23 + 127)) << 23) | 0x400000
     anchor = anchor.to(tl.float32, bitcast=True)
     return (x + anchor) - anchor
 
 
 @triton.jit
-def walk(
+def round_columns(
     start,
     weight,
     scale,
     low,
     high,
-    within,
+    matrix,
     errors,
     count,
     N,
@@ -33,8 +36,8 @@ def walk(
     scale_step,
     low_stride,
     high_stride,
-    within_stride,
-    within_step,
+    matrix_stride,
+    matrix_step,
     errors_stride,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
@@ -44,28 +47,29 @@ def walk(
     MANTISSA_BITS: tl.constexpr,
     SMALLEST_EXPONENT: tl.constexpr,
 ):
-    """`eager.feed_back` from targets, or `eager.descend` from a gradient; ``start`` is either.
+    """`eager.ldlq.ldlq_block`, or `eager.ldlq.descend_block` if DESCEND.
 
-    ``moved`` holds the errors made, or changed, of the inputs walked, and zeros for those to come.
+    ``start`` holds targets and ``matrix`` the factor, or ``start`` the gradient and ``matrix`` the Hessian. ``changes``
+    holds the errors (DESCEND: their changes) of the columns done so far, and zeros for the others.
     """
     n = tl.program_id(0) * TILE + tl.arange(0, TILE)
     inside = n < N
-    rows = tl.arange(0, BLOCK)
-    moved = tl.zeros((BLOCK, TILE), tl.float32)
+    columns = tl.arange(0, BLOCK)
+    changes = tl.zeros((BLOCK, TILE), tl.float32)
     for step in range(count):
         i = step if DESCEND else count - 1 - step
-        row = tl.load(within + i * within_stride + rows * within_step, mask=rows < count, other=0.0)
+        row = tl.load(matrix + i * matrix_stride + columns * matrix_step, mask=columns < count, other=0.0)
         value = tl.load(start + i * start_stride + n, mask=inside, other=0.0)
         w = tl.load(weight + i * weight_stride + n, mask=inside, other=0.0)
         s = tl.load(scale + i * scale_stride + n * scale_step, mask=inside, other=1.0)
-        passed_on = tl.sum(row[:, None] * moved, 0)
+        feedback = tl.sum(row[:, None] * changes, 0)
         if DESCEND:
             error = tl.load(errors + i * errors_stride + n, mask=inside, other=0.0)
-            curvature = tl.load(within + i * (within_stride + within_step))
-            gradient = value + passed_on
+            curvature = tl.load(matrix + i * (matrix_stride + matrix_step))
+            gradient = value + feedback
             target = w + error - tl.div_rn(gradient, tl.broadcast_to(curvature, gradient.shape))
         else:
-            target = value - passed_on
+            target = value - feedback
         scaled = tl.div_rn(target, s)
         if LIMITED:
             scaled = tl.maximum(scaled, tl.load(low + i * low_stride + n, mask=inside, other=0.0))
@@ -78,4 +82,4 @@ def walk(
             tl.store(errors + i * errors_stride + n, error + change, mask=inside)
         else:
             tl.store(errors + i * errors_stride + n, change, mask=inside)
-        moved = tl.where((rows == i)[:, None], change[None, :], moved)
+        changes = tl.where((columns == i)[:, None], change[None, :], changes)
