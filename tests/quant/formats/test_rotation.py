@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from calibrated_rounding.kernels.eager.rotation import hadamard
 from calibrated_rounding.quant.errors import RecipeError
-from calibrated_rounding.quant.formats.rotation import GROUP_SIZES, hadamard, largest_group, rotate
+from calibrated_rounding.quant.formats.rotation import GROUP_SIZES, largest_group, rotate
 from comfy_kitchen.tensor.int8_utils import _build_hadamard, _rotate_weight
 
 
 @pytest.mark.parametrize("size", GROUP_SIZES)
-def test_matrix_is_the_hosts_orthonormal_and_its_own_inverse(size: int) -> None:
+def test_hadamard_matrix_is_comfy_kitchens(size: int) -> None:
     matrix = hadamard(size, torch.device("cpu"))
     assert torch.equal(matrix, _build_hadamard(size))
     assert torch.equal(matrix @ matrix, torch.eye(size))
@@ -16,11 +17,11 @@ def test_matrix_is_the_hosts_orthonormal_and_its_own_inverse(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", GROUP_SIZES)
-def test_rotation_is_the_hosts_bit_for_bit(size: int, trained: torch.Tensor) -> None:
+def test_rotation_matches_comfy_kitchen_bits(size: int, trained: torch.Tensor) -> None:
     assert torch.equal(rotate(trained, size), _rotate_weight(trained, _build_hadamard(size), size))
 
 
-def test_rotating_spreads_an_outlier() -> None:
+def test_rotation_spreads_an_outlier() -> None:
     weight = torch.zeros(1, 256)
     weight[0, 17] = 16.0
     assert torch.equal(rotate(weight, 256).abs(), torch.ones(1, 256))
@@ -30,4 +31,4 @@ def test_group_choice() -> None:
     assert [largest_group(width, 256) for width in (512, 192, 48, 40)] == [256, 64, 16, None]
     assert largest_group(512, 64) == 64
     with pytest.raises(RecipeError, match="32"):
-        hadamard(32, torch.device("cpu"))
+        rotate(torch.zeros(2, 64), 32)
