@@ -2,13 +2,13 @@
 
 python benchmarks/kernels.py [--json FILE] [--tune] [--models NAME...] [--rows M...] [--rounds N] [--smoke]
 
-For each layer of the models and each number of rows M: the median milliseconds and TOPS (2 M N K operations) of ours
-with the quantization of the activation, in turn with bf16 ``torch.nn.functional.linear``, with comfy-kitchen's
-``int8_linear`` in every backend that it has there, and with ``torch._int_mm`` and ``torch._scaled_mm`` on operands that
-are quantized already; the second-level cache is emptied before every call. Each output is compared with the float32
-layer's. --tune measures the tiles first and writes the user's table (once: what it has is kept). Without a GPU nothing
-is measured, and the table says so; --smoke then runs one small layer on the CPU, to see that the benchmark itself
-works.
+The table has median milliseconds and TOPS (2 M N K operations) for each layer of the models and each number of rows M.
+Our layers include the quantization of the activation. They run in turn with bf16 ``torch.nn.functional.linear``, with
+comfy-kitchen's ``int8_linear`` in every backend that is available, and with ``torch._int_mm`` and ``torch._scaled_mm``
+on operands that are already quantized. The second-level cache is cleared before every call, and each output is compared
+with the float32 layer's. --tune measures the tiles first and writes the user's table; entries that exist are kept.
+Without a GPU nothing is measured, and the table says so; --smoke then runs one small layer on the CPU to check the
+benchmark itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
-import comfy_kitchen
 import torch
 from _table import Row, arguments, emit
 from calibrated_rounding.kernels import ops
@@ -30,23 +29,23 @@ from torch.nn.functional import linear
 
 NOT_MEASURED = "not measured: no CUDA device"
 BF16, ROW, BLOCK = "bf16 linear", "ours, row", "ours, block 128"
-HOST = "comfy-kitchen"
+KITCHEN = "comfy-kitchen"
 TALL = 4608
-"""Rows from which on the targets are set."""
+"""Least number of rows for which targets are set."""
 
-ROW_TARGET, HOST_TARGET, BLOCK_TARGET, QUANTIZATION_TARGET = 1.6, 1.15, 1.35, 0.10
+ROW_TARGET, KITCHEN_TARGET, BLOCK_TARGET, QUANTIZATION_TARGET = 1.6, 1.15, 1.35, 0.10
 ERRORS = {"bf16": 0.01, "ours": 0.03, "comfy-kitchen": 0.03, "torch._int_mm": 0.03, "torch._scaled_mm": 0.06}
 """Largest relative error of an output, by the first word of a contestant's name."""
 
 CHECKED = 256
-"""Rows of an output that are compared."""
+"""Number of rows of an output that are compared."""
 
 Call = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer in the run: bfloat16 ``x [M, K]`` and ``w [N, K]``."""
+    """A layer to time: bfloat16 ``x [M, K]`` and ``w [N, K]``."""
 
     case: str
     x: Tensor
@@ -68,66 +67,66 @@ def main() -> None:
     shapes = {f"{model} {name}": shape for model in options.models for name, shape in SHAPES[model].items()}
     device = "cpu"
     if options.smoke:
-        rows = measured({"small": (96, 128)}, [1, 20], options.rounds, "cpu")
+        rows = measure({"small": (96, 128)}, [1, 20], options.rounds, "cpu")
     elif torch.cuda.is_available():
         device = "cuda"
         if options.tune:
             from calibrated_rounding.kernels.tuning import tune
 
             print(f"Tuned: {tune(dict.fromkeys(shapes.values()), options.rows)}")
-        rows = measured(shapes, options.rows, options.rounds, device)
+        rows = measure(shapes, options.rows, options.rounds, device)
     else:
         print(NOT_MEASURED)
-        rows = [Row(case, "all", None, NOT_MEASURED) for case in cases(shapes, options.rows)]
-    title = "INT8 layers, to see that the benchmark works: nothing is measured" if options.smoke else "INT8 layers"
-    emit(rows, options.json, title, device=device, extra_versions={"triton": triton_version()})
+        rows = [Row(case, "all", None, NOT_MEASURED) for case in list_cases(shapes, options.rows)]
+    title = "INT8 layers, a smoke run: nothing is measured" if options.smoke else "INT8 layers"
+    emit(rows, options.json, title, device=device, extra_versions={"triton": find_triton_version()})
 
 
-def cases(shapes: Mapping[str, tuple[int, int]], rows: list[int]) -> Iterator[str]:
+def list_cases(shapes: Mapping[str, tuple[int, int]], rows: list[int]) -> Iterator[str]:
     return (f"{name} {n}x{k}, M {m}" for m in rows for name, (n, k) in shapes.items())
 
 
-def measured(shapes: Mapping[str, tuple[int, int]], rows: list[int], rounds: int, device: str) -> list[Row]:
+def measure(shapes: Mapping[str, tuple[int, int]], rows: list[int], rounds: int, device: str) -> list[Row]:
     result: list[Row] = []
-    every = cases(shapes, rows)
+    cases = list_cases(shapes, rows)
     for m in rows:
         for n, k in shapes.values():
             generator = torch.Generator(device).manual_seed(n + k + m)
             x = torch.randn(m, k, device=device, generator=generator).to(torch.bfloat16)
             w = torch.randn(n, k, device=device, generator=generator).mul_(k**-0.5).to(torch.bfloat16)
-            result += layer_rows(Layer(next(every), x, w), rounds)
-            print(table_line(result), flush=True)
+            result += measure_layer(Layer(next(cases), x, w), rounds)
+            print(format_last(result), flush=True)
     return result
 
 
-def layer_rows(layer: Layer, rounds: int) -> list[Row]:
-    """Times, TOPS, errors and ratios of everyone who can run this layer."""
+def measure_layer(layer: Layer, rounds: int) -> list[Row]:
+    """Return times, TOPS, errors and ratios of all implementations that can run this layer."""
     calls, rows = {}, []
-    wanted = layer.x[:CHECKED].float() @ layer.w.float().T
-    for name, call in contestants(layer).items():
+    reference = layer.x[:CHECKED].float() @ layer.w.float().T
+    for name, call in list_contestants(layer).items():
         try:
-            error = float((call()[:CHECKED].float() - wanted).norm() / wanted.norm())
-        except Exception as reason:  # whatever a backend cannot do here, the table says that it could not
+            error = float((call()[:CHECKED].float() - reference).norm() / reference.norm())
+        except Exception as reason:  # the table reports any backend that cannot run here
             rows.append(Row(layer.case, name, None, f"cannot run: {type(reason).__name__}"))
             continue
         limit = ERRORS[name.split()[0].rstrip(",")]
         rows.append(Row(layer.case, f"{name}, error", error, "ratio", limit, error <= limit))
         calls[name] = call
-    times = race({**calls, **parts(layer)}, rounds, layer.x.device)
+    times = race({**calls, **list_parts(layer)}, rounds, layer.x.device)
     for name, milliseconds in times.items():
         rows.append(Row(layer.case, name, milliseconds, "ms"))
         if not name.startswith("quantization"):
             rows.append(Row(layer.case, name, layer.operations / milliseconds / 1e9, "TOPS"))
-    return rows + ratio_rows(layer, times)
+    return rows + compute_ratios(layer, times)
 
 
-def contestants(layer: Layer) -> dict[str, Call]:
+def list_contestants(layer: Layer) -> dict[str, Call]:
     x, w = layer.x, layer.w
-    return {BF16: partial(linear, x, w), **ours(x, w), **hosts(x, w), **torchs(x, w)}
+    return {BF16: partial(linear, x, w), **list_ours(x, w), **list_kitchen(x, w), **list_torch(x, w)}
 
 
-def ours(x: Tensor, w: Tensor) -> dict[str, Call]:
-    """Ours as chosen, and with each backend; rotated as ComfyUI's convrot is."""
+def list_ours(x: Tensor, w: Tensor) -> dict[str, Call]:
+    """Return our layers, with the selected and with each backend, and rotated as by ComfyUI's convrot."""
     row, block = ops.act_quant(w, None), ops.weight_quant(w, 128)
     rotated = ops.rotate_quant(w, 64)
     calls: dict[str, Call] = {
@@ -136,11 +135,11 @@ def ours(x: Tensor, w: Tensor) -> dict[str, Call]:
         BLOCK: partial(ops.block_linear, x, *block, None, 128),
     }
     backends = ("triton", "triton_v2") if runs_triton("auto", x) else ("eager",)
-    named = {f"{name}, {backend}": chosen(backend, calls[name]) for name in (ROW, BLOCK) for backend in backends}
+    named = {f"{name}, {backend}": with_backend(backend, calls[name]) for name in (ROW, BLOCK) for backend in backends}
     return calls | named
 
 
-def chosen(backend: str, call: Call) -> Call:
+def with_backend(backend: str, call: Call) -> Call:
     def run() -> Tensor:
         with kernel_backend(backend):
             return call()
@@ -148,8 +147,11 @@ def chosen(backend: str, call: Call) -> Call:
     return run
 
 
-def hosts(x: Tensor, w: Tensor) -> dict[str, Call]:
-    """comfy-kitchen in every backend that has an int8_linear here."""
+def list_kitchen(x: Tensor, w: Tensor) -> dict[str, Call]:
+    """Return comfy-kitchen's layer in every backend that has an int8_linear here."""
+    # Imported here: without a GPU some versions of Triton make importing it fail.
+    import comfy_kitchen
+
     codes, scale = ops.act_quant(w, None)
     backends = [
         name
@@ -162,11 +164,11 @@ def hosts(x: Tensor, w: Tensor) -> dict[str, Call]:
             result: Tensor = comfy_kitchen.int8_linear(x, codes, scale, out_dtype=x.dtype)
             return result
 
-    return {f"{HOST} {backend}": partial(run, backend) for backend in sorted(backends)}
+    return {f"{KITCHEN} {backend}": partial(run, backend) for backend in sorted(backends)}
 
 
-def torchs(x: Tensor, w: Tensor) -> dict[str, Call]:
-    """PyTorch's own, on operands that are quantized already."""
+def list_torch(x: Tensor, w: Tensor) -> dict[str, Call]:
+    """Return PyTorch's own products, on operands that are already quantized."""
     (a, a_scale), (b, b_scale) = ops.act_quant(x, None), ops.act_quant(w, None)
     e4m3 = torch.float8_e4m3fn
     left, right = ((t.float() / s * (448 / 127)).to(e4m3) for t, s in ((x, a_scale), (w, b_scale)))
@@ -178,8 +180,8 @@ def torchs(x: Tensor, w: Tensor) -> dict[str, Call]:
     }
 
 
-def parts(layer: Layer) -> dict[str, Call]:
-    """What has no output of its own to compare: an activation's quantization, and the bare int32 product."""
+def list_parts(layer: Layer) -> dict[str, Call]:
+    """Return what has no output to compare: the quantization of an activation, and the bare int32 product."""
     (a, _), (b, _) = ops.act_quant(layer.x, None), ops.act_quant(layer.w, None)
     bare: dict[str, Call] = {} if layer.x.shape[0] <= 16 else {"torch._int_mm": lambda: torch._int_mm(a, b.T)}
     return bare | {
@@ -188,18 +190,18 @@ def parts(layer: Layer) -> dict[str, Call]:
     }
 
 
-def ratio_rows(layer: Layer, times: Mapping[str, float]) -> list[Row]:
-    """What was to be reached: above 1 is faster than bfloat16, or than comfy-kitchen's fastest."""
+def compute_ratios(layer: Layer, times: Mapping[str, float]) -> list[Row]:
+    """Return the speed-ups over bfloat16 and over comfy-kitchen's fastest, with their targets."""
     tall, single = layer.x.shape[0] >= TALL, layer.x.shape[0] == 1
-    fastest = min((ms for name, ms in times.items() if name.startswith(HOST)), default=None)
-    wanted = [
+    fastest = min((ms for name, ms in times.items() if name.startswith(KITCHEN)), default=None)
+    speedups = [
         ("row against bf16", ratio(times, BF16, ROW), ROW_TARGET if tall else 1.0 if single else None),
         ("block 128 against bf16", ratio(times, BF16, BLOCK), BLOCK_TARGET if tall else 1.0 if single else None),
-        (f"row against {HOST}'s fastest", fastest and fastest / times[ROW], HOST_TARGET if tall else None),
+        (f"row against {KITCHEN}'s fastest", fastest and fastest / times[ROW], KITCHEN_TARGET if tall else None),
     ]
     rows = [
         Row(layer.case, metric, value, "ratio", target, None if target is None or value is None else value >= target)
-        for metric, value, target in wanted
+        for metric, value, target in speedups
     ]
     share = times["quantization, row"] / times[ROW]
     limit = QUANTIZATION_TARGET if tall else None
@@ -213,13 +215,13 @@ def ratio(times: Mapping[str, float], slow: str, fast: str) -> float | None:
     return times[slow] / times[fast] if slow in times and fast in times else None
 
 
-def table_line(rows: list[Row]) -> str:
-    """The last layer in one line, while the run goes on."""
+def format_last(rows: list[Row]) -> str:
+    """Format the last layer as one line."""
     last = {row.metric: row.value for row in rows if row.case == rows[-1].case and row.unit == "ms"}
     return f"{rows[-1].case}: " + ", ".join(f"{name} {value:.4g}" for name, value in last.items() if value) + " ms"
 
 
-def triton_version() -> str:
+def find_triton_version() -> str:
     try:
         return version("triton")
     except PackageNotFoundError:
