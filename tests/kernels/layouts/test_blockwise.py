@@ -65,11 +65,11 @@ def test_quantizes_as_the_engine_does(block: int) -> None:
     weight[:block, :block] = 0
     name = "int8_blockwise" if block == 128 else "int8_blockwise_64"
     ours, dequantized = quantize_tensor(weight, Recipe(format=name, profile="generic"))
-    found = quantized(weight, block)
-    assert found.state_dict("weight").keys() == {"weight", "weight_scale"}
-    for key, tensor in found.state_dict("weight").items():
+    result = quantized(weight, block)
+    assert result.state_dict("weight").keys() == {"weight", "weight_scale"}
+    for key, tensor in result.state_dict("weight").items():
         assert torch.equal(tensor, ours[key])
-    assert torch.equal(found.dequantize(), dequantized)
+    assert torch.equal(result.dequantize(), dequantized)
 
 
 @given(
@@ -85,16 +85,16 @@ def test_product_matches_dequantized_weight(
 ) -> None:
     weight, x = quantized(randn(rows, columns, dtype=dtype), block), randn(tokens, columns, seed=1, dtype=dtype)
     added = randn(rows, seed=2, dtype=dtype) if bias else None
-    found = linear(x, weight, added)
+    result = linear(x, weight, added)
     codes, scale = ops.act_quant(x, block)
     wide = ops.act_dequant(codes, scale, block, torch.float32)
     floats = weight.dequantize().float()
     expected = linear(wide, floats, None if added is None else added.float())
-    assert found.dtype == dtype
+    assert result.dtype == dtype
     precision = 0.02 if dtype == torch.bfloat16 else 0.003
     # Terms may cancel, and each is as precise as the dtype.
     size = float((wide.abs() @ floats.abs().T).max())
-    torch.testing.assert_close(found.float(), expected, rtol=precision, atol=precision * max(size, 1.0))
+    torch.testing.assert_close(result.float(), expected, rtol=precision, atol=precision * max(size, 1.0))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -107,12 +107,12 @@ def test_every_linear_call_reaches_the_kernel(mode: str, shape: tuple[int, ...],
     product = ops.block_linear(x.view(-1, 256), weight._qdata, weight._params.scale, added, 128)
     expected = product.view(*shape[:-1], 384)
     with MODES[mode]():
-        found = linear(x, weight, added)
+        result = linear(x, weight, added)
     if len(shape) > 1 or mode == "inference":
-        assert torch.equal(found, expected)
+        assert torch.equal(result, expected)
         assert warned == set()
     else:
-        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.5)
+        torch.testing.assert_close(result, expected, rtol=0.1, atol=0.5)
 
 
 def test_products_with_transposed_and_plain_matrix(warned: set[str]) -> None:
@@ -215,9 +215,9 @@ def test_stochastic_rounding_keeps_mean_and_seed() -> None:
 
 def test_explicit_scales_are_used() -> None:
     weight, scale = randn(128, 256), torch.tensor([[0.5, 0.25]])
-    found = QuantizedTensor.from_float(weight, NAME, scale=scale)
-    assert torch.equal(found._params.scale, scale)
-    assert torch.equal(found._qdata[:, :128], (weight[:, :128] / 0.5).round().to(torch.int8))
+    result = QuantizedTensor.from_float(weight, NAME, scale=scale)
+    assert torch.equal(result._params.scale, scale)
+    assert torch.equal(result._qdata[:, :128], (weight[:, :128] / 0.5).round().to(torch.int8))
 
 
 def test_only_matrices_are_quantized() -> None:

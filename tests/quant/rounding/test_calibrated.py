@@ -104,9 +104,9 @@ def test_every_method_reports_output_error(rounding: str, trained: torch.Tensor)
     held_out = inputs[:32]
     before = quantized(trained, "int8_row", None)
     assert result.output is not None and result.output_nearest is not None
-    for found, said in ((result, result.output), (before, result.output_nearest)):
-        error = output_error(found, trained, held_out, "int8_row") / float((held_out @ trained.T).norm())
-        assert said.w8a16 == pytest.approx(error, rel=1e-3)
+    for layer, reported in ((result, result.output), (before, result.output_nearest)):
+        error = output_error(layer, trained, held_out, "int8_row") / float((held_out @ trained.T).norm())
+        assert reported.w8a16 == pytest.approx(error, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["original", "adamw", "feedback"])
