@@ -9,8 +9,9 @@ import pytest
 import torch
 from calibrated_rounding.quant import VERSION, Recipe, quantize_file
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.formats.marker import HEADER_KEY, to_tensor
-from calibrated_rounding.quant.reports.inspection import HOST_FORMATS, Entry, Inspection, inspect_file
+from calibrated_rounding.quant.formats.marker import HEADER_KEY, Marker
+from calibrated_rounding.quant.formats.stored import STORED_FORMATS
+from calibrated_rounding.quant.reports.inspection import Entry, Inspection, inspect_file
 from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
 from safetensors.torch import save_file
 
@@ -32,7 +33,9 @@ def look(tensors: Tensors, folder: Path, metadata: dict[str, str] | None = None)
 def layer(fields: dict[str, object], **tensors: torch.Tensor) -> Tensors:
     """One layer called `l` with a marker."""
     own = {"weight": torch.zeros(16, 16, dtype=torch.int8), "weight_scale": torch.ones(16, 1)} | tensors
-    return {f"l.{name}": tensor for name, tensor in own.items()} | {"l.comfy_quant": to_tensor(fields)}
+    return {f"l.{name}": tensor for name, tensor in own.items()} | {
+        "l.comfy_quant": Marker.from_json(fields).to_tensor()
+    }
 
 
 def header(**layers: dict[str, object]) -> dict[str, str]:
@@ -52,7 +55,7 @@ def test_a_quantized_layer_is_one_entry(made: Inspection) -> None:
     assert (found.quantized, found.format, found.shape) == (True, "int8_tensorwise", (512, 256))
     assert (found.scale, found.group, found.full_precision, found.input_scale) == ((512, 1), 64, False, False)
     kept = next(entry for entry in made.entries if entry.name == "blocks.1.ffn.0.bias")
-    assert kept == Entry("blocks.1.ffn.0.bias", False, "bfloat16", (512,), 1024)
+    assert kept == Entry(name="blocks.1.ffn.0.bias", quantized=False, format="bfloat16", shape=(512,), nbytes=1024)
     flags = [entry.quantized for entry in made.entries]
     assert flags == sorted(flags, reverse=True)
 
@@ -85,8 +88,7 @@ def test_comfyui_loads_what_the_engine_writes(name: str, digits_path: Path, tmp_
         assert "int8_blockwise" in found.obstacles[0] and "calibrated-rounding is installed" in found.obstacles[0]
         return
     assert found.obstacles == []
-    assert FORMATS[name].marker in HOST_FORMATS
-    assert HOST_FORMATS[FORMATS[name].marker].dtype == FORMATS[name].grid.dtype
+    assert STORED_FORMATS[FORMATS[name].comfyui_name].codes == FORMATS[name].grid.dtype
 
 
 def test_block_wise_layers_are_described(digits_path: Path, tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ OBSTACLES = {
         {name: t for name, t in layer({"format": "int8_tensorwise"}).items() if "scale" not in name},
         "lacks weight_scale",
     ),
-    "no weight": ({"l.comfy_quant": to_tensor({"format": "mxfp8"}), "x": torch.ones(1)}, "no weight"),
+    "no weight": ({"l.comfy_quant": Marker(format="mxfp8").to_tensor(), "x": torch.ones(1)}, "no weight"),
     "no marker": ({"l.weight": torch.zeros(16, 16, dtype=torch.int8), "l.weight_scale": torch.ones(())}, "no marker"),
 }
 
