@@ -105,12 +105,19 @@ def refuse_unloadable(recipe: Recipe) -> None:
     """Raise QuantError where a recipe asks for what this host cannot build a model with."""
     if obstacle := no_quantized_models():
         raise QuantError(obstacle)
-    names = {recipe.format, recipe.fallback, recipe.upgrade, *(fmt for _, fmt in recipe.overrides)}
-    own = sorted(name for name in names if name in FORMATS and not FORMATS[name].stock)
+    names = {*recipe.candidates, recipe.fallback, recipe.upgrade, *(fmt for _, fmt in recipe.overrides)}
+    formats = [FORMATS[name] for name in sorted(filter(None, names)) if name in FORMATS]
+    own = [fmt for fmt in formats if not fmt.stock]
     if own and not is_loadable():
         raise QuantError(
-            f"This ComfyUI cannot be taught {own[0]}, so no model can be built with it here; make a file with Quantize "
-            "File and load it with Load Block-wise Model."
+            f"This ComfyUI cannot be taught {own[0].name}, so no model can be built with it here; make a file with "
+            "Quantize File and load it with Load Block-wise Model."
+        )
+    unknown = [fmt for fmt in formats if fmt.comfyui_name not in comfy.quant_ops.QUANT_ALGOS]
+    if unknown:
+        raise QuantError(
+            f"This ComfyUI does not know {unknown[0].name}, so no model can be built with it here; choose another "
+            "format, or update ComfyUI and its requirements."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from ..formats import BLOCKWISE
 from ..planning.profiles import get_profile, profile_names
 from ..reports.comparison import Comparison, Difference, compare_files
 from ..reports.inspection import Entry, Inspection, inspect_file
@@ -86,7 +87,7 @@ def _made_lines(found: Inspection) -> Iterator[str]:
 def _entry_row(entry: Entry) -> tuple[str, ...]:
     marks = {
         f"rotated in groups of {entry.group}": entry.group is not None,
-        f"in blocks of {entry.block}": entry.block is not None,
+        f"in {'blocks' if entry.format == BLOCKWISE else 'groups'} of {entry.block}": entry.block is not None,
         f"a bank of {entry.experts} experts{'' if entry.quantized else ', kept'}": entry.experts is not None,
         "multiplied in 16 bits": entry.full_precision,
         "static input scale": entry.input_scale,

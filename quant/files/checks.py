@@ -24,8 +24,10 @@ def layer_problem(layer: QuantizedLayer) -> str:
     Returns:
         A sentence without its end that names the layer and the tensor or field; empty where nothing is wrong.
     """
-    fault = layer.fault or next(_faults(layer), "")
-    return fault if layer.fault or not fault else f"Layer '{layer.name}' {fault}"
+    if layer.fault:
+        return layer.fault
+    fault = next(_faults(layer), "")
+    return fault and f"Layer '{layer.name}' {fault}"
 
 
 def scale_problem(source: Source, layer: QuantizedLayer) -> str:
@@ -36,10 +38,13 @@ def scale_problem(source: Source, layer: QuantizedLayer) -> str:
     return "" if broken is None else f"Layer '{layer.name}' has the scale '{broken}', which is not finite and above 0"
 
 
-def can_dequantize(layer: QuantizedLayer) -> bool:
-    """Whether the weight of a layer without a `layer_problem` can be turned back to float."""
-    matrix = len(layer.tensors[CODES].shape) == 2 and layer.marker.num_experts is None
-    return matrix and layer.stored is not None and layer.stored.decode is not None
+def decoding_problem(layer: QuantizedLayer) -> str:
+    """Why a layer without a `layer_problem` cannot be turned back to float. Returns as `layer_problem`."""
+    if len(layer.tensors[CODES].shape) != 2:
+        return f"Layer '{layer.name}' is a bank of experts in {layer.format}, which cannot be dequantized here"
+    if layer.stored is None or layer.stored.decode is None:
+        return f"Layer '{layer.name}' is quantized as {layer.format}, which cannot be dequantized here"
+    return ""
 
 
 def _is_usable(scale: Tensor) -> bool:
@@ -50,12 +55,13 @@ def _is_usable(scale: Tensor) -> bool:
 
 def _faults(layer: QuantizedLayer) -> Iterator[str]:
     """What is wrong; each fault but the first supposes that there is none before it."""
-    if layer.program is not None:
-        first = next(full for name, full in layer.names.items() if foreign.program(name))
-        yield f"is quantized by {layer.program} (tensor '{first}')"
+    if layer.other_program:
+        program, tensor = layer.other_program
+        yield f"is quantized by {program} (tensor '{tensor}'), which cannot be read here"
     codes = layer.tensors.get(CODES)
     if codes is None:
-        yield "is marked as quantized and has no weight" if layer.marked else "holds codes in a scheme unknown here"
+        alone = "holds codes beside a scale, in a scheme that is not known here"
+        yield "is marked as quantized and has no weight" if layer.marked else alone
         return
     for field, value in layer.marker.unknown.items():
         yield f"has the marker field {quoted(field)} with the value {quoted(value)}, which is not understood"
@@ -79,16 +85,15 @@ def _faults(layer: QuantizedLayer) -> Iterator[str]:
 def _unknown_format(layer: QuantizedLayer, codes: TensorSpec) -> str:
     if layer.marked:
         return f"has the format {quoted(layer.marker.format)}, which is not known here"
-    beside = [full for name, full in layer.names.items() if name not in (CODES, BIAS)]
-    others = f" beside '{beside[0]}'" if beside else ""
-    return f"is stored as {dtype_name(codes.dtype)}{others}, in a scheme that is not known here"
+    beside = next((name for name in layer.names if name not in (CODES, BIAS)), None)
+    other = "" if beside is None else f" beside {_tensor(layer, beside)}"
+    return f"is stored as {dtype_name(codes.dtype)}{other}, in a scheme that is not known here"
 
 
 def _foreign_tensors(layer: QuantizedLayer, stored: StoredFormat) -> Iterator[str]:
-    for name, full in layer.names.items():
+    for name in layer.names:
         if name not in (CODES, BIAS, *stored.companions):
-            meaning = foreign.MEANINGS.get(name, "which is not known here")
-            yield f"is {layer.format} and holds the tensor '{full}' ({meaning}), which that format does not define"
+            yield f"is {layer.format} and holds the tensor {_tensor(layer, name)}, which that format does not define"
 
 
 def _missing_tensors(layer: QuantizedLayer, stored: StoredFormat) -> Iterator[str]:
@@ -126,5 +131,11 @@ def _shape_faults(layer: QuantizedLayer, stored: StoredFormat, shape: Shape, exp
             yield f"has {_described(spec)} as '{layer.names[name]}', which does not fit {weight}"
 
 
+def _tensor(layer: QuantizedLayer, name: str) -> str:
+    """A tensor's full name, with what it usually is."""
+    meaning = foreign.MEANINGS.get(name)
+    return f"'{layer.names[name]}'" + (f" ({meaning})" if meaning else "")
+
+
 def _described(spec: TensorSpec) -> str:
-    return f"{dtype_name(spec.dtype)} {dimensions(spec.shape)}"
+    return f"{dtype_name(spec.dtype)} {list(spec.shape)}"

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import AlreadyQuantizedError, UnreadableLayerError
 from ..formats.dequantize import dequantize_layer
 from ..formats.stored import LEGACY_MARK
-from .checks import can_dequantize, layer_problem, scale_problem
+from .checks import decoding_problem, layer_problem, scale_problem
 from .quantized import CODES, QuantizedLayer, header_problem, quantized_layers, without_quantization
 from .sources import Source
 from .tensors import WEIGHT, Spec, TensorSpec
@@ -104,9 +104,7 @@ def as_float(source: Source, dequantize: bool, dtype: torch.dtype = DEQUANTIZED)
 
 def refuse_unreadable(layer: QuantizedLayer) -> None:
     """Raise UnreadableLayerError, naming the layer and what is wrong, where it cannot be dequantized exactly."""
-    problem = layer_problem(layer)
-    if not problem and not can_dequantize(layer):
-        problem = f"Layer '{layer.name}' is quantized as '{layer.format}', which cannot be dequantized here"
+    problem = layer_problem(layer) or decoding_problem(layer)
     if problem:
         raise UnreadableLayerError(f"{problem}; {ADVICE}.")
 

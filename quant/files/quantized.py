@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -39,19 +40,25 @@ class QuantizedLayer:
     """Full names of its tensors, the marker aside, by name within the layer; legacy names are translated."""
     tensors: Mapping[str, TensorSpec]
     """Dtypes and shapes of the same."""
-    program: str | None = None
-    """The program that wrote it, in a way that ComfyUI does not know."""
     fault: str = ""
     """Why its marker cannot be read."""
+
+    @cached_property
+    def other_program(self) -> tuple[str, str] | None:
+        """The program that wrote it in a way that ComfyUI does not know, and a tensor (full name) that shows so."""
+        found = foreign.evidence(self.names)
+        return None if found is None else (found[0], self.names[found[1]])
 
     @property
     def format(self) -> str:
         """Name of the format for people to read."""
-        return self.program or self._format or "no format"
+        return self.other_program[0] if self.other_program else self._format or "unknown"
 
-    @property
+    @cached_property
     def stored(self) -> StoredFormat | None:
         """How its format lies in a file; None for a format that is not known."""
+        if self.other_program:
+            return None
         if not self.marked and self._format == BLOCK_FP8:
             return UNMARKED_BLOCK_FP8
         return STORED_FORMATS.get(self._format or "")
@@ -132,7 +139,6 @@ def _layer(source: Source, layer: str, header: Marker | None, names: Sequence[st
         marked=marked,
         names=own,
         tensors={part: source.tensors[name] for part, name in own.items()},
-        program=next((program for part in own if (program := foreign.program(part))), None),
         fault=fault,
     )
 

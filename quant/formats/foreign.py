@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..bounded_json import parse_json
@@ -21,7 +21,7 @@ PROGRAMS: Mapping[str, str] = {
     "HQQ": r"W_q",
     "AutoAWQ, GPTQ or SVDQuant": r"qweight",
 }
-"""The names, within a layer, of tensors that only this program writes."""
+"""The names, within a layer, of tensors that only this program writes. Where several match, the first decides."""
 
 _NAMES = {program: re.compile(rf"(?:{names})\Z", re.DOTALL) for program, names in PROGRAMS.items()}
 _ENDINGS = re.compile(rf"\.(?:{'|'.join(PROGRAMS.values())})\Z", re.DOTALL)
@@ -52,9 +52,17 @@ def owner(name: str) -> str | None:
     return None if found is None else name[: found.start()]
 
 
-def program(part: str) -> str | None:
-    """The program that writes a tensor of this name, given within its layer; None for any other tensor."""
-    return next((program for program, names in _NAMES.items() if names.match(part)), None)
+def evidence(parts: Iterable[str]) -> tuple[str, str] | None:
+    """The program that wrote a layer, and the tensor that shows it.
+
+    Args:
+        parts: the names of the layer's tensors, within the layer.
+
+    Returns:
+        None where no program is known to write such a layer.
+    """
+    candidates = [(program, part) for part in parts for program, names in _NAMES.items() if names.match(part)]
+    return min(candidates, key=lambda found: list(PROGRAMS).index(found[0]), default=None)
 
 
 def config_method(metadata: Mapping[str, str]) -> str:

@@ -13,36 +13,29 @@ from typing import Literal
 
 import torch
 
-from . import mxfp8
+from .companions import (
+    BYTES_OF_E4M3,
+    EXPONENTS,
+    FLOATS,
+    Companion,
+    Sizes,
+    blocks,
+    columns,
+    groups,
+    groups_by_column,
+    one,
+    one_or_rows,
+    rows,
+    swizzled,
+)
 from .granularity import PerBlock
 from .grids import E4M3
 from .marker import Marker
 from .table import BLOCKWISE, FORMATS, Format, Shape, int8_blockwise
 
-Sizes = tuple[int, ...]
 Rotation = Literal["never", "marked", "always"]
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-EXPONENTS = tuple(getattr(torch, name) for name in ("uint8", "float8_e8m0fnu") if hasattr(torch, name))
-"""Dtypes that E8M0 scales come in."""
-BYTES_OF_E4M3 = (torch.float8_e4m3fn, torch.uint8)
-
-
 UNPACKED = Fraction(1)
-
-
-@dataclass(frozen=True)
-class Companion:
-    """A tensor beside the codes of a layer."""
-
-    dtypes: tuple[torch.dtype, ...]
-    """Dtypes that it may have."""
-    shapes: Callable[[Shape, int], set[Sizes]]
-    """Shapes that it may have beside a weight ``(N, K)``, K inputs of which the second argument share a scale."""
-    required: bool = True
-    """Whether every layer has it."""
-    scale: bool = True
-    """Whether it must be finite and above zero everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +70,9 @@ class StoredFormat:
         """
         if len(codes) not in (2, 3):
             return None
-        rows, columns = codes[-2], codes[-1] / self.packing
-        fits = columns.denominator == 1 and rows % self.multiple[0] == 0 and columns % self.multiple[1] == 0
-        return (rows, int(columns)) if fits else None
+        high, wide = codes[-2], codes[-1] / self.packing
+        fits = wide.denominator == 1 and high % self.multiple[0] == 0 and wide % self.multiple[1] == 0
+        return (high, int(wide)) if fits else None
 
     def padded(self, shape: Sizes) -> Sizes:
         """A weight's shape with the padding that the format adds."""
@@ -94,46 +87,14 @@ class StoredFormat:
         return replace(marker, convrot=True).rotation_group if self.rotation == "always" else marker.rotation_group
 
 
-def _one(shape: Shape, group: int) -> set[Sizes]:
-    return {(), (1,)}
-
-
-def _one_or_rows(shape: Shape, group: int) -> set[Sizes]:
-    return {(), (1,), (1, 1), (shape[0],), (shape[0], 1)}
-
-
-def _rows(shape: Shape, group: int) -> set[Sizes]:
-    return {(shape[0],)}
-
-
-def _columns(shape: Shape, group: int) -> set[Sizes]:
-    return {(shape[1],)}
-
-
-def _groups(shape: Shape, group: int) -> set[Sizes]:
-    return set() if shape[1] % group else {(shape[0], shape[1] // group)}
-
-
-def _groups_by_column(shape: Shape, group: int) -> set[Sizes]:
-    return set() if shape[1] % group else {(shape[1] // group, shape[0])}
-
-
-def _swizzled(shape: Shape, group: int) -> set[Sizes]:
-    return {mxfp8.swizzled_shape((shape[0], shape[1] // group))}
-
-
-def _blocks(shape: Shape, group: int) -> set[Sizes]:
-    return {PerBlock(group, group).scale_shape(shape)}
-
-
-INPUT_SCALE = Companion(FLOATS, _one, required=False)
-INPUT_SCALES = Companion(FLOATS, _one_or_rows, required=False)
+INPUT_SCALE = Companion(FLOATS, one, required=False)
+INPUT_SCALES = Companion(FLOATS, one_or_rows, required=False)
 """INT8 in ComfyUI has no static input scale. convert-to-quant writes one, for each row with some presets, and it means
 nothing there.
 """
 GROUP_SCALES = {
-    "weight_s_rel": Companion((torch.float32, *BYTES_OF_E4M3), _groups, scale=False),
-    "weight_s_channel": Companion((torch.float32,), _rows, scale=False),
+    "weight_s_rel": Companion((torch.float32, *BYTES_OF_E4M3), groups, scale=False),
+    "weight_s_channel": Companion((torch.float32,), rows, scale=False),
 }
 CODEBOOK = Companion((torch.float32,), lambda shape, group: {(16,)}, required=False, scale=False)
 
@@ -142,7 +103,7 @@ def _float8(name: str) -> StoredFormat:
     fmt = FORMATS[name]
     return StoredFormat(
         codes=fmt.grid.dtype,
-        companions={"weight_scale": Companion(FLOATS, _one_or_rows), "input_scale": INPUT_SCALE},
+        companions={"weight_scale": Companion(FLOATS, one_or_rows), "input_scale": INPUT_SCALE},
         decode=lambda marker: fmt,
     )
 
@@ -152,14 +113,14 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     "float8_e5m2": _float8("float8_e5m2"),
     "int8_tensorwise": StoredFormat(
         codes=torch.int8,
-        companions={"weight_scale": Companion(FLOATS, _one_or_rows), "input_scale": INPUT_SCALES},
+        companions={"weight_scale": Companion(FLOATS, one_or_rows), "input_scale": INPUT_SCALES},
         rotation="marked",
         needs="ComfyUI 0.27",
         decode=lambda marker: FORMATS["int8_row"],
     ),
     "mxfp8": StoredFormat(
         codes=torch.float8_e4m3fn,
-        companions={"weight_scale": Companion(EXPONENTS, _swizzled), "input_scale": INPUT_SCALE},
+        companions={"weight_scale": Companion(EXPONENTS, swizzled), "input_scale": INPUT_SCALE},
         multiple=(32, 32),
         group_size=32,
         fixed_group=True,
@@ -168,7 +129,7 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     ),
     BLOCKWISE: StoredFormat(
         codes=torch.int8,
-        companions={"weight_scale": Companion(FLOATS, _blocks), "input_scale": INPUT_SCALES},
+        companions={"weight_scale": Companion(FLOATS, blocks), "input_scale": INPUT_SCALES},
         group_size=128,
         needs="this pack",
         decode=lambda marker: int8_blockwise(marker.group_size or 128),
@@ -176,10 +137,10 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     "nvfp4": StoredFormat(
         codes=torch.uint8,
         companions={
-            "weight_scale": Companion(BYTES_OF_E4M3, _swizzled, scale=False),
-            "weight_scale_2": Companion((torch.float32,), _one),
+            "weight_scale": Companion(BYTES_OF_E4M3, swizzled, scale=False),
+            "weight_scale_2": Companion((torch.float32,), one),
             "input_scale": INPUT_SCALE,
-            "pre_quant_scale": Companion(FLOATS, _columns, required=False, scale=False),
+            "pre_quant_scale": Companion(FLOATS, columns, required=False, scale=False),
         },
         packing=Fraction(1, 2),
         multiple=(16, 16),
@@ -189,7 +150,7 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     ),
     "convrot_w4a4": StoredFormat(
         codes=torch.int8,
-        companions={"weight_scale": Companion((torch.float32,), _rows)},
+        companions={"weight_scale": Companion((torch.float32,), rows)},
         packing=Fraction(1, 2),
         multiple=(1, 64),
         rotation="always",
@@ -216,8 +177,8 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     "awq_w4a16": StoredFormat(
         codes=torch.int8,
         companions={
-            "weight_scale": Companion(FLOATS, _groups_by_column, scale=False),
-            "weight_zeros": Companion(FLOATS, _groups_by_column, scale=False),
+            "weight_scale": Companion(FLOATS, groups_by_column, scale=False),
+            "weight_zeros": Companion(FLOATS, groups_by_column, scale=False),
         },
         packing=Fraction(1, 2),
         group_size=64,
@@ -231,7 +192,7 @@ BLOCK_SIZE = 128
 
 UNMARKED_BLOCK_FP8 = StoredFormat(
     codes=torch.float8_e4m3fn,
-    companions={"weight_scale_inv": Companion(FLOATS, _blocks)},
+    companions={"weight_scale_inv": Companion(FLOATS, blocks)},
     scale="weight_scale_inv",
     group_size=BLOCK_SIZE,
     decode=lambda marker: Format(
