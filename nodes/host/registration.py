@@ -106,7 +106,7 @@ def refuse_unloadable(recipe: Recipe) -> None:
     if obstacle := no_quantized_models():
         raise QuantError(obstacle)
     names = {*recipe.candidates, recipe.fallback, recipe.upgrade, *(fmt for _, fmt in recipe.overrides)}
-    formats = [FORMATS[name] for name in sorted(filter(None, names)) if name in FORMATS]
+    formats = [FORMATS[name] for name in sorted(name for name in names if name in FORMATS)]
     own = [fmt for fmt in formats if not fmt.stock]
     if own and not is_loadable():
         raise QuantError(

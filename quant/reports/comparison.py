@@ -179,6 +179,7 @@ def _is_padding(wanted: tuple[int, ...], found: tuple[int, ...], layer: Quantize
 
 def _squares(weight: Tensor, other: Tensor) -> tuple[float, float]:
     square, square_error = 0.0, 0.0
+    weight, other = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in (weight, other))
     for a, b in zip(*(torch.split(tensor.reshape(-1), BLOCK_ELEMENTS) for tensor in (weight, other)), strict=True):
         wide = a.to(torch.float64)
         square += float(wide.square().sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from ..files import Checkpoint, open_checkpoint
 from ..files.checks import layer_problem, scale_problem
 from ..files.quantized import CODES, QuantizedLayer, header_problem, quantized_layers, read_marker
 from ..files.strict_json import quoted
-from ..files.tensors import WEIGHT, dtype_name
+from ..files.tensors import WEIGHT, dtype_name, is_bank
 from ..formats import pack_note
 from ..formats.marker import SUFFIX, Marker, from_header
 from ..formats.stored import LEGACY_MARK
@@ -21,10 +20,6 @@ from .provenance import Provenance
 
 UNSUPPORTED = "unsupported"
 """The profile of the text encoders that ComfyUI reads wrongly when they are quantized."""
-
-
-BANK = re.compile(r"(^|[._])experts?([._]|$)")
-"""Found in the names of tensors that hold the weights of several experts (``comfy/ops.py`` MoEExperts)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +119,13 @@ def _entries(checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer]) -> It
             yield _layer_entry(checkpoint, layer, own)
     for name, info in checkpoint.tensors.items():
         if name not in owned:
-            is_bank = len(info.shape) == 3 and BANK.search(name) is not None
             yield Entry(
                 name=name,
                 quantized=False,
                 format=dtype_name(info.dtype),
                 shape=info.shape,
                 nbytes=info.nbytes,
-                experts=info.shape[0] if is_bank else None,
+                experts=info.shape[0] if is_bank(name, info.shape) else None,
             )
 
 

@@ -189,3 +189,9 @@ def test_input_scale_only_where_measured_and_taken() -> None:
             tensors, Recipe(format="int8_row", input_scale="absmax"), {"a": InputStatistics(absmax=1.0)}
         ).layout
     )
+
+
+def test_banks_of_experts_are_kept_by_name() -> None:
+    tensors = {"experts.up.weight": Spec(torch.bfloat16, (8, 64, 64)), "l.weight": Spec(torch.bfloat16, (64, 64))}
+    plan = make_plan(tensors, Recipe(profile="generic", heuristics=False))
+    assert plan.kept["experts.up.weight"].reason == "a bank of 8 experts, which is not quantized"

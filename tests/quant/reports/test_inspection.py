@@ -13,6 +13,7 @@ from calibrated_rounding.quant.formats.marker import HEADER_KEY, Marker
 from calibrated_rounding.quant.formats.stored import STORED_FORMATS
 from calibrated_rounding.quant.reports.inspection import Entry, Inspection, inspect_file
 from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
+from calibrated_rounding.tests.quant.files.quantized_layers import recognised
 from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -150,9 +151,48 @@ def test_a_layer_that_the_header_lacks_is_said(tmp_path: Path) -> None:
     assert "layer 'l' has a marker and is not in the header" in found.disagreements
 
 
+def test_a_marker_that_cannot_be_read_is_said_beside_the_header(tmp_path: Path) -> None:
+    fields = {"format": "int8_tensorwise"}
+    tensors = layer(fields) | {"l.comfy_quant": torch.zeros(4)}
+    found = look(tensors, tmp_path, header(l=fields))
+    assert len(found.disagreements) == 1 and "'l' is float32 [4]" in found.disagreements[0]
+
+
 @pytest.mark.parametrize("fields", [{"format": "int8_tensorwise"}, {"format": "int8_tensorwise", "per_row": True}])
 def test_either_alone_and_fields_that_nobody_reads_are_no_disagreement(
     fields: dict[str, object], tmp_path: Path
 ) -> None:
     assert look(layer(fields), tmp_path).disagreements == []
     assert look(layer(fields), tmp_path, header(l={"format": "int8_tensorwise"})).disagreements == []
+
+
+def test_formats_say_what_they_need(tmp_path: Path) -> None:
+    found = look(layer({"format": "int8_tensorwise"}), tmp_path)
+    assert found.needs == {"int8_tensorwise": "ComfyUI 0.27"}
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "convrot_w4a4", "asym_w4a8_int8", "w6a8_int8", "awq_w4a16"])
+def test_four_and_six_bit_formats_are_comfyuis_own(name: str, tmp_path: Path) -> None:
+    found = look(recognised()[name], tmp_path)
+    entry = next(entry for entry in found.entries if entry.quantized)
+    assert (entry.format, found.obstacles) == (name, [])
+    assert "ComfyUI" in found.needs[name]
+    assert entry.group == (None if name in ("nvfp4", "awq_w4a16") else 256)
+
+
+def test_banks_of_experts_are_named(tmp_path: Path) -> None:
+    bank = {"weight": torch.zeros(4, 16, 16, dtype=torch.int8), "weight_scale": torch.ones(4, 16, 1)}
+    quantized = layer({"format": "int8_tensorwise", "num_experts": 4}, **bank)
+    found = look(
+        {**quantized, "mlp.experts.up.weight": torch.ones(3, 8, 8), "conv.weight": torch.ones(3, 8, 8)}, tmp_path
+    )
+    experts = {entry.name: (entry.quantized, entry.experts) for entry in found.entries}
+    assert experts == {"l": (True, 4), "mlp.experts.up.weight": (False, 3), "conv.weight": (False, None)}
+    assert found.obstacles == []
+
+
+@pytest.mark.parametrize("made", ['{"version": NaN}', '{"recipe": ' + "[" * 500 + "]" * 500 + "}"])
+def test_metadata_that_json_cannot_hold_tells_nothing(made: str, tmp_path: Path) -> None:
+    found = look({"a": torch.ones(1)}, tmp_path, {PROVENANCE_KEY: made})
+    assert found.made is None
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["metadata"] == {PROVENANCE_KEY: made}
