@@ -191,8 +191,8 @@ def test_banks_of_experts_are_named(tmp_path: Path) -> None:
     assert found.obstacles == []
 
 
-@pytest.mark.parametrize("made", ['{"version": NaN}', '{"recipe": ' + "[" * 500 + "]" * 500 + "}"])
+@pytest.mark.parametrize("made", ['{"recipe": {"seed": NaN}}', '{"recipe": {"seed": ' + "[" * 500 + "]" * 500 + "}}"])
 def test_metadata_that_json_cannot_hold_tells_nothing(made: str, tmp_path: Path) -> None:
     found = look({"a": torch.ones(1)}, tmp_path, {PROVENANCE_KEY: made})
-    assert found.made is None
+    assert found.provenance is None
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["metadata"] == {PROVENANCE_KEY: made}
