@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from calibrated_rounding.quant.files import Checkpoint, open_checkpoint
+from calibrated_rounding.quant.formats.marker import SUFFIX, Marker
 from calibrated_rounding.quant.formats.rotation import rotate
 from torch import Tensor
 
@@ -43,8 +43,7 @@ class Exact:
         return Errors(error / weight, projected_error / projected)
 
     def _layer(self, checkpoint: Checkpoint, layer: str) -> Tensor:
-        fields = json.loads(bytes(checkpoint.read(f"{layer}.comfy_quant").tolist()))
-        group = fields["convrot_groupsize"] if fields.get("convrot") else None
+        group = Marker.from_tensor(layer, checkpoint.read(layer + SUFFIX)).rotation_group
         weight, left, right = self._directions(f"{layer}.weight", group)
         codes = checkpoint.read(f"{layer}.weight").to(torch.float32)
         error = codes * checkpoint.read(f"{layer}.weight_scale") - weight

@@ -26,7 +26,8 @@ from _process import race
 from _table import Row, arguments, emit
 from _weights import save
 from calibrated_rounding.quant.files import open_checkpoint
-from calibrated_rounding.quant.files.dequantized import as_float, quantized_layers
+from calibrated_rounding.quant.files.dequantized import as_float
+from calibrated_rounding.quant.files.quantized import quantized_layers
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.rotation import rotate
 from calibrated_rounding.quant.layer.activations import rounded
@@ -87,9 +88,9 @@ class Trial:
     def _errors(self, name: str) -> Errors:
         found = []
         with open_checkpoint(self._target) as checkpoint:
-            markers, floats = quantized_layers(checkpoint), as_float(checkpoint, dequantize=True, dtype=torch.float32)
+            layers, floats = quantized_layers(checkpoint), as_float(checkpoint, dequantize=True, dtype=torch.float32)
             for layer, weight in self.network.weights.items():
-                group = markers[layer].get("convrot_groupsize") if markers[layer].get("convrot") else None
+                group = layers[layer].marker.rotation_group
                 known = self.network.unseen[layer]
                 rows = known.rows.float()
                 turned = rotate(rows, group) if group else rows

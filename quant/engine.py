@@ -19,8 +19,9 @@ from .files.dequantized import as_float
 from .files.sinks import Output, Sink
 from .files.sources import Source
 from .files.tensors import WEIGHT
-from .formats import marker, pack_note
+from .formats import pack_note
 from .formats.dequantize import dequantize_layer
+from .formats.marker import SUFFIX
 from .layer import bias
 from .layer.quantize import fitting, quantize_layer
 from .layer.task import QuantizedLayer, Task
@@ -164,7 +165,7 @@ class _Execution:
         )
         for suffix, tensor in layer.format.pack(result.codes, result.scale).items():
             self.output.write(f"{layer.name}.{suffix}", tensor.to(weight.device))
-        self.output.write(layer.name + marker.SUFFIX, marker.to_tensor(layer.marker))
+        self.output.write(layer.name + SUFFIX, layer.marker.to_tensor())
         if layer.input_scale:
             scale = input_scale(run.recipe.input_scale, layer.inputs, layer.format)
             self.output.write(f"{layer.name}.input_scale", scale)
@@ -234,7 +235,7 @@ def _has_other_weight(layer: LayerPlan, weight: Tensor) -> bool:
 def _notes(plan: Plan, run: Run) -> list[str]:
     """What was asked for and could not be done, and what was assumed."""
     layers = list(plan.layers.values())
-    needed = pack_note(layer.format.marker for layer in layers)
+    needed = pack_note(layer.format.comfyui_name for layer in layers)
     notes = [needed] if needed else []
     if not plan.certain:
         notes.append("The model was not recognised: the generic rules were used.")

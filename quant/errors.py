@@ -13,6 +13,14 @@ class AlreadyQuantizedError(CheckpointError):
     """The input holds quantized layers and the recipe does not ask to dequantize them first."""
 
 
+class UnreadableLayerError(AlreadyQuantizedError):
+    """A quantized layer cannot be turned back to floating point, because its format is unknown or it is damaged."""
+
+
+class MarkerError(CheckpointError):
+    """A layer's marker is not one that ComfyUI could read."""
+
+
 class ProfileError(QuantError):
     """A profile is unknown, or does not describe the model at hand."""
 

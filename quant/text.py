@@ -1,4 +1,7 @@
-"""Tables and lines for people to read."""
+"""Tables and lines for people to read.
+
+Names come from files, so nothing in them may break a line or steer a terminal.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,20 @@ MOST_NAMES = 4
 
 
 def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
-    """Rows of cells as aligned lines; the columns in ``right`` are aligned to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(_cells(row, widths, right)).rstrip() for row in rows]
+    """Rows of cells as aligned lines, cells escaped; the columns in ``right`` are aligned to the right."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(_cells(row, widths, right)).rstrip() for row in cells]
+
+
+def printable(text: str) -> str:
+    """``text`` as one line: line breaks and all that a terminal would obey as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def clipped(text: str, length: int) -> str:
+    """``text`` cut to ``length`` characters, with the number of all of them."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
 
 def _cells(row: Sequence[str], widths: Sequence[int], right: frozenset[int]) -> Iterable[str]:
@@ -28,7 +42,7 @@ def dimensions(shape: Sequence[int]) -> str:
 
 def shortened(names: Sequence[str]) -> str:
     rest = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable, names[:MOST_NAMES])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def left_lines(kept: Iterable[tuple[str, str, str]], removed: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ export function toJson({ from_disk: _, said: __, file: ___, ...report }) {
   return JSON.stringify(report, null, 1);
 }
 
-/** One line for each layer, with a head (RFC 4180). */
+/** One line for each layer, with a head (RFC 4180). Names come from files: what a spreadsheet would run stays text. */
 export function toCsv(layers) {
   if (!layers.length) return "";
   const keys = Object.keys(layers[0]);
@@ -16,8 +16,15 @@ export function toCsv(layers) {
 }
 
 function cell(key, value) {
-  if (!Array.isArray(value)) return value ?? "";
-  return value.join(key === "shape" ? "x" : "; ");
+  if (Array.isArray(value)) return inert(value.join(key === "shape" ? "x" : "; "));
+  return typeof value === "string" ? inert(value) : (value ?? "");
+}
+
+/** A text without control characters that no spreadsheet takes for a formula. */
+function inert(text) {
+  const escaped = (character) => `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
+  const line = text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, escaped);
+  return /^[=+\-@]/.test(line) ? `'${line}` : line;
 }
 
 function quoted(value) {

@@ -97,8 +97,8 @@ def int8_linear(
     fits = (group is None or group in GROUPS) and x.shape[-1] <= MAX_K and scale.shape in ((), (weight.shape[0], 1))
     if plain and fits and out_dtype == x.dtype:
         return ops.row_linear(x, weight, scale, bias, group)
-    args = dict(x=x, weight=weight, weight_scale=weight_scale, bias=bias, out_dtype=out_dtype, convrot=convrot)
-    result: Tensor = _call_next_backend({**args, "convrot_groupsize": convrot_groupsize, **fused})
+    args = dict(x=x, weight=weight, weight_scale=weight_scale, bias=bias, out_dtype=out_dtype)
+    result: Tensor = _call_next_backend(dict(args, convrot=convrot, convrot_groupsize=convrot_groupsize, **fused))
     return result
 
 

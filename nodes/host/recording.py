@@ -12,7 +12,7 @@ from ...quant import QuantError
 from ...quant.calibration.file import Calibration
 from ...quant.calibration.recorder import Recorder
 from ...quant.calibration.statistics import fingerprint
-from ...quant.files.dequantized import quantized_layers
+from ...quant.files.quantized import quantized_layers
 from ...quant.files.sources import StateDictSource
 from ...quant.files.tensors import WEIGHT
 from .models import RECORDING, diffusion_tensors, origin_of

@@ -10,6 +10,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.ops
@@ -21,7 +22,7 @@ from ...kernels import layouts
 from ...kernels.checks import BLOCKS
 from ...quant import QuantError, Recipe
 from ...quant.formats import BLOCKWISE, FORMATS
-from ...quant.formats.marker import from_tensor, to_tensor
+from ...quant.formats.marker import NAME, Marker
 
 ALGORITHM: Mapping[str, Any] = {
     "storage_t": torch.int8,
@@ -104,19 +105,26 @@ def refuse_unloadable(recipe: Recipe) -> None:
     """Raise QuantError where a recipe asks for what this host cannot build a model with."""
     if obstacle := no_quantized_models():
         raise QuantError(obstacle)
-    names = {recipe.format, recipe.fallback, recipe.upgrade, *(fmt for _, fmt in recipe.overrides)}
-    own = sorted(name for name in names if name in FORMATS and not FORMATS[name].stock)
+    names = {*recipe.candidates, recipe.fallback, recipe.upgrade, *(fmt for _, fmt in recipe.overrides)}
+    formats = [FORMATS[name] for name in sorted(name for name in names if name in FORMATS)]
+    own = [fmt for fmt in formats if not fmt.stock]
     if own and not is_loadable():
         raise QuantError(
-            f"This ComfyUI cannot be taught {own[0]}, so no model can be built with it here; make a file with Quantize "
-            "File and load it with Load Block-wise Model."
+            f"This ComfyUI cannot be taught {own[0].name}, so no model can be built with it here; make a file with "
+            "Quantize File and load it with Load Block-wise Model."
+        )
+    unknown = [fmt for fmt in formats if fmt.comfyui_name not in comfy.quant_ops.QUANT_ALGOS]
+    if unknown:
+        raise QuantError(
+            f"This ComfyUI does not know {unknown[0].name}, so no model can be built with it here; choose another "
+            "format, or update ComfyUI and its requirements."
         )
 
 
 def marked(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
     """Whether a layer's state dict holds a weight in the format."""
-    marker = state_dict.get(f"{prefix}comfy_quant")
-    return marker is not None and f"{prefix}weight" in state_dict and _fields(prefix, marker).get("format") == BLOCKWISE
+    marker = state_dict.get(prefix + NAME)
+    return marker is not None and f"{prefix}weight" in state_dict and _read(prefix, marker).format == BLOCKWISE
 
 
 def load_layer(
@@ -134,14 +142,15 @@ def load_layer(
     ``input_scale``, a constant in other programs' files, is dropped. Raises ValueError naming the layer where the
     tensors do not fit each other or the model.
     """
-    layer, conf = prefix.rstrip("."), _fields(prefix, state_dict.pop(f"{prefix}comfy_quant"))
+    layer, marker = prefix.rstrip("."), _read(prefix, state_dict.pop(prefix + NAME))
     codes, scale = state_dict.pop(f"{prefix}weight"), state_dict.pop(f"{prefix}weight_scale", None)
     state_dict.pop(f"{prefix}input_scale", None)
-    size = conf.get("group_size", layouts.BLOCK_SIZE)
+    size = marker.group_size or layouts.BLOCK_SIZE
+    _refuse_unknown(layer, marker)
     _refuse_misfits(layer, codes, scale, size, module._orig_shape)
     device, dtype = module.factory_kwargs["device"], module.factory_kwargs["dtype"]
     module.quant_format, module.layout_type = BLOCKWISE, layouts.NAME
-    module._full_precision_mm_config = conf.get("full_precision_matrix_mult", False)
+    module._full_precision_mm_config = bool(marker.full_precision_matrix_mult)
     module._full_precision_mm = module._full_precision_mm or module._full_precision_mm_config
     weight = layouts.make_tensor(codes.to(device), scale.to(device, torch.float32), dtype, size)
     module.weight = torch.nn.Parameter(weight, requires_grad=False)
@@ -151,10 +160,10 @@ def load_layer(
 
 def complete_marker(module: Any, saved: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The state dict of a layer with the size of its blocks in the marker, if it is in the format."""
-    key = f"{prefix}comfy_quant"
+    key = prefix + NAME
     size = getattr(getattr(getattr(module, "weight", None), "_params", None), "block_size", None)
     if getattr(module, "quant_format", None) == BLOCKWISE and size is not None and key in saved:
-        saved[key] = to_tensor({**_fields(prefix, saved[key]), "group_size": size})
+        saved[key] = replace(_read(prefix, saved[key]), group_size=size).to_tensor()
     return saved
 
 
@@ -220,12 +229,17 @@ def _is_own(entry: Mapping[str, Any]) -> bool:
     return entry.get("pack") == layouts.PACK
 
 
-def _fields(prefix: str, marker: Tensor) -> dict[str, Any]:
-    return from_tensor(prefix.rstrip("."), marker.to("cpu"))
+def _read(prefix: str, marker: Tensor) -> Marker:
+    return Marker.from_tensor(prefix.rstrip("."), marker.to("cpu"))
 
 
-def _refuse_misfits(layer: str, codes: Tensor, scale: Tensor | None, size: Any, shape: tuple[int, ...]) -> None:
-    if type(size) is not int or size not in BLOCKS:
+def _refuse_unknown(layer: str, marker: Marker) -> None:
+    for field, value in marker.unknown.items():
+        raise ValueError(f"Layer '{layer}' has the marker field {field!r} with the value {value!r}, which is unknown.")
+
+
+def _refuse_misfits(layer: str, codes: Tensor, scale: Tensor | None, size: int, shape: tuple[int, ...]) -> None:
+    if size not in BLOCKS:
         raise ValueError(
             f"Layer '{layer}' is in blocks of {size}, and only {' and '.join(map(str, BLOCKS))} can be run; quantize "
             "the file anew with --dequantize."

@@ -12,7 +12,8 @@ from comfy_api.latest import io
 
 from ...quant import AlreadyQuantizedError, CheckpointError, QuantError, Recipe
 from ...quant.files import open_checkpoint
-from ...quant.files.dequantized import as_float, quantized_layers
+from ...quant.files.dequantized import as_float
+from ...quant.files.quantized import quantized_layers
 from ...quant.formats import FORMATS, Format
 from ...quant.planning.builder import make_plan
 from ...quant.planning.plan import Plan
@@ -86,7 +87,7 @@ def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
 
 def emulated(fmt: Format) -> bool:
     """Whether ComfyUI runs this format in 16 or 32 bits on the present device."""
-    native = COMPUTE.get(fmt.marker)
+    native = COMPUTE.get(fmt.comfyui_name)
     return native is not None and not native(comfy.model_management.get_torch_device())
 
 
@@ -123,7 +124,7 @@ def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
     """What the recipe makes of a file: of all of it, or of the diffusion model in it, as a loader takes it out."""
     with open_checkpoint(path) as checkpoint:
         prefix = "" if whole else recognise(checkpoint.shapes).prefix
-        quantized = any(layer.startswith(prefix) for layer in quantized_layers(checkpoint))
+        quantized = whole or any(layer.startswith(prefix) for layer in quantized_layers(checkpoint))
         tensors = as_float(checkpoint, recipe.dequantize).tensors if quantized else checkpoint.tensors
         inside = {key.removeprefix(prefix): spec for key, spec in tensors.items() if key.startswith(prefix)}
         return make_plan(inside, recipe)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...quant import QuantError
 from ...quant.files import CheckpointWriter
 from ...quant.formats import table as formats
-from ...quant.formats.marker import SUFFIX, from_header, from_tensor
+from ...quant.formats.marker import SUFFIX, Marker, from_header
 from ...quant.reports.provenance import Provenance, build_header
 from ..host.models import Made
 
@@ -69,7 +69,7 @@ def listing_note(path: Path, kind: str) -> str:
 
 def pack_note(metadata: Mapping[str, str]) -> str:
     """Says so if a file with these header fields loads only while the pack is installed; else empty."""
-    note = formats.pack_note(str(fields.get("format")) for fields in from_header(metadata).values())
+    note = formats.pack_note(marker.format for marker in from_header(metadata).values())
     return f"\n{note}" if note else ""
 
 
@@ -122,7 +122,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 def header(tensors: Mapping[str, Tensor], made: Made | None, source: Mapping[str, str], patches: int) -> dict[str, str]:
     """The header's text fields: the source file's, the markers of all layers, and how the file was made."""
     markers = {
-        key.removesuffix(SUFFIX): from_tensor(key.removesuffix(SUFFIX), tensor.to("cpu"))
+        key.removesuffix(SUFFIX): Marker.from_tensor(key.removesuffix(SUFFIX), tensor.to("cpu"))
         for key, tensor in tensors.items()
         if key.endswith(SUFFIX)
     }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from ..formats import BLOCKWISE
 from ..planning.profiles import get_profile, profile_names
 from ..reports.comparison import Comparison, Difference, compare_files
 from ..reports.inspection import Entry, Inspection, inspect_file
-from ..text import dimensions, megabytes, shortened, table
+from ..text import clipped, dimensions, megabytes, shortened, table
 from .bar import progress_bar
-from .console import PROGRAM, Parser, say
+from .console import PROGRAM, Parser, say_lines
 
 MOST_TEXT = 60
 
@@ -22,7 +23,7 @@ def inspect(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.given(argv)
     found = inspect_file(given["file"])
-    say(json.dumps(found.to_dict(), indent=1) if given["json"] else "\n".join(_inspection_lines(found)))
+    say_lines(_json_lines(found) if given["json"] else _inspection_lines(found))
     return 0
 
 
@@ -36,7 +37,7 @@ def compare(argv: Sequence[str]) -> int:
     given = parser.given(argv)
     with progress_bar(given["quiet"]) as progress:
         found = compare_files(given["float"], given["quantized"], progress)
-    say(json.dumps(found.to_dict(), indent=1) if given["json"] else "\n".join(_comparison_lines(found)))
+    say_lines(_json_lines(found) if given["json"] else _comparison_lines(found))
     return 0
 
 
@@ -45,8 +46,12 @@ def profiles(argv: Sequence[str]) -> int:
     parser = Parser(prog=f"{PROGRAM} profiles", description="List the model profiles, or the rules of one.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a profile")
     given = parser.given(argv)
-    say("\n".join(_profile_lines(given["name"]) if "name" in given else _profile_list()))
+    say_lines(_profile_lines(given["name"]) if "name" in given else _profile_list())
     return 0
+
+
+def _json_lines(found: Inspection | Comparison) -> list[str]:
+    return json.dumps(found.to_dict(), indent=1, allow_nan=False).split("\n")
 
 
 def _inspection_lines(found: Inspection) -> Iterator[str]:
@@ -54,14 +59,15 @@ def _inspection_lines(found: Inspection) -> Iterator[str]:
     yield from table([head, *map(_entry_row, found.entries)], right=frozenset({2, 3, 4}))
     yield ""
     for name, row in found.totals().items():
-        yield f"{row['count']} x {name}: {megabytes(row['bytes'])} MB"
+        needs = f" (needs {found.needs[name]})" if name in found.needs else ""
+        yield f"{row['count']} x {clipped(name, MOST_TEXT)}: {megabytes(row['bytes'])} MB{needs}"
     yield f"total: {megabytes(found.nbytes)} MB, recognised as {found.profile}"
     for key, text in found.metadata.items():
-        yield f"metadata {key}: {text if len(text) <= MOST_TEXT else f'{text[:MOST_TEXT]}... ({len(text)} characters)'}"
+        yield f"metadata {clipped(key, MOST_TEXT)}: {clipped(text, MOST_TEXT)}"
     yield from _made_lines(found)
     yield from (f"disagreement: {text}" for text in found.disagreements)
     if found.obstacles:
-        yield "ComfyUI does not load this file without a pack:"
+        yield "ComfyUI alone does not load this file as it is meant:"
         yield from (f"  {text}" for text in found.obstacles)
     else:
         yield "ComfyUI loads every layer without a pack"
@@ -81,13 +87,14 @@ def _made_lines(found: Inspection) -> Iterator[str]:
 def _entry_row(entry: Entry) -> tuple[str, ...]:
     marks = {
         f"rotated in groups of {entry.group}": entry.group is not None,
-        f"in blocks of {entry.block}": entry.block is not None,
+        f"in {'blocks' if entry.format == BLOCKWISE else 'groups'} of {entry.block}": entry.block is not None,
+        f"a bank of {entry.experts} experts{'' if entry.quantized else ', kept'}": entry.experts is not None,
         "multiplied in 16 bits": entry.full_precision,
         "static input scale": entry.input_scale,
     }
     scale = "" if entry.scale is None else dimensions(entry.scale)
     notes = ", ".join(text for text, given in marks.items() if given)
-    return entry.name, entry.format, dimensions(entry.shape), scale, megabytes(entry.nbytes), notes
+    return entry.name, clipped(entry.format, MOST_TEXT), dimensions(entry.shape), scale, megabytes(entry.nbytes), notes
 
 
 def _comparison_lines(found: Comparison) -> Iterator[str]:

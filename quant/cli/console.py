@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO
+
+from ..text import printable
 
 PROGRAM = "calibrated-rounding"
 
@@ -43,13 +45,18 @@ def dashed(arg: str) -> str:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print to stdout (or ``stream``); names come from files, so nothing in them may steer the terminal."""
-    print(_escaped(text, keep="\n"), file=stream or sys.stdout)
+    """Print lines to stdout (or ``stream``). Names from files in them must be escaped already, as `table` does."""
+    say_lines(text.split("\n"), stream)
+
+
+def say_lines(lines: Iterable[str], stream: TextIO | None = None) -> None:
+    """Print each text as one line, whatever names from files are in it."""
+    print("\n".join(map(printable, lines)), file=stream or sys.stdout)
 
 
 def fail(problem: object) -> None:
     """One line on stderr that says what went wrong."""
-    print(f"error: {_escaped(str(problem))}", file=sys.stderr)
+    print(f"error: {printable(str(problem))}", file=sys.stderr)
 
 
 def tolerate_any_text() -> None:
@@ -66,7 +73,3 @@ def abandon_output() -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # a stream without a descriptor has nothing to lose
                 os.dup2(nowhere.fileno(), stream.fileno())
-
-
-def _escaped(text: str, keep: str = "") -> str:
-    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)

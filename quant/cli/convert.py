@@ -12,7 +12,7 @@ import torch
 
 from ..api import plan_file, quantize_file
 from ..calibration.file import Calibration
-from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError
+from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError, UnreadableLayerError
 from ..files import refuse_same_file
 from ..files.reader import INDEX_SUFFIX
 from ..recipe import Recipe
@@ -44,7 +44,7 @@ def convert(argv: Sequence[str]) -> int:
     try:
         return _dry_run(given, recipe, source, target) if "dry_run" in given else _run(given, recipe, source, target)
     except AlreadyQuantizedError as error:
-        hint = "" if recipe.dequantize else " (--dequantize does that.)"
+        hint = "" if isinstance(error, UnreadableLayerError) else " (--dequantize does that.)"
         raise AlreadyQuantizedError(f"{source}: {error}{hint}") from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,3 +34,15 @@ class Spec:
     @property
     def nbytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+BANK = re.compile(r"(^|[._])experts?([._]|$)")
+
+
+def is_bank(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor is a bank of experts: a weight for each of them, stacked (``comfy/ops.py`` MoEExperts)."""
+    return len(shape) == 3 and BANK.search(name) is not None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

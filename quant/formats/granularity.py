@@ -64,8 +64,9 @@ class PerBlock:
         return self._reduce(x, lambda blocks: blocks.sum(dim=(1, 3)))
 
     def expand(self, scale: Tensor, shape: tuple[int, int]) -> Tensor:
-        tall = scale.repeat_interleave(self.rows, dim=0)[: shape[0]]
-        return tall.repeat_interleave(self.columns, dim=1)[:, : shape[1]]
+        # A block may be larger than the weight, and is never expanded beyond it.
+        tall = scale.repeat_interleave(min(self.rows, shape[0]), dim=0)[: shape[0]]
+        return tall.repeat_interleave(min(self.columns, shape[1]), dim=1)[:, : shape[1]]
 
     def _reduce(self, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         high, wide = self.scale_shape((x.shape[0], x.shape[1]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,40 +18,44 @@ from ..errors import RecipeError
 from . import mxfp8
 from .granularity import Granularity, PerBlock, PerRow, PerTensor
 from .grids import E4M3, E5M2, INT8, Grid
+from .marker import Marker
 
 Shape = tuple[int, int]
 
 BLOCKWISE = "int8_blockwise"
-
-
 ROWS = PerRow()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a weight ``[N, K]`` is stored.
-
-    name: what a recipe calls it. marker: the ``format`` that ComfyUI knows it by. multiple: N and K must divide by
-    these, as the host's matrix products ask. padded: N and K are padded with zeros up to these. power_of_two: scales
-    are exponents (E8M0) instead of float32. rotated: inputs are rotated in groups before rounding (see `rotation`).
-    static_input: the host can quantize this layer's input with a measured ``input_scale``. inputs: which of a layer's
-    inputs ``[R, K]`` share a scale where the host rounds them to the same grid. group_size: side of the square blocks
-    that share a scale, where the marker tells it. stock: ComfyUI loads it without any pack.
-    """
+    """How this pack stores a weight ``[N, K]``."""
 
     name: str
+    """Name in a recipe."""
     title: str
-    marker: str
+    """Name in the user interface."""
+    comfyui_name: str
+    """Name in markers, a key of ComfyUI's ``QUANT_ALGOS``; shared by formats that differ in their scales only."""
     grid: Grid
+    """Values that a code can stand for."""
     granularity: Granularity
+    """Which weights share a scale."""
     multiple: Shape = (1, 1)
+    """N and K must divide by these, as ComfyUI's matrix products ask."""
     padded: Shape = (1, 1)
+    """N and K are padded with zeros up to multiples of these."""
     power_of_two: bool = False
+    """Whether scales are exponents (E8M0, swizzled) instead of float32."""
     rotated: bool = False
+    """Whether the weight is rotated in groups of inputs before rounding (see `rotation`)."""
     static_input: bool = False
+    """Whether ComfyUI can quantize the layer's input with a measured ``input_scale``."""
     inputs: Granularity = ROWS
+    """Which of a layer's inputs ``[R, K]`` share a scale where ComfyUI rounds them to the same grid."""
     group_size: int | None = None
+    """Side of the square blocks that share a scale, where the marker says it."""
     stock: bool = True
+    """Whether ComfyUI loads it without any pack."""
 
     @property
     def bits(self) -> int:
@@ -60,7 +63,7 @@ class Format:
 
     @property
     def supports_lookup(self) -> bool:
-        """Whether ComfyUI's embeddings can take single rows out of it; what shares scales in blocks they cannot."""
+        """Whether ComfyUI can look up embedding rows in this format (block scales: no)."""
         return not isinstance(self.granularity, PerBlock)
 
     def takes(self, shape: Shape, lookup: bool = False) -> bool:
@@ -94,16 +97,22 @@ class Format:
         """float32 ``[N, K]`` in the stored basis (still rotated where the format rotates)."""
         return codes.to(torch.float32) * self.granularity.expand(scale, (codes.shape[0], codes.shape[1]))
 
-    def marker_fields(self, group: int | None, full_precision: bool) -> dict[str, Any]:
-        """The JSON object of the layer's ``comfy_quant`` tensor."""
-        fields: dict[str, Any] = {"format": self.marker}
-        if group is not None:
-            fields |= {"convrot": True, "convrot_groupsize": group}
-        if full_precision:
-            fields["full_precision_matrix_mult"] = True
-        if self.group_size is not None:
-            fields["group_size"] = self.group_size
-        return fields
+    def make_marker(self, shape: Shape, group: int | None, full_precision: bool) -> Marker:
+        """The marker of a layer with a weight of this shape.
+
+        Args:
+            shape: of the float weight, ``(N, K)``.
+            group: inputs per rotation group; None where the weight is not rotated.
+            full_precision: ask ComfyUI to dequantize and multiply in 16 bits.
+        """
+        return Marker(
+            format=self.comfyui_name,
+            convrot=None if group is None else True,
+            convrot_groupsize=group,
+            group_size=self.group_size,
+            full_precision_matrix_mult=full_precision or None,
+            orig_shape=None if self.padded_shape(shape) == shape else shape,
+        )
 
 
 def int8_blockwise(size: int = 128) -> Format:
@@ -111,31 +120,63 @@ def int8_blockwise(size: int = 128) -> Format:
 
     Weights that end within a block can be read, but are not written: the field's other programs do not load them.
     """
-    name = BLOCKWISE if size == 128 else f"{BLOCKWISE}_{size}"
-    title = f"INT8, per block of {size} x {size} (ComfyUI loads it only with this pack)"
-    blocks = PerBlock(size, size)
     return Format(
-        name, title, BLOCKWISE, INT8, blocks, (size, size), inputs=PerBlock(1, size), group_size=size, stock=False
+        name=BLOCKWISE if size == 128 else f"{BLOCKWISE}_{size}",
+        title=f"INT8, per block of {size} x {size} (ComfyUI loads it only with this pack)",
+        comfyui_name=BLOCKWISE,
+        grid=INT8,
+        granularity=PerBlock(size, size),
+        multiple=(size, size),
+        inputs=PerBlock(1, size),
+        group_size=size,
+        stock=False,
+    )
+
+
+def _float8(name: str, title: str, grid: Grid) -> Format:
+    # torch._scaled_mm wants both sides of the product to be multiples of 16.
+    return Format(
+        name=name,
+        title=title,
+        comfyui_name=name,
+        grid=grid,
+        granularity=PerTensor(),
+        multiple=(16, 16),
+        static_input=True,
+        inputs=PerTensor(),
+    )
+
+
+def _int8(name: str, title: str, granularity: Granularity, rotated: bool = False) -> Format:
+    # torch._int_mm wants multiples of 8 on CUDA.
+    return Format(
+        name=name,
+        title=title,
+        comfyui_name="int8_tensorwise",
+        grid=INT8,
+        granularity=granularity,
+        multiple=(8, 8),
+        rotated=rotated,
     )
 
 
 FORMATS: Mapping[str, Format] = {
     f.name: f
     for f in (
-        # torch._scaled_mm wants both sides of the product to be multiples of 16.
-        *(
-            Format(name, title, name, grid, PerTensor(), (16, 16), static_input=True, inputs=PerTensor())
-            for name, title, grid in (
-                ("float8_e4m3fn", "FP8 E4M3, per tensor", E4M3),
-                ("float8_e5m2", "FP8 E5M2, per tensor", E5M2),
-            )
-        ),
-        # torch._int_mm wants multiples of 8 on CUDA.
-        Format("int8_tensor", "INT8, per tensor", "int8_tensorwise", INT8, PerTensor(), multiple=(8, 8)),
-        Format("int8_row", "INT8, per row", "int8_tensorwise", INT8, PerRow(), multiple=(8, 8)),
-        Format("int8_convrot", "INT8, per row, rotated", "int8_tensorwise", INT8, PerRow(), (8, 8), rotated=True),
+        _float8("float8_e4m3fn", "FP8 E4M3, per tensor", E4M3),
+        _float8("float8_e5m2", "FP8 E5M2, per tensor", E5M2),
+        _int8("int8_tensor", "INT8, per tensor", PerTensor()),
+        _int8("int8_row", "INT8, per row", PerRow()),
+        _int8("int8_convrot", "INT8, per row, rotated", PerRow(), rotated=True),
         Format(
-            "mxfp8", "MXFP8", "mxfp8", E4M3, PerBlock(1, 32), padded=(32, 32), power_of_two=True, inputs=PerBlock(1, 32)
+            name="mxfp8",
+            title="MXFP8",
+            comfyui_name="mxfp8",
+            grid=E4M3,
+            granularity=PerBlock(1, 32),
+            padded=(32, 32),
+            power_of_two=True,
+            inputs=PerBlock(1, 32),
         ),
         int8_blockwise(),
         int8_blockwise(64),
@@ -170,9 +211,16 @@ def format_name(name: str) -> str:
     return full
 
 
-def pack_note(markers: Iterable[str]) -> str:
-    """A sentence that names the marked formats that ComfyUI alone does not load; empty where it loads all."""
-    own = {fmt.marker for fmt in FORMATS.values() if not fmt.stock} & set(markers)
+def pack_note(names: Iterable[str | None]) -> str:
+    """Name the formats that ComfyUI alone does not load.
+
+    Args:
+        names: of formats, as markers give them.
+
+    Returns:
+        One sentence; empty where ComfyUI loads all of them.
+    """
+    own = {fmt.comfyui_name for fmt in FORMATS.values() if not fmt.stock} & set(names)
     if not own:
         return ""
     return f"{' and '.join(sorted(own))}: ComfyUI's loaders take it only while calibrated-rounding is installed."

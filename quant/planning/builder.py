@@ -9,7 +9,7 @@ import torch
 
 from ..calibration.statistics import NOTHING_KNOWN, InputStatistics, Statistics
 from ..errors import ProfileError
-from ..files.tensors import WEIGHT, TensorSpec
+from ..files.tensors import WEIGHT, TensorSpec, dtype_name, is_bank
 from ..formats import FLOATS, FORMATS, Format, Shape
 from ..formats.rotation import GROUP_SIZES, largest_group
 from ..patterns import PatternSearch
@@ -190,7 +190,9 @@ def _structural_reason(name: str, spec: TensorSpec) -> str | None:
     if not name.endswith(WEIGHT):
         return "not a layer's weight"
     if not spec.dtype.is_floating_point or spec.dtype.itemsize == 1:
-        return f"stored as {_dtype_name(spec.dtype)}"
+        return f"stored as {dtype_name(spec.dtype)}"
+    if is_bank(name, spec.shape):
+        return f"a bank of {spec.shape[0]} experts, which is not quantized"
     if len(spec.shape) != 2:
         return f"{len(spec.shape)}-dimensional: a norm or a convolution"
     return None
@@ -243,7 +245,3 @@ def _rotation(fmt: Format, shape: Shape, recipe: Recipe) -> tuple[int | None, tu
 def _kept_dtype(spec: TensorSpec, keep_dtype: str) -> torch.dtype:
     castable = spec.dtype.is_floating_point and spec.dtype.itemsize > 1
     return FLOATS[keep_dtype] if castable and keep_dtype != SOURCE else spec.dtype
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -15,7 +15,8 @@ import torch
 
 from ..calibration.statistics import NOTHING_KNOWN, InputStatistics
 from ..files.tensors import Layout, Spec, TensorSpec
-from ..formats import Format, Shape, marker
+from ..formats import Format, Shape
+from ..formats.marker import SUFFIX, Marker
 from .size_curve import SizeCurve
 
 
@@ -48,11 +49,8 @@ class LayerPlan:
         return self.source.shape[0], self.source.shape[1]
 
     @property
-    def marker(self) -> marker.Marker:
-        fields = self.format.marker_fields(self.group, self.full_precision)
-        # ComfyUI knows the layer's shape from the model; a reader of the file alone does not.
-        padded = self.format.padded_shape(self.shape) != self.shape
-        return fields | ({"orig_shape": list(self.shape)} if padded else {})
+    def marker(self) -> Marker:
+        return self.format.make_marker(self.shape, self.group, self.full_precision)
 
     @property
     def layout(self) -> Layout:
@@ -60,7 +58,7 @@ class LayerPlan:
         tensors = {f"{self.name}.{suffix}": spec for suffix, spec in self.format.layout(self.shape).items()}
         if self.input_scale:
             tensors[f"{self.name}.input_scale"] = (torch.float32, ())
-        return tensors | {self.name + marker.SUFFIX: (torch.uint8, tuple(marker.to_tensor(self.marker).shape))}
+        return tensors | {self.name + SUFFIX: (torch.uint8, tuple(self.marker.to_tensor().shape))}
 
     @property
     def nbytes(self) -> int:
@@ -150,7 +148,7 @@ class Plan:
         return kept | {key: spec for layer in self.layers.values() for key, spec in layer.layout.items()}
 
     @property
-    def markers(self) -> dict[str, marker.Marker]:
+    def markers(self) -> dict[str, Marker]:
         return {layer.name: layer.marker for layer in self.layers.values()}
 
     @property

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from ..files import open_checkpoint
-from ..files.dequantized import as_float, quantized_layers
+from ..errors import CheckpointError, UnreadableLayerError
+from ..files import Checkpoint, open_checkpoint
+from ..files.dequantized import as_float
+from ..files.quantized import QuantizedLayer, quantized_layers
 from ..files.sources import Source
-from ..files.tensors import WEIGHT
-from ..formats import FORMATS, marker
+from ..files.tensors import WEIGHT, dtype_name
 from .progress import OnProgress, Progress
 from .report import decibels
 
@@ -25,49 +25,56 @@ BLOCK_ELEMENTS = 1 << 20
 """Elements that are taken to float64 at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
-    """error: ||W_q - W|| / ||W||, infinite where W is zero and W_q is not; sqnr_db: the same in decibels.
-
-    format: the marker's for a quantized layer, else the dtype. square and square_error: ||W||^2 and ||W_q - W||^2.
-    """
+    """How far one tensor is from its float original."""
 
     name: str
+    """Of the layer, or of a tensor that is not quantized."""
     shape: tuple[int, ...]
+    """Of the float tensor."""
     format: str
+    """Of a quantized layer; of any other tensor, its dtype."""
     square: float
+    """||W||^2"""
     square_error: float
+    """||W_q - W||^2"""
 
     @property
     def error(self) -> float:
+        """||W_q - W|| / ||W||, infinite where W is zero and W_q is not."""
         if self.square == 0:
             return math.inf if self.square_error else 0.0
         return math.sqrt(self.square_error / self.square)
 
     @property
     def sqnr_db(self) -> float | None:
+        """The error as a signal-to-noise ratio in decibels; None for no error at all."""
         return decibels(self.error)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no infinity."""
+        """For JSON, which has no infinity and no NaN."""
         error, noise = self.error, self.sqnr_db
         finite = {"error": error, "sqnr_db": noise} if math.isfinite(error) else {"error": None, "sqnr_db": None}
         return {"name": self.name, "shape": self.shape, "format": self.format} | finite
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Comparison:
-    """layers: the quantized ones. changed: other tensors that are not the same. same: how many are.
-
-    missing and extra: tensors of only the float, or only the quantized file. mismatched: tensors of two shapes.
-    """
+    """What `compare_files` finds."""
 
     layers: list[Difference] = field(default_factory=list)
+    """The quantized layers."""
     changed: list[Difference] = field(default_factory=list)
+    """Other tensors that are not the same."""
     same: int = 0
+    """Number of other tensors that are the same."""
     missing: list[str] = field(default_factory=list)
+    """Tensors of the float file only."""
     extra: list[str] = field(default_factory=list)
+    """Tensors of the quantized file only."""
     mismatched: list[str] = field(default_factory=list)
+    """Tensors of different shapes, with both shapes."""
 
     @property
     def total_error(self) -> float:
@@ -95,12 +102,19 @@ def compare_files(
 ) -> Comparison:
     """Compare two checkpoints tensor by tensor, each dequantized where it is quantized; one tensor is held at a time.
 
-    Raises CheckpointError, also where the files have no tensor in common.
+    Args:
+        reference: the model before it was quantized.
+        quantized: the model made of it.
+        progress: called before each tensor and at the end.
+
+    Raises:
+        CheckpointError: for a file that cannot be read, a quantized layer that cannot be dequantized exactly, and files
+            without a tensor in common.
     """
     with ExitStack() as stack:
         left, right = (stack.enter_context(open_checkpoint(path)) for path in (reference, quantized))
-        markers = quantized_layers(right)
-        floats, rounded = (as_float(source, dequantize=True, dtype=torch.float32) for source in (left, right))
+        quantized_ones = quantized_layers(right)
+        floats, rounded = _floats(left), _floats(right)
         common = [name for name in floats.tensors if name in rounded.tensors]
         if not common:
             raise CheckpointError(f"{reference} and {quantized} have no tensor in common: they are not one model.")
@@ -122,23 +136,35 @@ def compare_files(
                     )
                 )
             if name is not None:
-                _compare(result, name, floats, rounded, markers)
+                _compare(result, name, floats, rounded, quantized_ones)
     return result
 
 
+def _floats(checkpoint: Checkpoint) -> Source:
+    try:
+        return as_float(checkpoint, dequantize=True, dtype=torch.float32)
+    except UnreadableLayerError as error:
+        raise UnreadableLayerError(f"{checkpoint.path}: {error}") from None
+
+
 def _compare(
-    result: Comparison, name: str, floats: Source, rounded: Source, markers: Mapping[str, marker.Marker]
+    result: Comparison, name: str, floats: Source, rounded: Source, layers: Mapping[str, QuantizedLayer]
 ) -> None:
-    wanted, found = floats.tensors[name].shape, rounded.tensors[name].shape
-    fields = markers.get(name.removesuffix(WEIGHT)) if name.endswith(WEIGHT) else None
-    if found != wanted and not _is_padding(wanted, found, fields):
+    wanted, found = tuple(floats.tensors[name].shape), tuple(rounded.tensors[name].shape)
+    layer = layers.get(name.removesuffix(WEIGHT)) if name.endswith(WEIGHT) else None
+    if found != wanted and not _is_padding(wanted, found, layer):
         result.mismatched.append(f"{name}: {list(wanted)} and {list(found)}")
         return
     weight, other = floats.read(name), rounded.read(name)[tuple(slice(size) for size in wanted)]
     square, square_error = _squares(weight, other)
-    kind = str(fields.get("format")) if fields is not None else str(other.dtype).removeprefix("torch.")
-    difference = Difference(name.removesuffix(WEIGHT) if fields else name, tuple(wanted), kind, square, square_error)
-    if fields is not None:
+    difference = Difference(
+        name=name if layer is None else layer.name,
+        shape=wanted,
+        format=dtype_name(other.dtype) if layer is None else layer.format,
+        square=square,
+        square_error=square_error,
+    )
+    if layer is not None:
         result.layers.append(difference)
     elif square_error:
         result.changed.append(difference)
@@ -146,16 +172,14 @@ def _compare(
         result.same += 1
 
 
-def _is_padding(wanted: tuple[int, ...], found: tuple[int, ...], fields: marker.Marker | None) -> bool:
+def _is_padding(wanted: tuple[int, ...], found: tuple[int, ...], layer: QuantizedLayer | None) -> bool:
     """Whether ``found`` is ``wanted`` padded as the layer's format pads."""
-    if fields is None or len(wanted) != 2:
-        return False
-    formats = [fmt for fmt in FORMATS.values() if fmt.marker == fields.get("format")]
-    return any(fmt.padded_shape((wanted[0], wanted[1])) == tuple(found) for fmt in formats)
+    return layer is not None and layer.stored is not None and layer.stored.padded(wanted) == found
 
 
 def _squares(weight: Tensor, other: Tensor) -> tuple[float, float]:
     square, square_error = 0.0, 0.0
+    weight, other = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in (weight, other))
     for a, b in zip(*(torch.split(tensor.reshape(-1), BLOCK_ELEMENTS) for tensor in (weight, other)), strict=True):
         wide = a.to(torch.float64)
         square += float(wide.square().sum())

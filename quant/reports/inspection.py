@@ -3,98 +3,70 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from ..files import Checkpoint, open_checkpoint
-from ..files.dequantized import LEGACY_MARK, quantized_layers
-from ..files.tensors import WEIGHT
-from ..formats import FORMATS, marker, pack_note
+from ..files.checks import layer_problem, scale_problem
+from ..files.quantized import CODES, QuantizedLayer, header_problem, quantized_layers, read_marker
+from ..files.strict_json import quoted
+from ..files.tensors import WEIGHT, dtype_name, is_bank
+from ..formats import pack_note
+from ..formats.marker import SUFFIX, Marker, from_header
+from ..formats.stored import LEGACY_MARK
 from ..planning.profiles import recognise
 from .provenance import Provenance
-
-
-@dataclass(frozen=True)
-class HostFormat:
-    """How ComfyUI stores a format: the dtype of the codes and the tensors beside them."""
-
-    dtype: torch.dtype
-    companions: tuple[str, ...] = ("weight_scale",)
-
-
-HOST_FORMATS: dict[str, HostFormat] = {
-    "float8_e4m3fn": HostFormat(torch.float8_e4m3fn),
-    "float8_e5m2": HostFormat(torch.float8_e5m2),
-    "mxfp8": HostFormat(torch.float8_e4m3fn),
-    "nvfp4": HostFormat(torch.uint8, ("weight_scale", "weight_scale_2")),
-    "int8_tensorwise": HostFormat(torch.int8),
-    "convrot_w4a4": HostFormat(torch.int8),
-    "asym_w4a8_int8": HostFormat(torch.int8, ("weight_s_rel", "weight_s_channel")),
-}
-"""The formats that ComfyUI loads without any pack (``comfy/quant_ops.py`` QUANT_ALGOS, ``comfy/ops.py``; 0.33)."""
-
-PACK_FORMATS: dict[str, HostFormat] = {
-    fmt.marker: HostFormat(fmt.grid.dtype) for fmt in FORMATS.values() if not fmt.stock
-}
-"""The formats that ComfyUI loads while this pack is installed."""
-
-OWN_TENSORS = (
-    "weight",
-    *sorted({name for fmt in HOST_FORMATS.values() for name in fmt.companions}),
-    "input_scale",
-    "scale_weight",
-    "scale_input",
-    "weight_codebook",
-    "pre_quant_scale",
-    marker.SUFFIX.removeprefix("."),
-)
-"""What belongs to a quantized layer, beside its bias."""
-
-READ_BY_HOST = ("format", "convrot", "convrot_groupsize", "group_size", "full_precision_matrix_mult")
-"""The fields of a marker that say how to load the layer."""
-
 
 UNSUPPORTED = "unsupported"
 """The profile of the text encoders that ComfyUI reads wrongly when they are quantized."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A quantized layer with all its tensors, or one tensor that is not quantized.
-
-    format: the marker's, or the dtype. shape: as stored. scale: shape of the scale. group: rotation group. block: side
-    of the square blocks that share a scale, as the marker tells it.
-    """
+    """A quantized layer with all its tensors, or one tensor that is not quantized."""
 
     name: str
     quantized: bool
     format: str
+    """The marker's, or the program that wrote it; of a tensor that is not quantized, its dtype."""
     shape: tuple[int, ...]
+    """As stored."""
     nbytes: int
+    """Of all tensors of the entry."""
     scale: tuple[int, ...] | None = None
+    """Shape of the scale."""
     group: int | None = None
+    """Inputs per rotation group."""
     block: int | None = None
+    """Group size in the marker: side of the square blocks, or inputs, that share a scale."""
+    experts: int | None = None
+    """Number of weights in a bank of experts."""
     full_precision: bool = False
+    """Whether ComfyUI is asked to multiply in 16 bits."""
     input_scale: bool = False
+    """Whether it has a static input scale."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """profile: what the model was recognised as. entries: the quantized layers first. provenance: None
-    for a file that this pack did not write. obstacles: why ComfyUI alone would not load the file, empty if it
-    does. disagreements: where the markers and the header do not say the same.
-    """
+    """What `inspect_file` finds."""
 
     path: str
     profile: str
+    """What the model was recognised as."""
     entries: list[Entry]
+    """The quantized layers first."""
     metadata: dict[str, str]
+    """The header's text fields."""
     provenance: Provenance | None
+    """How the file was made; None for a file that this pack did not write."""
+    needs: dict[str, str] = field(default_factory=dict)
+    """What runs each format in the file, where that is known."""
     obstacles: list[str] = field(default_factory=list)
+    """Why ComfyUI alone would not run the file as it is meant, in sentences; empty if it does."""
     disagreements: list[str] = field(default_factory=list)
+    """Where the markers and the header do not say the same."""
 
     @property
     def nbytes(self) -> int:
@@ -114,100 +86,115 @@ class Inspection:
 
 
 def inspect_file(path: str | os.PathLike[str]) -> Inspection:
-    """Look into a checkpoint; reads the header and the markers, no weights. Raises CheckpointError."""
+    """Look into a checkpoint; reads the header, the markers and the scales, no weights.
+
+    Raises:
+        CheckpointError: for what is no safetensors file. Quantized layers never fail: their faults are obstacles.
+    """
     with open_checkpoint(path) as checkpoint:
         layers = quantized_layers(checkpoint)
-        owners = {f"{layer}.{name}": layer for layer in layers for name in OWN_TENSORS}
-        entries: list[Entry] = []
-        for name, info in checkpoint.tensors.items():
-            if name not in owners:
-                entries.append(Entry(name, False, _dtype_name(info.dtype), info.shape, info.nbytes))
-            elif name.endswith(WEIGHT):
-                entries.append(_layer_entry(checkpoint, owners[name], layers[owners[name]]))
         profile = recognise(checkpoint.shapes).profile.name
         return Inspection(
             path=str(checkpoint.path),
             profile=profile,
-            entries=sorted(entries, key=lambda entry: not entry.quantized),
+            entries=list(_entries(checkpoint, layers)),
             metadata=dict(checkpoint.metadata),
             provenance=Provenance.from_metadata(checkpoint.metadata),
+            needs=_needs(layers.values()),
             obstacles=list(_obstacles(checkpoint, layers, profile)),
             disagreements=list(_disagreements(checkpoint)),
         )
 
 
-def _layer_entry(checkpoint: Checkpoint, layer: str, fields: marker.Marker) -> Entry:
-    own = {name: checkpoint.tensors.get(f"{layer}.{name}") for name in OWN_TENSORS}
-    scale = own["weight_scale"] or own["scale_weight"]
-    options = marker.options(fields)
+def _needs(layers: Iterable[QuantizedLayer]) -> dict[str, str]:
+    return {layer.format: layer.stored.needs for layer in layers if layer.stored is not None and layer.stored.needs}
+
+
+def _entries(checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer]) -> Iterator[Entry]:
+    owned: set[str] = set()
+    for layer in layers.values():
+        own = [name for name in layer.own_names if name in checkpoint.tensors and name not in owned]
+        owned.update(own)
+        if own:
+            yield _layer_entry(checkpoint, layer, own)
+    for name, info in checkpoint.tensors.items():
+        if name not in owned:
+            yield Entry(
+                name=name,
+                quantized=False,
+                format=dtype_name(info.dtype),
+                shape=info.shape,
+                nbytes=info.nbytes,
+                experts=info.shape[0] if is_bank(name, info.shape) else None,
+            )
+
+
+def _layer_entry(checkpoint: Checkpoint, layer: QuantizedLayer, own: Sequence[str]) -> Entry:
+    """The entry of a layer; ``own`` names its tensors."""
+    infos = [checkpoint.tensors[name] for name in own]
+    codes = checkpoint.tensors.get(layer.name + WEIGHT) or max(infos, key=lambda info: info.nbytes)
+    scale = None if layer.stored is None else layer.tensors.get(layer.stored.scale)
     return Entry(
-        name=layer,
+        name=layer.name,
         quantized=True,
-        format=str(fields.get("format")),
-        shape=checkpoint.shapes[layer + WEIGHT],
-        nbytes=sum(info.nbytes for info in own.values() if info is not None),
-        scale=None if scale is None else scale.shape,
-        group=options.get("convrot_groupsize", 256) if options.get("convrot") else None,
-        block=options.get("group_size"),
-        full_precision=bool(fields.get("full_precision_matrix_mult")),
-        input_scale=own["input_scale"] is not None or own["scale_input"] is not None,
+        format=layer.format,
+        shape=codes.shape,
+        nbytes=sum(info.nbytes for info in infos),
+        scale=None if scale is None else tuple(scale.shape),
+        group=None if layer.stored is None else layer.stored.rotation_group(layer.marker),
+        block=layer.marker.group_size,
+        experts=codes.shape[0] if len(codes.shape) == 3 else None,
+        full_precision=layer.marker.full_precision_matrix_mult is True,
+        input_scale="input_scale" in layer.tensors,
     )
 
 
-def _obstacles(checkpoint: Checkpoint, layers: Mapping[str, marker.Marker], profile: str) -> Iterator[str]:
+def _obstacles(checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer], profile: str) -> Iterator[str]:
+    problem = header_problem(checkpoint.metadata)
+    if problem:
+        yield f"{problem}."
     if layers and profile == UNSUPPORTED:
-        yield "it is a text encoder of which ComfyUI loads no quantized weights"
-    needed = pack_note(str(fields.get("format")) for fields in layers.values())
+        yield "It is a text encoder of which ComfyUI loads no quantized weights."
+    needed = pack_note(layer.marker.format for layer in layers.values())
     if needed:
         yield needed
     legacy = any(name.rpartition(".")[2] == LEGACY_MARK for name in checkpoint.tensors)
-    marked = {name.removesuffix(marker.SUFFIX) for name in checkpoint.tensors if name.endswith(marker.SUFFIX)}
-    marked |= marker.from_header(checkpoint.metadata).keys()
-    for layer, fields in layers.items():
-        what = _obstacle(checkpoint, layer, fields, marked=layer in marked, legacy=legacy)
-        if what is not None:
-            yield f"layer '{layer}' {what}"
+    for layer in layers.values():
+        problem = layer_problem(layer) or scale_problem(checkpoint, layer) or _without_marker(layer, legacy)
+        if problem:
+            yield f"{problem}."
 
 
-def _obstacle(checkpoint: Checkpoint, layer: str, fields: marker.Marker, *, marked: bool, legacy: bool) -> str | None:
-    weight, name = checkpoint.tensors.get(layer + WEIGHT), fields.get("format")
-    if weight is None:
-        return "is marked as quantized and has no weight"
-    if not marked:
-        # FP8 that is only cast, and the older files with a scaled_fp8 tensor, are read without markers.
-        plain = weight.dtype != torch.int8 and (legacy or f"{layer}.weight_scale" not in checkpoint.tensors)
-        return None if plain else f"is stored as {_dtype_name(weight.dtype)} and has no marker"
-    host = (HOST_FORMATS | PACK_FORMATS).get(str(name))
-    if host is None:
-        return f"has the format {name!r}, which only a pack can add"
-    if weight.dtype != host.dtype:
-        return f"is marked {name} and stored as {_dtype_name(weight.dtype)}"
-    missing = [companion for companion in host.companions if f"{layer}.{companion}" not in checkpoint.tensors]
-    return f"is marked {name} and lacks {', '.join(missing)}" if missing else None
+def _without_marker(layer: QuantizedLayer, legacy: bool) -> str:
+    """Why ComfyUI does not read a layer without a marker; empty where it does.
+
+    FP8 that is only cast, and the older files with a scaled_fp8 tensor (``legacy``), need none.
+    """
+    codes = layer.tensors[CODES]
+    cast = layer.stored is None or layer.stored.scale not in layer.tensors
+    if layer.marked or (codes.dtype.is_floating_point and (legacy or cast)):
+        return ""
+    return f"Layer '{layer.name}' is stored as {dtype_name(codes.dtype)} ({layer.format}) and has no marker"
 
 
 def _disagreements(checkpoint: Checkpoint) -> Iterator[str]:
-    header = marker.from_header(checkpoint.metadata)
-    names = [name for name in checkpoint.tensors if name.endswith(marker.SUFFIX)]
-    markers = {name.removesuffix(marker.SUFFIX): name for name in names}
-    if not header or not markers:
+    header = {} if header_problem(checkpoint.metadata) else from_header(checkpoint.metadata)
+    marked = {name.removesuffix(SUFFIX) for name in checkpoint.tensors if name.endswith(SUFFIX)}
+    if not header or not marked:
         return  # either alone is enough
-    for layer in sorted(header.keys() | markers.keys()):
-        if layer not in markers:
+    for layer in sorted(header.keys() | marked):
+        if layer not in marked:
             yield f"layer '{layer}' is in the header and has no marker"
         elif layer not in header:
             yield f"layer '{layer}' has a marker and is not in the header"
         else:
-            fields = marker.from_tensor(layer, checkpoint.read(markers[layer]))
-            yield from _differences(layer, fields, header[layer])
+            yield from _differences(checkpoint, layer, header[layer])
 
 
-def _differences(layer: str, fields: marker.Marker, header: marker.Marker) -> Iterator[str]:
-    for name in READ_BY_HOST:
-        ours, theirs = fields.get(name), header.get(name)
-        if ours != theirs:
-            yield f"layer '{layer}': {name} is {ours!r} in the marker and {theirs!r} in the header"
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _differences(checkpoint: Checkpoint, layer: str, header: Marker) -> Iterator[str]:
+    marker, fault = read_marker(checkpoint, layer)
+    if fault:
+        yield fault
+        return
+    for name, here, there in marker.differences(header):
+        yield f"layer '{layer}': {name} is {quoted(here)} in the marker and {quoted(there)} in the header"

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..bounded_json import parse_json
 from ..errors import RecipeError
-from ..formats import marker
+from ..formats.marker import HEADER_KEY, Marker, to_header
 from ..recipe import Recipe
 from ..version import VERSION
 
@@ -41,8 +42,8 @@ class Provenance:
     def from_metadata(cls, metadata: Mapping[str, str]) -> Provenance | None:
         """The provenance in a header's text fields; None if this pack did not write it, or it cannot be read."""
         try:
-            fields = json.loads(metadata.get(PROVENANCE_KEY, "null"))
-        except (ValueError, RecursionError):
+            fields = parse_json(metadata.get(PROVENANCE_KEY, "null"))
+        except ValueError:
             return None
         if not isinstance(fields, dict) or not isinstance(fields.get("recipe"), dict):
             return None
@@ -76,7 +77,7 @@ def read_recipe(metadata: Mapping[str, str], name: str) -> Recipe:
 
 
 def build_header(
-    source: Mapping[str, str], markers: Mapping[str, marker.Marker], provenance: Provenance | None
+    source: Mapping[str, str], markers: Mapping[str, Marker], provenance: Provenance | None
 ) -> dict[str, str]:
     """The text fields of a quantized file's header.
 
@@ -85,8 +86,8 @@ def build_header(
         markers: of every quantized layer, by full name.
         provenance: None if it is not known how the model was made.
     """
-    own = {marker.HEADER_KEY: marker.to_header(markers)}
+    own = {HEADER_KEY: to_header(markers)}
     if provenance is not None:
         own[PROVENANCE_KEY] = provenance.to_json()
-    kept = {key: text for key, text in source.items() if key not in (marker.HEADER_KEY, PROVENANCE_KEY)}
+    kept = {key: text for key, text in source.items() if key not in (HEADER_KEY, PROVENANCE_KEY)}
     return kept | own

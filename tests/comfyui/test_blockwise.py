@@ -102,6 +102,7 @@ for what, change in {
     "scale": {"weight_scale": torch.ones(4, 1)},
     "size": {"comfy_quant": torch.tensor(list(b'{"format": "int8_blockwise", "group_size": 32}'), dtype=torch.uint8)},
     "shape": {"weight": torch.zeros(128, 256, dtype=torch.int8)},
+    "field": {"comfy_quant": torch.tensor(list(b'{"format": "int8_blockwise", "quarot": true}'), dtype=torch.uint8)},
 }.items():
     path = os.path.join(output, f"{what}.safetensors")
     tensors, metadata = comfy.utils.load_torch_file(made, return_metadata=True)
@@ -192,6 +193,7 @@ def test_weights_can_be_copied_and_gathered_as_dynamic_vram_does(ran: dict[str, 
         ("scale", "scale of shape [4, 1]; its blocks of 128 need [4, 2]"),
         ("size", "blocks of 32"),
         ("shape", "[128, 256]"),
+        ("field", "'quarot'"),
     ],
 )
 def test_a_layer_that_does_not_fit_is_named(ran: dict[str, Any], what: str, words: str) -> None:
@@ -316,7 +318,7 @@ def test_a_layout_that_another_pack_has_put_in_place_is_not_used(others: dict[st
 
 UNTAUGHT_CODE = """
 import asyncio, os, folder_paths, pack_nodes
-import comfy.ops
+import comfy.ops, comfy.quant_ops
 from pack_nodes import call
 from comfy_extras.nodes_model_merging import ModelSave
 folder_paths.set_output_directory(output)
@@ -360,6 +362,9 @@ outputs["refusal"] = failure(lambda: quantize(float_model, format="int8_blockwis
 outputs["fallback refusal"] = failure(lambda: quantize(float_model, format="int8_row", fallback="int8_blockwise_64"))
 outputs["stock formats"] = quantize(float_model, format="int8_row").ui["calibrated_rounding"][0]["totals"]["layers"]
 made_here = quantize(float_model, format="int8_row").args[0]
+mxfp8 = comfy.quant_ops.QUANT_ALGOS.pop("mxfp8")
+outputs["unknown refusal"] = failure(lambda: quantize(float_model, format="mxfp8"))
+comfy.quant_ops.QUANT_ALGOS["mxfp8"] = mxfp8
 comfy.ops._load_quantized_module = stock
 from calibrated_rounding.nodes.host import registration
 outputs["taught later"] = registration.register()
@@ -392,6 +397,10 @@ def test_the_packs_loader_loads_what_the_hosts_would(untaught: dict[str, Any]) -
     assert untaught["deep copy"]
     assert untaught["taught later"] == ""
     assert untaught["equal to taught"]
+
+
+def test_a_format_that_comfyui_does_not_list_is_refused(untaught: dict[str, Any]) -> None:
+    assert untaught["unknown refusal"].startswith("This ComfyUI does not know mxfp8")
 
 
 def test_what_the_packs_loader_has_loaded_can_be_saved(untaught: dict[str, Any], files: dict[str, str]) -> None:

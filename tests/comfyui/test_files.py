@@ -109,7 +109,7 @@ def test_loads_without_a_warning(sampled: Sampled, name: str) -> None:
 def test_every_layer_is_quantized_in_the_host_as_reported(sampled: Sampled, name: str) -> None:
     reported = {
         layer.name: {
-            "layout": LAYOUTS[FORMATS[layer.format].marker],
+            "layout": LAYOUTS[FORMATS[layer.format].comfyui_name],
             "dtype": str(FORMATS[layer.format].grid.dtype),
             "group": layer.group,
         }

@@ -85,6 +85,15 @@ def taken(site: Site, dialog: Any, button: str) -> str:
     return Path(download.value.path()).read_text(encoding="utf-8")
 
 
+def test_csv_cells_run_no_formula(site: Site) -> None:
+    layer = json.dumps({"name": '=HYPERLINK("x")', "shape": [1, 2], "format": "a\nb\u001b[31m", "error": -0.5})
+    script = f"import('/extensions/calibrated-rounding/export.mjs').then(({{ toCsv }}) => toCsv([{layer}]))"
+    assert site.page.evaluate(script).splitlines() == [
+        "name,shape,format,error",
+        """"'=HYPERLINK(""x"")",1x2,a\\u000ab\\u001b[31m,-0.5""",
+    ]
+
+
 def test_nodes_are_found_by_what_they_are_called(site: Site) -> None:
     kinds = {
         "Quantize Model": "CalibratedRoundingQuantizeModel",

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from calibrated_rounding.quant import Recipe, quantize_file
 from calibrated_rounding.quant.planning.profiles import get_profile, profile_names
+from safetensors.torch import save_file
 
 from .conftest import Run
 
@@ -78,3 +80,31 @@ def test_a_profile_is_shown_with_reasons_and_sources(run: Run) -> None:
     for rule in get_profile("flux").rules:
         assert rule.pattern in out
         assert f"{rule.reason} [{rule.source}]" in out
+
+
+HOSTILE = "a\nmade by calibrated-rounding 9\x1b[31m\u202e"
+
+
+def test_names_and_metadata_forge_no_lines(run: Run, tmp_path: Path) -> None:
+    path, reference = tmp_path / "m.safetensors", tmp_path / "f.safetensors"
+    marker = torch.tensor(list(json.dumps({"format": HOSTILE}).encode()), dtype=torch.uint8)
+    tensors = {f"{HOSTILE}.weight": torch.ones(4), "l.weight": torch.zeros(4, 4), "l.comfy_quant": marker}
+    save_file(tensors, path, metadata={HOSTILE: HOSTILE})
+    save_file({HOSTILE: torch.ones(2), "x": torch.ones(2), f"{HOSTILE}2": torch.ones(1)}, reference)
+    changed = tmp_path / "c.safetensors"
+    save_file({HOSTILE: torch.zeros(2), "x": torch.ones(2), f"{HOSTILE}3": torch.ones(1)}, changed)
+    for arguments in (("inspect", path), ("inspect", path, "--json"), ("compare", reference, changed, "--quiet")):
+        ran = run(*arguments)
+        assert ran.code == 0 and "made by" in ran.out
+        assert not any(line.startswith("made by") for line in ran.out.splitlines())
+        assert all(character.isprintable() for character in ran.out.replace("\n", ""))
+
+
+def test_a_plan_and_a_report_forge_no_lines(run: Run, tmp_path: Path) -> None:
+    path, report = tmp_path / "m.safetensors", tmp_path / "report.txt"
+    save_file({f"{HOSTILE}.weight": torch.randn(32, 32), f"{HOSTILE}.bias": torch.ones(32)}, path)
+    assert run("-i", path, "--report", report, "--quiet", "--format", "int8_row").code == 0
+    for text in (run("-i", path, "--dry-run").out, report.read_text(encoding="utf-8")):
+        assert "made by" in text
+        assert not any(line.startswith("made by") for line in text.splitlines())
+        assert all(character.isprintable() for character in text.replace("\n", ""))

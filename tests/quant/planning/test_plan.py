@@ -48,7 +48,7 @@ def test_layer_names_and_layout() -> None:
     assert plan.layout["a.q.weight_scale"] == (torch.float32, (64, 1))
     assert plan.layout["a.q.bias"] == (BF16, (64,))
     assert plan.layout["a.q.comfy_quant"][0] == torch.uint8
-    assert plan.markers["a.q"] == {"format": "int8_tensorwise"}
+    assert plan.markers["a.q"].to_json() == {"format": "int8_tensorwise"}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,11 @@ def test_shapes_that_do_not_divide_are_padded_regrouped_or_left() -> None:
     rotated = plan_of(Recipe(format="int8_convrot"), **shapes)
     assert rotated.layers["narrow.weight"].group == 16
     assert "groups of 16" in rotated.layers["narrow.weight"].notes[0]
-    assert rotated.markers["narrow"] == {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}
+    assert rotated.markers["narrow"].to_json() == {
+        "format": "int8_tensorwise",
+        "convrot": True,
+        "convrot_groupsize": 16,
+    }
     assert "does not divide" in rotated.kept["odd.weight"].reason
     fallen = plan_of(Recipe(format="float8_e4m3fn", fallback="mxfp8"), **shapes).layers["odd.weight"]
     assert fallen.format.name == "mxfp8"
@@ -111,7 +115,7 @@ def test_blocks_are_never_cut(name: str, size: int) -> None:
     shapes = {"whole__weight": (3 * size, size), "tall__weight": (size + 8, size), "wide__weight": (size, size + 8)}
     plan = plan_of(Recipe(format=name), **shapes)
     assert plan.layout["whole.weight_scale"] == (torch.float32, (3, 1))
-    assert plan.markers["whole"] == {"format": "int8_blockwise", "group_size": size}
+    assert plan.markers["whole"].to_json() == {"format": "int8_blockwise", "group_size": size}
     assert f"divide by {size} x {size}" in plan.kept["tall.weight"].reason
     fallen = plan_of(Recipe(format=name, fallback="int8_row"), **shapes)
     assert {fallen.layers[key].format.name for key in ("tall.weight", "wide.weight")} == {"int8_row"}
@@ -147,7 +151,7 @@ def test_auto_never_puts_embeddings_in_blocks(fallback: str) -> None:
 def test_unrotatable_layer_is_plain_rows() -> None:
     plan = plan_of(Recipe(format="int8_convrot"), odd__weight=(64, 40))
     assert plan.layers["odd.weight"].group is None
-    assert plan.markers["odd"] == {"format": "int8_tensorwise"}
+    assert plan.markers["odd"].to_json() == {"format": "int8_tensorwise"}
     assert "not rotated" in plan.layers["odd.weight"].notes[0]
 
 
@@ -175,7 +179,7 @@ def test_nothing_to_quantize_is_an_error() -> None:
 
 def test_full_precision_is_in_the_marker() -> None:
     plan = plan_of(Recipe(format="fp8", full_precision_matrix_mult=True))
-    assert plan.markers["ballast"]["full_precision_matrix_mult"] is True
+    assert plan.markers["ballast"].full_precision_matrix_mult is True
 
 
 def test_input_scale_only_where_measured_and_taken() -> None:
@@ -189,3 +193,9 @@ def test_input_scale_only_where_measured_and_taken() -> None:
             tensors, Recipe(format="int8_row", input_scale="absmax"), {"a": InputStatistics(absmax=1.0)}
         ).layout
     )
+
+
+def test_banks_of_experts_are_kept_by_name() -> None:
+    tensors = {"experts.up.weight": Spec(torch.bfloat16, (8, 64, 64)), "l.weight": Spec(torch.bfloat16, (64, 64))}
+    plan = make_plan(tensors, Recipe(profile="generic", heuristics=False))
+    assert plan.kept["experts.up.weight"].reason == "a bank of 8 experts, which is not quantized"

@@ -9,9 +9,11 @@ import pytest
 import torch
 from calibrated_rounding.quant import VERSION, Recipe, quantize_file
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.formats.marker import HEADER_KEY, to_tensor
-from calibrated_rounding.quant.reports.inspection import HOST_FORMATS, Entry, Inspection, inspect_file
+from calibrated_rounding.quant.formats.marker import HEADER_KEY, Marker
+from calibrated_rounding.quant.formats.stored import STORED_FORMATS
+from calibrated_rounding.quant.reports.inspection import Entry, Inspection, inspect_file
 from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
+from calibrated_rounding.tests.quant.files.quantized_layers import recognised
 from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -32,7 +34,9 @@ def look(tensors: Tensors, folder: Path, metadata: dict[str, str] | None = None)
 def layer(fields: dict[str, object], **tensors: torch.Tensor) -> Tensors:
     """One layer called `l` with a marker."""
     own = {"weight": torch.zeros(16, 16, dtype=torch.int8), "weight_scale": torch.ones(16, 1)} | tensors
-    return {f"l.{name}": tensor for name, tensor in own.items()} | {"l.comfy_quant": to_tensor(fields)}
+    return {f"l.{name}": tensor for name, tensor in own.items()} | {
+        "l.comfy_quant": Marker.from_json(fields).to_tensor()
+    }
 
 
 def header(**layers: dict[str, object]) -> dict[str, str]:
@@ -52,7 +56,7 @@ def test_a_quantized_layer_is_one_entry(made: Inspection) -> None:
     assert (found.quantized, found.format, found.shape) == (True, "int8_tensorwise", (512, 256))
     assert (found.scale, found.group, found.full_precision, found.input_scale) == ((512, 1), 64, False, False)
     kept = next(entry for entry in made.entries if entry.name == "blocks.1.ffn.0.bias")
-    assert kept == Entry("blocks.1.ffn.0.bias", False, "bfloat16", (512,), 1024)
+    assert kept == Entry(name="blocks.1.ffn.0.bias", quantized=False, format="bfloat16", shape=(512,), nbytes=1024)
     flags = [entry.quantized for entry in made.entries]
     assert flags == sorted(flags, reverse=True)
 
@@ -85,8 +89,7 @@ def test_comfyui_loads_what_the_engine_writes(name: str, digits_path: Path, tmp_
         assert "int8_blockwise" in found.obstacles[0] and "calibrated-rounding is installed" in found.obstacles[0]
         return
     assert found.obstacles == []
-    assert FORMATS[name].marker in HOST_FORMATS
-    assert HOST_FORMATS[FORMATS[name].marker].dtype == FORMATS[name].grid.dtype
+    assert STORED_FORMATS[FORMATS[name].comfyui_name].codes == FORMATS[name].grid.dtype
 
 
 def test_block_wise_layers_are_described(digits_path: Path, tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ OBSTACLES = {
         {name: t for name, t in layer({"format": "int8_tensorwise"}).items() if "scale" not in name},
         "lacks weight_scale",
     ),
-    "no weight": ({"l.comfy_quant": to_tensor({"format": "mxfp8"}), "x": torch.ones(1)}, "no weight"),
+    "no weight": ({"l.comfy_quant": Marker(format="mxfp8").to_tensor(), "x": torch.ones(1)}, "no weight"),
     "no marker": ({"l.weight": torch.zeros(16, 16, dtype=torch.int8), "l.weight_scale": torch.ones(())}, "no marker"),
 }
 
@@ -148,9 +151,48 @@ def test_a_layer_that_the_header_lacks_is_said(tmp_path: Path) -> None:
     assert "layer 'l' has a marker and is not in the header" in found.disagreements
 
 
+def test_a_marker_that_cannot_be_read_is_said_beside_the_header(tmp_path: Path) -> None:
+    fields = {"format": "int8_tensorwise"}
+    tensors = layer(fields) | {"l.comfy_quant": torch.zeros(4)}
+    found = look(tensors, tmp_path, header(l=fields))
+    assert len(found.disagreements) == 1 and "'l' is float32 [4]" in found.disagreements[0]
+
+
 @pytest.mark.parametrize("fields", [{"format": "int8_tensorwise"}, {"format": "int8_tensorwise", "per_row": True}])
 def test_either_alone_and_fields_that_nobody_reads_are_no_disagreement(
     fields: dict[str, object], tmp_path: Path
 ) -> None:
     assert look(layer(fields), tmp_path).disagreements == []
     assert look(layer(fields), tmp_path, header(l={"format": "int8_tensorwise"})).disagreements == []
+
+
+def test_formats_say_what_they_need(tmp_path: Path) -> None:
+    found = look(layer({"format": "int8_tensorwise"}), tmp_path)
+    assert found.needs == {"int8_tensorwise": "ComfyUI 0.27"}
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "convrot_w4a4", "asym_w4a8_int8", "w6a8_int8", "awq_w4a16"])
+def test_four_and_six_bit_formats_are_comfyuis_own(name: str, tmp_path: Path) -> None:
+    found = look(recognised()[name], tmp_path)
+    entry = next(entry for entry in found.entries if entry.quantized)
+    assert (entry.format, found.obstacles) == (name, [])
+    assert "ComfyUI" in found.needs[name]
+    assert entry.group == (None if name in ("nvfp4", "awq_w4a16") else 256)
+
+
+def test_banks_of_experts_are_named(tmp_path: Path) -> None:
+    bank = {"weight": torch.zeros(4, 16, 16, dtype=torch.int8), "weight_scale": torch.ones(4, 16, 1)}
+    quantized = layer({"format": "int8_tensorwise", "num_experts": 4}, **bank)
+    found = look(
+        {**quantized, "mlp.experts.up.weight": torch.ones(3, 8, 8), "conv.weight": torch.ones(3, 8, 8)}, tmp_path
+    )
+    experts = {entry.name: (entry.quantized, entry.experts) for entry in found.entries}
+    assert experts == {"l": (True, 4), "mlp.experts.up.weight": (False, 3), "conv.weight": (False, None)}
+    assert found.obstacles == []
+
+
+@pytest.mark.parametrize("made", ['{"recipe": {"seed": NaN}}', '{"recipe": {"seed": ' + "[" * 500 + "]" * 500 + "}}"])
+def test_metadata_that_json_cannot_hold_tells_nothing(made: str, tmp_path: Path) -> None:
+    found = look({"a": torch.ones(1)}, tmp_path, {PROVENANCE_KEY: made})
+    assert found.provenance is None
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["metadata"] == {PROVENANCE_KEY: made}

@@ -1,0 +1,141 @@
+"""What is wrong with a quantized layer: whatever its format does not define is named, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..formats import Shape, foreign
+from ..formats.marker import Marker
+from ..formats.rotation import GROUP_SIZES
+from ..formats.stored import StoredFormat
+from ..text import dimensions
+from .quantized import BIAS, CODES, QuantizedLayer
+from .sources import Source
+from .strict_json import quoted
+from .tensors import TensorSpec, dtype_name
+
+
+def layer_problem(layer: QuantizedLayer) -> str:
+    """Why a layer is not what its format says, from names, dtypes, shapes and the marker alone.
+
+    Returns:
+        A sentence without its end that names the layer and the tensor or field; empty where nothing is wrong.
+    """
+    if layer.fault:
+        return layer.fault
+    fault = next(_faults(layer), "")
+    return fault and f"Layer '{layer.name}' {fault}"
+
+
+def scale_problem(source: Source, layer: QuantizedLayer) -> str:
+    """Why a scale of a layer without a `layer_problem` cannot be used; reads the scales. Returns as `layer_problem`."""
+    companions = {} if layer.stored is None else layer.stored.companions
+    scales = [layer.names[name] for name, companion in companions.items() if companion.scale and name in layer.names]
+    broken = next((name for name in scales if not _is_usable(source.read(name))), None)
+    return "" if broken is None else f"Layer '{layer.name}' has the scale '{broken}', which is not finite and above 0"
+
+
+def decoding_problem(layer: QuantizedLayer) -> str:
+    """Why a layer without a `layer_problem` cannot be turned back to float. Returns as `layer_problem`."""
+    if len(layer.tensors[CODES].shape) != 2:
+        return f"Layer '{layer.name}' is a bank of experts in {layer.format}, which cannot be dequantized here"
+    if layer.stored is None or layer.stored.decode is None:
+        return f"Layer '{layer.name}' is quantized as {layer.format}, which cannot be dequantized here"
+    return ""
+
+
+def _is_usable(scale: Tensor) -> bool:
+    if scale.dtype.itemsize == 1:  # E8M0: 255 is NaN, all others are powers of two
+        return not bool((scale.view(torch.uint8) == 255).any())
+    return bool((torch.isfinite(scale) & (scale > 0)).all())
+
+
+def _faults(layer: QuantizedLayer) -> Iterator[str]:
+    """What is wrong; each fault but the first supposes that there is none before it."""
+    if layer.other_program:
+        program, tensor = layer.other_program
+        yield f"is quantized by {program} (tensor '{tensor}'), which cannot be read here"
+    codes = layer.tensors.get(CODES)
+    if codes is None:
+        alone = "holds codes beside a scale, in a scheme that is not known here"
+        yield "is marked as quantized and has no weight" if layer.marked else alone
+        return
+    for field, value in layer.marker.unknown.items():
+        yield f"has the marker field {quoted(field)} with the value {quoted(value)}, which is not understood"
+    stored = layer.stored
+    if stored is None:
+        yield _unknown_format(layer, codes)
+        return
+    if codes.dtype != stored.codes:
+        yield f"is marked {layer.format} and stored as {dtype_name(codes.dtype)}"
+    yield from _foreign_tensors(layer, stored)
+    yield from _missing_tensors(layer, stored)
+    shape = stored.padded_shape(codes.shape)
+    experts = codes.shape[0] if len(codes.shape) == 3 else None
+    if shape is None or layer.marker.num_experts not in (None, experts):
+        yield f"has {_described(codes)} as its weight, which does not fit {layer.format}"
+        return
+    yield from _marker_faults(layer.marker, stored, shape)
+    yield from _shape_faults(layer, stored, shape, experts)
+
+
+def _unknown_format(layer: QuantizedLayer, codes: TensorSpec) -> str:
+    if layer.marked:
+        return f"has the format {quoted(layer.marker.format)}, which is not known here"
+    beside = next((name for name in layer.names if name not in (CODES, BIAS)), None)
+    other = "" if beside is None else f" beside {_tensor(layer, beside)}"
+    return f"is stored as {dtype_name(codes.dtype)}{other}, in a scheme that is not known here"
+
+
+def _foreign_tensors(layer: QuantizedLayer, stored: StoredFormat) -> Iterator[str]:
+    for name in layer.names:
+        if name not in (CODES, BIAS, *stored.companions):
+            yield f"is {layer.format} and holds the tensor {_tensor(layer, name)}, which that format does not define"
+
+
+def _missing_tensors(layer: QuantizedLayer, stored: StoredFormat) -> Iterator[str]:
+    is_cast = not layer.marked and stored.codes.is_floating_point and layer.tensors.keys() <= {CODES, BIAS}
+    missing = [name for name, companion in stored.companions.items() if companion.required]
+    missing = [name for name in missing if name not in layer.tensors]
+    if missing and not is_cast:
+        yield f"is {layer.format} and lacks {' and '.join(missing)}"
+
+
+def _marker_faults(marker: Marker, stored: StoredFormat, shape: Shape) -> Iterator[str]:
+    if marker.convrot and stored.rotation == "never":
+        yield f"is marked as rotated, which {marker.format} cannot be"
+    rotation = stored.rotation_group(marker)
+    if rotation is not None and (rotation not in GROUP_SIZES or shape[1] % rotation):
+        yield f"has a marker with rotation groups of {rotation}, which does not fit its {shape[1]} inputs"
+    size = stored.group(marker)
+    if (stored.fixed_group and size != stored.group_size) or (marker.group_size and size > max(shape)):
+        yield f"has a marker with groups of {size}, which does not fit {marker.format} of {dimensions(shape)}"
+    original = marker.orig_shape
+    if original is not None and stored.padded(original[-2:]) != shape:
+        yield f"has a marker with the shape {dimensions(original)}, which does not fit {dimensions(shape)}"
+
+
+def _shape_faults(layer: QuantizedLayer, stored: StoredFormat, shape: Shape, experts: int | None) -> Iterator[str]:
+    for name, companion in stored.companions.items():
+        spec = layer.tensors.get(name)
+        if spec is None:
+            continue
+        sizes = companion.shapes(shape, stored.group(layer.marker))
+        if experts is not None:
+            sizes |= {(experts, *one) for one in sizes}
+        if spec.dtype not in companion.dtypes or tuple(spec.shape) not in sizes:
+            weight = f"{layer.format} of {dimensions(shape)}"
+            yield f"has {_described(spec)} as '{layer.names[name]}', which does not fit {weight}"
+
+
+def _tensor(layer: QuantizedLayer, name: str) -> str:
+    """A tensor's full name, with what it usually is."""
+    meaning = foreign.MEANINGS.get(name)
+    return f"'{layer.names[name]}'" + (f" ({meaning})" if meaning else "")
+
+
+def _described(spec: TensorSpec) -> str:
+    return f"{dtype_name(spec.dtype)} {list(spec.shape)}"

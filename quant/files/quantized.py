@@ -1,0 +1,173 @@
+"""Finds the layers of a source that are quantized, by whatever program."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ..errors import CheckpointError, MarkerError
+from ..formats import foreign
+from ..formats.marker import HEADER_KEY, NAME, SUFFIX, Marker, from_header, refuse_impossible
+from ..formats.stored import BLOCK_FP8, LEGACY_NAMES, STORED_FORMATS, UNMARKED, UNMARKED_BLOCK_FP8, StoredFormat
+from .sources import Source
+from .tensors import WEIGHT, TensorSpec
+
+CODES = WEIGHT.removeprefix(".")
+BIAS = "bias"
+
+SCALES = ("weight_scale", "weight_scale_inv", "scale_weight")
+"""Tensors that make their layer a quantized one, whatever dtype its weight has."""
+
+ENDINGS = ("_scale", "_scales", "_scale_inv", ".scale")
+"""What the name of a scale adds to the name of codes that are no layer's weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLayer:
+    """A layer that is quantized, as names, dtypes, shapes and its marker tell. `checks` says what is wrong with it."""
+
+    name: str
+    """Its full name; of codes that are no layer's weight, the name of their tensor."""
+    marker: Marker
+    """Its marker; empty where it has none, or one that cannot be read."""
+    marked: bool
+    """Whether it has a marker."""
+    names: Mapping[str, str]
+    """Full names of its tensors, the marker aside, by name within the layer; legacy names are translated."""
+    tensors: Mapping[str, TensorSpec]
+    """Dtypes and shapes of the same."""
+    fault: str = ""
+    """Why its marker cannot be read."""
+
+    @cached_property
+    def other_program(self) -> tuple[str, str] | None:
+        """The program that wrote it in a way that ComfyUI does not know, and a tensor (full name) that shows so."""
+        found = foreign.evidence(self.names)
+        return None if found is None else (found[0], self.names[found[1]])
+
+    @property
+    def format(self) -> str:
+        """Name of the format for people to read."""
+        return self.other_program[0] if self.other_program else self._format or "unknown"
+
+    @cached_property
+    def stored(self) -> StoredFormat | None:
+        """How its format lies in a file; None for a format that is not known."""
+        if self.other_program:
+            return None
+        if not self.marked and self._format == BLOCK_FP8:
+            return UNMARKED_BLOCK_FP8
+        return STORED_FORMATS.get(self._format or "")
+
+    @property
+    def own_names(self) -> list[str]:
+        """Full names of the tensors that make up its weight, the marker included."""
+        return [*(full for name, full in self.names.items() if name != BIAS), self.name + SUFFIX]
+
+    @property
+    def _format(self) -> str | None:
+        codes = self.tensors.get(CODES)
+        if self.marked or codes is None:
+            return self.marker.format
+        if codes.dtype == torch.float8_e4m3fn and "weight_scale_inv" in self.tensors:
+            return BLOCK_FP8
+        return UNMARKED.get(codes.dtype)
+
+
+def quantized_layers(source: Source) -> dict[str, QuantizedLayer]:
+    """The layers that are quantized, by name; reads the markers and nothing else.
+
+    Header entries win over markers, as in ComfyUI. Layers of 8-bit codes without a marker are found as well: older
+    ``scaled_fp8`` files, FP8 values cast without a scale, and what other programs write. Nothing is refused here.
+    """
+    header = {} if header_problem(source.metadata) else from_header(source.metadata)
+    names = sorted(source.tensors)
+    owners = dict.fromkeys(owner for name in source.tensors if (owner := _owner(name, source.tensors)) is not None)
+    return {layer: _layer(source, layer, header.get(layer), names) for layer in {**owners, **header}}
+
+
+def header_problem(metadata: Mapping[str, str]) -> str:
+    """Why the header's account of quantized layers cannot be read, as a sentence without its end; else empty."""
+    try:
+        from_header(metadata)
+    except CheckpointError as error:
+        return str(error).removesuffix(".")
+    method = foreign.config_method(metadata)
+    return f"The header has a {foreign.QUANTIZATION_CONFIG} of the method {method}" if method else ""
+
+
+def without_quantization(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A header's fields without its account of quantized layers."""
+    return {key: text for key, text in metadata.items() if key not in (HEADER_KEY, foreign.QUANTIZATION_CONFIG)}
+
+
+def _owner(name: str, tensors: Mapping[str, TensorSpec]) -> str | None:
+    """The layer that a tensor shows to be quantized; None where it shows nothing."""
+    if name.endswith(SUFFIX):
+        return name.removesuffix(SUFFIX)
+    spec, layer = tensors[name], name.removesuffix(WEIGHT)
+    if not name.endswith(WEIGHT):
+        scaled = any(name.removesuffix("_blocks") + ending in tensors for ending in ENDINGS)
+        return name if scaled and _holds_codes(spec.dtype) else foreign.owner(name)
+    if any(f"{layer}.{scale}" in tensors for scale in SCALES):
+        return layer
+    # Norms and convolutions of models that were cast to FP8 are no layers, and need no scale.
+    single = len(spec.shape) != 2 and f"{layer}.scale" not in tensors
+    plain = single and (spec.dtype.is_floating_point or len(spec.shape) < 2)
+    return layer if _holds_codes(spec.dtype) and not plain else None
+
+
+def _holds_codes(dtype: torch.dtype) -> bool:
+    """Whether a weight in this dtype holds codes: FP8, or whole numbers."""
+    if dtype.is_floating_point:
+        return dtype.itemsize == 1
+    return dtype != torch.bool and not dtype.is_complex
+
+
+def _layer(source: Source, layer: str, header: Marker | None, names: Sequence[str]) -> QuantizedLayer:
+    below = {name.removeprefix(f"{layer}."): name for name in _below(layer, names)}
+    marked = header is not None or NAME in below
+    marker, fault = (header or Marker(), "") if header or not marked else read_marker(source, layer)
+    own = dict(_parts(below, marked))
+    return QuantizedLayer(
+        name=layer,
+        marker=marker,
+        marked=marked,
+        names=own,
+        tensors={part: source.tensors[name] for part, name in own.items()},
+        fault=fault,
+    )
+
+
+def read_marker(source: Source, layer: str) -> tuple[Marker, str]:
+    """The marker in a layer's own tensor, or an empty one and why it cannot be read, without an end."""
+    spec = source.tensors[layer + SUFFIX]
+    try:
+        refuse_impossible(layer, spec.dtype, spec.shape)
+        return Marker.from_tensor(layer, source.read(layer + SUFFIX)), ""
+    except MarkerError as error:
+        return Marker(), str(error).removesuffix(".")
+
+
+def _below(layer: str, names: Sequence[str]) -> Iterator[str]:
+    """The tensors whose names begin with the layer's, from a sorted list."""
+    start = f"{layer}."
+    for i in range(bisect_left(names, start), len(names)):
+        if not names[i].startswith(start):
+            return
+        yield names[i]
+
+
+def _parts(below: Mapping[str, str], marked: bool) -> Iterator[tuple[str, str]]:
+    """Name within the layer and full name of its tensors, without the marker."""
+    for part, name in below.items():
+        if marked:
+            if part != NAME:
+                yield part, name
+        elif "." not in part or part.startswith(f"{CODES}."):
+            present = LEGACY_NAMES.get(part, part)
+            yield (part if present in below else present), name
