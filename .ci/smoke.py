@@ -20,7 +20,7 @@ FORMATS = (
     *("float8_e4m3fn", "float8_e5m2", "int8_tensor", "int8_row", "int8_convrot"),
     *("mxfp8", "int8_blockwise", "int8_blockwise_64"),
 )
-RECORD = f'''
+RECORD = f"""
 import torch
 from safetensors.torch import load_file
 
@@ -46,7 +46,7 @@ def main(recorder):
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
                 module(torch.randn(64, module.in_features))
-'''
+"""
 
 
 def commands(folder: Path) -> Iterator[tuple[list[str], int, str]]:
