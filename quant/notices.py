@@ -1,0 +1,107 @@
+"""Notices: what the user should know beside a result, as data that every front end words in its own language.
+
+The command line and text reports render the English templates below. The page renders the same notices from
+``locales/<language>/main.json``, key ``notice_<kind>``; tests hold its English to this table. What stops a run is an
+exception and no notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from string import Formatter
+from typing import Any, Literal, get_args
+
+Level = Literal["info", "warning", "error"]
+LEVELS = get_args(Level)
+Value = str | int | float | list[str]
+"""What a template is filled with; a list is joined with commas."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Made by `notice`, which checks the kind and its values."""
+
+    kind: str
+    """A key of `TEMPLATES`."""
+    level: Level
+    """error: the run would fail. warning: the result is not what was asked for. info: what was decided."""
+    values: Mapping[str, Value]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Notice:
+        """Read what `to_dict` wrote; KeyError, TypeError or ValueError for anything else."""
+        if data["level"] not in LEVELS:
+            raise ValueError(f"There is no level {data['level']!r}.")
+        return notice(data["kind"], data["level"], **data["values"])
+
+
+TEMPLATES: Mapping[str, tuple[Level, str]] = {
+    # The plan of one layer.
+    "smaller_rotation": ("info", "rotated in groups of {group}: {inputs} inputs do not divide by {limit}"),
+    "not_rotated": ("info", "not rotated: {inputs} inputs do not divide by {smallest}"),
+    "padded": ("info", "padded to {rows} x {columns}"),
+    "format_fallback": ("info", "fell back from {format}"),
+    "shape_misfit": ("info", "{rows} x {columns} does not divide by {multiple}, as {format} needs"),
+    "no_lookup": ("info", "ComfyUI cannot look up embedding rows in {format}"),
+    "rotation_chosen": ("info", "rotation chosen: {candidate}"),
+    "format_chosen": ("info", "chosen among {candidates}"),
+    "upgraded": ("info", "upgraded: {format} exceeds a weight error of {limit}"),
+    # The rounding of one layer.
+    "nearest_without_inputs": ("warning", "rounded to nearest: no inputs were recorded"),
+    "directions_of_weight": ("warning", "learned from the weight's own directions: no inputs were recorded"),
+    "scale_chosen": ("info", "scale: {scale}"),
+    "rows_kept_nearest": ("info", "{nearest} of {rows} rows kept nearest"),
+    "fell_back": ("info", "fell back to nearest"),
+    "output_error_overflow": ("warning", "output error unknown: it overflows float32"),
+    # A run.
+    "needs_pack": ("warning", "ComfyUI loads {formats} only while calibrated-rounding is installed."),
+    "not_recognised": ("info", "The model is not recognised: general rules decide which layers stay in float."),
+    "no_input_scale": (
+        "info",
+        "No input scale was written for {layers} layers: none was measured, or the format takes none.",
+    ),
+    "sensitivities_unused": ("warning", "Sensitivities were not used: {layers} layers have none."),
+    "no_bias_corrected": ("warning", "No bias was corrected: no input means were measured."),
+    "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
+    "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),
+    # Settings.
+    "calibration_only_measures": (
+        "info",
+        "The calibration only measures the error: {rounding} rounding learns nothing from it.",
+    ),
+    "block_size_unused": ("warning", "--block-size has no effect: {format} has no blocks of a size to choose."),
+    "rotation_group_unused": ("warning", "--convrot-group-size has no effect: {format} is not rotated."),
+    "no_calibration": ("error", "Calibrated rounding needs a calibration: link one to the calibration input."),
+    "emulated": ("warning", "{format} is emulated on {device}: smaller, not faster."),
+    "not_listed": ("warning", "ComfyUI's loaders do not list this folder; begin the name with '{folder}/'."),
+    "refused": ("error", "{text}"),
+}
+"""The level and the English text of every kind. Texts of a layer are cells of a table; the others are sentences."""
+
+
+def notice(kind: str, level: Level | None = None, **values: Value) -> Notice:
+    """A notice of a kind of `TEMPLATES`, of the kind's own level by default.
+
+    Raises:
+        KeyError: the kind is unknown.
+        ValueError: the values are not the ones of the template.
+    """
+    own_level, template = TEMPLATES[kind]
+    names = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    if names != values.keys():
+        raise ValueError(f"The notice '{kind}' needs {sorted(names)}, not {sorted(values)}.")
+    return Notice(kind, level or own_level, values)
+
+
+def render(notice: Notice) -> str:
+    """The notice in English."""
+    words = {name: ", ".join(value) if isinstance(value, list) else value for name, value in notice.values.items()}
+    return TEMPLATES[notice.kind][1].format(**words)
+
+
+def render_all(notices: Iterable[Notice]) -> list[str]:
+    return [render(entry) for entry in notices]
