@@ -22,7 +22,7 @@ from calibrated_rounding.quant.calibration.sample import Collector
 from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.layer.quantize import quantize_layer
-from calibrated_rounding.quant.layer.task import Task
+from calibrated_rounding.quant.layer.task import LayerTask
 
 WIDE = (3072, 12288)
 KINDS = ("float8_e4m3fn", "int8_row", "int8_convrot")
@@ -51,7 +51,8 @@ def _wide(runs: int) -> list[Row]:
 
     def calibrated(name: str) -> Callable[[], object]:
         fmt = FORMATS[name]
-        task = Task("wide", weight, fmt, 256 if fmt.rotated else None, Recipe(rounding="calibrated"), known)
+        group, recipe = 256 if fmt.rotated else None, Recipe(rounding="calibrated")
+        task = LayerTask(name="wide", weight=weight, format=fmt, group=group, recipe=recipe, inputs=known)
         return lambda: quantize_layer(task)
 
     factor = "factor"

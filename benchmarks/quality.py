@@ -30,7 +30,7 @@ from calibrated_rounding.quant.files.dequantized import as_float
 from calibrated_rounding.quant.files.quantized import quantized_layers
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.rotation import rotate
-from calibrated_rounding.quant.layer.activations import rounded
+from calibrated_rounding.quant.layer.activations import quantize_rows
 
 OURS = (sys.executable, "-m", "calibrated_rounding.quant", "--quiet", "--overwrite", "--profile", "generic")
 WANTED = ("float8_e4m3fn", "int8_row", "int8_convrot", "int8_blockwise", "mxfp8")
@@ -94,7 +94,7 @@ class Trial:
                 known = self.network.unseen[layer]
                 rows = known.rows.float()
                 turned = rotate(rows, group) if group else rows
-                w8a8 = rounded(turned, FORMATS[name], known.absmax)
+                w8a8 = quantize_rows(turned, FORMATS[name], known.absmax)
                 fed = rotate(w8a8, group) if group else w8a8
                 wanted, made = rows @ weight.float().T, floats.read(f"{layer}.weight").T
                 found.append([float((x @ made - wanted).norm() / wanted.norm()) for x in (rows, fed)])

@@ -19,20 +19,22 @@ from .files.dequantized import as_float
 from .files.sinks import Output, Sink
 from .files.sources import Source
 from .files.tensors import WEIGHT
-from .formats import pack_note
+from .formats import pack_notice
 from .formats.dequantize import dequantize_layer
 from .formats.marker import SUFFIX
 from .layer import bias
-from .layer.quantize import fitting, quantize_layer
-from .layer.task import QuantizedLayer, Task
+from .layer.quantize import explain_failures, quantize_layer
+from .layer.task import LayerTask, QuantizedLayer
+from .notices import Notice, notice
 from .planning.builder import make_plan
 from .planning.candidates import Evaluator
 from .planning.mixed_precision import settle_plan
 from .planning.plan import KeptTensor, LayerPlan, Plan
 from .recipe import AUTO, OFF, Recipe
+from .reports.entries import KeptReport, LayerReport
 from .reports.progress import Cancel, OnProgress, Progress
 from .reports.provenance import Provenance, build_header
-from .reports.report import KeptReport, LayerReport, Report, decibels
+from .reports.report import Report
 from .seeds import layer_seed
 from .text import shortened
 from .version import versions
@@ -125,7 +127,7 @@ class _Execution:
         for name, entry in self.plan.entries.items():
             self.run.check_cancelled()
             if isinstance(entry, LayerPlan):
-                with fitting(entry.name, entry.shape, self.run.device):
+                with explain_failures(entry.name, entry.shape, self.run.device):
                     report.layers.append(self._quantize(entry))
                 self._announce(report)
             elif isinstance(entry, KeptTensor):
@@ -136,16 +138,15 @@ class _Execution:
         return report
 
     def _new_report(self) -> Report:
-        report = Report(
-            self.plan.profile,
-            self.plan.certain,
-            self.run.recipe.to_dict(),
-            versions(),
+        return Report(
+            profile=self.plan.profile,
+            certain=self.plan.certain,
+            recipe=self.run.recipe.to_dict(),
+            versions=versions(),
             removed={name: entry.reason for name, entry in self.plan.removed.items()},
+            notes=_notes(self.plan, self.run),
             precision=self.plan.size_curve,
         )
-        report.notes += _notes(self.plan, self.run)
-        return report
 
     def _keep(self, entry: KeptTensor) -> None:
         if entry.dtype == entry.source.dtype:
@@ -154,13 +155,19 @@ class _Execution:
             self.output.write(entry.name, self.source.read(entry.name).to(entry.dtype))
 
     def _quantize(self, layer: LayerPlan) -> LayerReport:
-        started = time.perf_counter()
         weight = self.source.read(layer.name + WEIGHT)
         self._refuse_mismatch(layer, weight)
         run = self.run
         result = quantize_layer(
-            Task(
-                layer.name, weight, layer.format, layer.group, run.recipe, layer.inputs, run.device, run.check_cancelled
+            LayerTask(
+                name=layer.name,
+                weight=weight,
+                format=layer.format,
+                group=layer.group,
+                recipe=run.recipe,
+                inputs=layer.inputs,
+                device=run.device,
+                check_cancelled=run.check_cancelled,
             )
         )
         for suffix, tensor in layer.format.pack(result.codes, result.scale).items():
@@ -171,7 +178,7 @@ class _Execution:
             self.output.write(f"{layer.name}.input_scale", scale)
         if layer.name in self._input_means:
             self._correct_bias(layer, weight, result)
-        return _layer_report(layer, result, time.perf_counter() - started)
+        return _layer_report(layer, result)
 
     def _refuse_mismatch(self, layer: LayerPlan, weight: Tensor) -> None:
         """Raise ProfileError, naming every layer with another weight than the calibrated one, if this layer has one."""
@@ -232,26 +239,25 @@ def _has_other_weight(layer: LayerPlan, weight: Tensor) -> bool:
     return layer.inputs.fingerprint is not None and layer.inputs.fingerprint != fingerprint(weight)
 
 
-def _notes(plan: Plan, run: Run) -> list[str]:
+def _notes(plan: Plan, run: Run) -> list[Notice]:
     """What was asked for and could not be done, and what was assumed."""
     layers = list(plan.layers.values())
-    needed = pack_note(layer.format.comfyui_name for layer in layers)
-    notes = [needed] if needed else []
+    needed = pack_notice(layer.format.comfyui_name for layer in layers)
+    notes = [needed] if needed is not None else []
     if not plan.certain:
-        notes.append("The model was not recognised: the generic rules were used.")
+        notes.append(notice("not_recognised"))
     unscaled = sum(not layer.input_scale for layer in layers)
     if run.recipe.input_scale != OFF and unscaled:
-        notes.append(f"No input scale was written for {unscaled} layers: none was measured, or the format takes none.")
+        notes.append(notice("no_input_scale", layers=unscaled))
     unprobed = sum(layer.inputs.sensitivity is None for layer in layers)
     if run.recipe.format == AUTO and 0 < unprobed < len(layers):
-        notes.append(f"Sensitivities were not used: {unprobed} layers have none.")
+        notes.append(notice("sensitivities_unused", layers=unprobed))
     if run.recipe.bias_correction == "measured" and all(s.mean is None for s in run.statistics.values()):
-        notes.append("No bias was corrected: no input means were measured.")
+        notes.append(notice("no_bias_corrected"))
     return notes
 
 
-def _layer_report(layer: LayerPlan, result: QuantizedLayer, seconds: float) -> LayerReport:
-    output, before = result.output, result.output_nearest
+def _layer_report(layer: LayerPlan, result: QuantizedLayer) -> LayerReport:
     return LayerReport(
         name=layer.name,
         shape=layer.shape,
@@ -259,22 +265,19 @@ def _layer_report(layer: LayerPlan, result: QuantizedLayer, seconds: float) -> L
         group=layer.group,
         bytes_before=layer.source.nbytes,
         bytes_after=layer.nbytes,
-        error=result.error,
-        sqnr_db=decibels(result.error),
-        projected_error=result.projected,
-        projected_nearest=result.projected_nearest,
-        output_error=None if output is None else output.w8a16,
-        output_nearest=None if before is None else before.w8a16,
-        run_error=None if output is None else output.w8a8,
-        run_nearest=None if before is None else before.w8a8,
-        fell_back=result.fell_back,
-        seconds=seconds,
+        errors=result.errors,
         reason=layer.reason,
         notes=(*layer.notes, *result.notes),
     )
 
 
 def _kept_report(entry: KeptTensor) -> KeptReport:
-    dtype = str(entry.dtype).removeprefix("torch.")
-    shape = entry.source.shape
-    return KeptReport(entry.name, shape, dtype, entry.source.nbytes, entry.nbytes, entry.reason, entry.origin)
+    return KeptReport(
+        name=entry.name,
+        shape=entry.source.shape,
+        dtype=str(entry.dtype).removeprefix("torch."),
+        bytes_before=entry.source.nbytes,
+        bytes_after=entry.nbytes,
+        reason=entry.reason,
+        source=entry.origin,
+    )

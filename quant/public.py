@@ -6,8 +6,9 @@ from .api import plan_file, quantize_file, quantize_state_dict, quantize_tensor
 from .calibration.statistics import InputStatistics
 from .errors import AlreadyQuantizedError, Cancelled, CheckpointError, LayerError, ProfileError, QuantError, RecipeError
 from .recipe import Recipe, SvdSettings
+from .reports.entries import KeptReport, LayerReport
 from .reports.progress import Progress
-from .reports.report import KeptReport, LayerReport, Report
+from .reports.report import Report
 
 __all__ = [
     "AlreadyQuantizedError",

@@ -1,4 +1,4 @@
-"""Tables and lines for people to read.
+"""Tables and lines of text.
 
 Names come from files, so nothing in them may break a line or steer a terminal.
 """
@@ -33,6 +33,7 @@ def _cells(row: Sequence[str], widths: Sequence[int], right: frozenset[int]) -> 
 
 
 def megabytes(count: int) -> str:
+    """Bytes in 10^6 bytes."""
     return f"{count / 1e6:.2f}"
 
 
@@ -41,15 +42,25 @@ def dimensions(shape: Sequence[int]) -> str:
 
 
 def shortened(names: Sequence[str]) -> str:
+    """The first `MOST_NAMES` names and the number of the others."""
     rest = len(names) - MOST_NAMES
     return ", ".join(map(printable, names[:MOST_NAMES])) + (f" and {rest} more" if rest > 0 else "")
 
 
-def left_lines(kept: Iterable[tuple[str, str, str]], removed: Mapping[str, str]) -> list[str]:
-    """What was not quantized, a line for each reason; ``kept`` gives name, reason and who found the reason."""
+def grouped(entries: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each different text, with the names that it applies to; entries are (text, name)."""
     groups: dict[str, list[str]] = {}
-    for name, reason, source in kept:
-        groups.setdefault(f"kept: {reason}" + (f" [{source}]" if source else ""), []).append(name)
-    for name, reason in removed.items():
-        groups.setdefault(f"removed: {reason}", []).append(name)
-    return [f"{reason} ({len(names)}): {shortened(names)}" for reason, names in groups.items()]
+    for text, name in entries:
+        groups.setdefault(text, []).append(name)
+    return [f"{printable(text)} ({len(names)}): {shortened(names)}" for text, names in groups.items()]
+
+
+def kept_lines(kept: Iterable[tuple[str, str, str]], removed: Mapping[str, str]) -> list[str]:
+    """Tensors that are not quantized, a line for each reason.
+
+    Args:
+        kept: name, reason, and the source of the reason (or an empty text) of every kept tensor.
+        removed: the reason of every removed tensor, by name.
+    """
+    reasons = ((f"kept: {reason}" + (f" [{source}]" if source else ""), name) for name, reason, source in kept)
+    return grouped([*reasons, *((f"removed: {reason}", name) for name, reason in removed.items())])

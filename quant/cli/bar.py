@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line for every tenth elsewhere, nothing when asked to be quiet."""
+"""Progress on stderr: a bar on a terminal, a line for every tenth elsewhere, nothing with --quiet."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Lines:
 def _state(progress: Progress) -> str:
     parts = [f"{progress.done}/{progress.total}"]
     if progress.last is not None:
-        parts.append(f"{progress.last.name} error {progress.last.error:.4f}")
+        parts.append(f"{progress.last.name} error {progress.last.errors.primary.error:.4f}")
     elif progress.next_layer is not None:
         parts.append(progress.next_layer)
     return ", ".join(parts)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..formats import FORMATS, format_name
+from ..notices import Notice, notice
 from ..recipe import AUTO, TARGETS, Recipe, SvdSettings
 from .options import DEFAULT_FORMAT, FIELD_FORMATS, KINDS
 
@@ -33,16 +34,16 @@ def make_recipe(given: Mapping[str, Any]) -> Recipe:
     )
 
 
-def without_effect(given: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """What was given and changes nothing, in sentences."""
+def without_effect(given: Mapping[str, Any], recipe: Recipe) -> list[Notice]:
+    """Notices of the options that were given and change nothing."""
     notes = []
     formats = {*recipe.candidates, recipe.upgrade, recipe.fallback, *(fmt for _, fmt in recipe.overrides)}
     if "block_size" in given and not any(FORMATS[name].group_size for name in recipe.candidates):
-        notes.append(f"--block-size has no effect: {recipe.format} has no blocks of a size to choose.")
+        notes.append(notice("block_size_unused", format=recipe.format))
     if "rotation_group" in given and not any(fmt.rotated for name, fmt in FORMATS.items() if name in formats):
-        notes.append(f"--convrot-group-size has no effect: {recipe.format} is not rotated.")
+        notes.append(notice("rotation_group_unused", format=recipe.format))
     if "calibration" in given and not recipe.learns:
-        notes.append(f"--calibration only measures the error: {recipe.rounding} rounding learns nothing from inputs.")
+        notes.append(notice("calibration_only_measures", rounding=recipe.rounding))
     return notes
 
 

@@ -98,7 +98,7 @@ def _entry_row(entry: Entry) -> tuple[str, ...]:
 
 
 def _comparison_lines(found: Comparison) -> Iterator[str]:
-    head = ("layer", "format", "shape", "error", "dB")
+    head = ("layer", "format", "shape", "weight error", "dB")
     yield from table([head, *map(_difference_row, found.layers)], right=frozenset({2, 3, 4}))
     yield ""
     if found.changed:

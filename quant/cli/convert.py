@@ -15,9 +15,9 @@ from ..calibration.file import Calibration
 from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError, UnreadableLayerError
 from ..files import refuse_same_file
 from ..files.reader import INDEX_SUFFIX
+from ..notices import render
 from ..recipe import Recipe
 from ..reports.report import Report
-from ..text import left_lines
 from .bar import progress_bar
 from .choices import make_recipe, without_effect
 from .console import fail, say
@@ -40,7 +40,7 @@ def convert(argv: Sequence[str]) -> int:
     target = output_path(source, given.get("output"), recipe)
     if not quiet:
         for note in without_effect(given, recipe):
-            say(f"note: {note}", sys.stderr)
+            say(f"note: {render(note)}", sys.stderr)
     try:
         return _dry_run(given, recipe, source, target) if "dry_run" in given else _run(given, recipe, source, target)
     except AlreadyQuantizedError as error:
@@ -98,14 +98,9 @@ def _run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) ->
     if report_path is not None:
         _write_report(report, report_path)
     if "quiet" not in given:
-        say(report.table() if "verbose" in given else _short(report))
+        say(report.table() if "verbose" in given else report.short())
         say(f"Written: {target}")
     return 0
-
-
-def _short(report: Report) -> str:
-    left = left_lines(((kept.name, kept.reason, kept.source) for kept in report.kept), report.removed)
-    return "\n".join([*left, *report.notes, report.summary()])
 
 
 def refuse_existing(sources: Sequence[str], target: Path, overwrite: bool) -> None:

@@ -1,28 +1,35 @@
-"""A plan for people to read."""
+"""A plan as text."""
 
 from __future__ import annotations
 
+from ..files.tensors import is_layer
+from ..notices import render
 from ..planning.plan import LayerPlan, Plan
-from ..text import dimensions, left_lines, megabytes, table
+from ..text import dimensions, kept_lines, megabytes, table
 
 
 def plan_text(plan: Plan) -> str:
-    """A plan layer by layer, what it leaves and why, and what it saves."""
+    """A line for each layer, what is kept and why, and the totals."""
     head = ("layer", "shape", "format", "MB", "to MB", "reason")
     rows = [head, *map(_plan_row, plan.layers.values())]
-    kept = ((entry.name, entry.reason, entry.origin) for entry in plan.kept.values())
-    left = left_lines(kept, {name: entry.reason for name, entry in plan.removed.items()})
-    before, after = plan.source_nbytes, plan.nbytes
-    recognised = plan.profile if plan.certain else f"{plan.profile} (the model was not recognised)"
-    total = (
-        f"{recognised}: {len(plan.layers)} layers to quantize, {len(plan.kept)} tensors to keep; "
-        f"{megabytes(before)} -> {megabytes(after)} MB ({after / before:.0%})"
-    )
-    return "\n".join([*table(rows, right=frozenset({1, 3, 4})), "", *left, total])
+    removed = {name: entry.reason for name, entry in plan.removed.items()}
+    kept = kept_lines(((entry.name, entry.reason, entry.origin) for entry in plan.kept.values()), removed)
+    return "\n".join([*table(rows, right=frozenset({1, 3, 4})), "", *kept, _summary(plan)])
 
 
 def _plan_row(layer: LayerPlan) -> tuple[str, ...]:
     group = f", groups of {layer.group}" if layer.group else ""
     sizes = megabytes(layer.source.nbytes), megabytes(layer.nbytes)
-    reason = "; ".join([layer.reason, *layer.notes])
+    reason = "; ".join([layer.reason, *map(render, layer.notes)])
     return layer.name, dimensions(layer.shape), layer.format.name + group, *sizes, reason
+
+
+def _summary(plan: Plan) -> str:
+    before, after = plan.source_nbytes, plan.nbytes
+    kept_layers = sum(is_layer(entry.name, entry.source.shape) for entry in plan.kept.values())
+    recognised = plan.profile if plan.certain else f"{plan.profile} (the model is not recognised)"
+    return (
+        f"{recognised}: {len(plan.layers)} layers to quantize, {kept_layers} layers and "
+        f"{len(plan.kept) - kept_layers} other tensors to keep; "
+        f"{megabytes(before)} -> {megabytes(after)} MB ({after / before:.0%})"
+    )

@@ -44,5 +44,10 @@ def is_bank(name: str, shape: Sequence[int]) -> bool:
     return len(shape) == 3 and BANK.search(name) is not None
 
 
+def is_layer(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor is a layer's weight matrix, by name and shape; biases, norms and convolutions are not."""
+    return name.endswith(WEIGHT) and len(shape) == 2
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

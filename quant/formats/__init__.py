@@ -1,6 +1,6 @@
 """What a stored weight is: the table of formats, and what its rows are made of."""
 
-from .table import ALIASES, BLOCKWISE, FLOATS, FORMATS, Format, Shape, format_name, int8_blockwise, pack_note
+from .table import ALIASES, BLOCKWISE, FLOATS, FORMATS, Format, Shape, format_name, int8_blockwise, pack_notice
 
 __all__ = [
     "ALIASES",
@@ -11,5 +11,5 @@ __all__ = [
     "Shape",
     "format_name",
     "int8_blockwise",
-    "pack_note",
+    "pack_notice",
 ]

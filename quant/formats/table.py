@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RecipeError
+from ..notices import Notice, notice
 from . import mxfp8
 from .granularity import Granularity, PerBlock, PerRow, PerTensor
 from .grids import E4M3, E5M2, INT8, Grid
@@ -211,16 +212,11 @@ def format_name(name: str) -> str:
     return full
 
 
-def pack_note(names: Iterable[str | None]) -> str:
-    """Name the formats that ComfyUI alone does not load.
+def pack_notice(names: Iterable[str | None]) -> Notice | None:
+    """A notice that names the formats that ComfyUI alone does not load; None if it loads all of them.
 
     Args:
-        names: of formats, as markers give them.
-
-    Returns:
-        One sentence; empty where ComfyUI loads all of them.
+        names: of formats, as markers have them.
     """
     own = {fmt.comfyui_name for fmt in FORMATS.values() if not fmt.stock} & set(names)
-    if not own:
-        return ""
-    return f"{' and '.join(sorted(own))}: ComfyUI's loaders take it only while calibrated-rounding is installed."
+    return notice("needs_pack", formats=sorted(own)) if own else None

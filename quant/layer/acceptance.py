@@ -1,4 +1,6 @@
-"""The choice between two roundings, by inputs that neither was learned from."""
+"""Acceptance: each weight row keeps its learned codes only if they are significantly better than nearest on held-out
+rows (3 standard errors).
+"""
 
 from __future__ import annotations
 
@@ -8,33 +10,50 @@ import torch
 from torch import Tensor
 
 from ..formats import Format
-from .output_error import OutputError, Validator, significantly_lower
+from .validator import OutputErrors, Validator
+
+STANDARD_ERRORS = 3.0
+"""How far below nearest's the held-out error of a weight row must lie; a smaller gain could be chance."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """codes ``[N, K]``; the error of the output on held-out inputs, with these codes and with the nearest ones.
-
-    rows_fell_back: rows of the weight that took the nearest codes.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """The accepted codes of a layer and what they cost on held-out rows."""
 
     codes: Tensor
-    output: OutputError
-    nearest: OutputError
-    rows_fell_back: int
+    """``[N, K]``, each row learned or nearest."""
+    errors: OutputErrors
+    nearest: OutputErrors
+    """Output errors if every row were nearest."""
+    nearest_rows: int
+    """How many of the N rows are nearest."""
 
 
-def keep_better(codes: Tensor, nearest: Tensor, scale: Tensor, fmt: Format, validator: Validator) -> Choice:
-    """``codes [N, K]`` where they are surely better on held-out inputs, else ``nearest``, for each row of the weight.
+def accept(codes: Tensor, nearest: Tensor, scale: Tensor, fmt: Format, validator: Validator) -> Accepted:
+    """Choose between learned and nearest codes for each weight row.
 
-    Nearest everywhere if the layer as run would still be worse.
+    The whole layer falls back to nearest if its output error (W8A8) would still be larger.
+
+    Args:
+        codes: learned codes, ``[N, K]``.
+        nearest: nearest codes, ``[N, K]``.
+        scale: float32, for both, as `Format` shapes it.
     """
-    found, rounded = (fmt.dequantize(c, scale) for c in (codes, nearest))
-    better = significantly_lower(validator.squares(found), validator.squares(rounded))
-    before = validator.error(rounded)
-    after = validator.error(torch.where(better[:, None], found, rounded))
+    learned, plain = (fmt.dequantize(c, scale) for c in (codes, nearest))
+    better = significantly_lower(validator.squared_errors(learned), validator.squared_errors(plain))
+    before = validator.measure(plain)
+    after = validator.measure(torch.where(better[:, None], learned, plain))
     if after.w8a8 > before.w8a8:
         better, after = torch.zeros_like(better), before
-    # Selecting by bytes, as not every 8-bit float dtype can be selected by `where`.
-    kept = torch.where(better[:, None], codes.view(torch.uint8), nearest.view(torch.uint8)).view(codes.dtype)
-    return Choice(kept, after, before, int((~better).sum()))
+    # By bytes: `where` does not support every 8-bit float dtype.
+    chosen = torch.where(better[:, None], codes.view(torch.uint8), nearest.view(torch.uint8)).view(codes.dtype)
+    return Accepted(codes=chosen, errors=after, nearest=before, nearest_rows=int((~better).sum()))
+
+
+def significantly_lower(squares: Tensor, others: Tensor) -> Tensor:
+    """Mask ``[N]`` of the columns of ``squares [R, N]`` whose mean is significantly lower than in ``others`` (paired
+    z-test, `STANDARD_ERRORS`).
+    """
+    difference = squares - others
+    standard_error = difference.std(dim=0, correction=0) / len(difference) ** 0.5
+    return difference.mean(dim=0).lt(-STANDARD_ERRORS * standard_error)

@@ -1,8 +1,8 @@
-"""Bias correction: b' = b + E[x (W - W_q)^T], so that the layer's mean output is that of the float layer.
+"""Bias correction: b' = b + E[x (W - W_q)^T], so that the layer's mean output equals the float layer's.
 
 With ``y = x W^T + b`` the quantized layer's mean error is ``E[x] (W - W_q)^T``, which the bias can absorb exactly
-(Nagel et al., arXiv 1906.04721, section 4.2). Only the mean of the inputs matters: inputs of zero mean have nothing to
-correct.
+(Nagel et al., arXiv 1906.04721, section 4.2). Only the mean of the inputs matters: with a mean of zero there is nothing
+to correct.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 SYNTHETIC_ROWS = 3072
-"""Rows of N(0, 1) drawn where no input was measured and the recipe asks for synthetic ones."""
+"""Rows of N(0, 1) that stand for the inputs if none were measured and the recipe asks for synthetic inputs."""
 
 
 def correct(bias: Tensor, weight_error: Tensor, input_mean: Tensor) -> Tensor:
-    """The corrected bias ``[N]`` in the dtype of ``bias``.
+    """The corrected bias, in the dtype of the old one.
 
-    ``weight_error`` is W_q - W, float32 ``[N, K]`` in the basis of the inputs; ``input_mean`` is float32 ``[K]``.
+    Args:
+        bias: ``[N]``.
+        weight_error: W_q - W, float32 ``[N, K]`` in the basis of the inputs (not rotated, not padded).
+        input_mean: float32 ``[K]``.
     """
     return (bias.to(torch.float32) - weight_error @ input_mean).to(bias.dtype)
 

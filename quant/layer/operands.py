@@ -1,4 +1,4 @@
-"""A task's weight and its inputs as the format stores them: float32, padded, rotated."""
+"""A task's weight and recorded input rows in the basis that the weight is stored in: float32, padded, rotated."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from torch import Tensor
 
 from ..errors import LayerError
 from ..formats.rotation import rotate
-from .activations import Inputs, inputs_of
-from .task import Task
+from .activations import InputRows
+from .task import LayerTask
 
 BLOCK_ELEMENTS = 1 << 20
-"""Weights are taken to float32 in blocks of rows of about this many elements: so few that a block stays in the
-processor's cache from one step to the next and a layer costs little beside itself, so many that threads pay off."""
+"""Weights are converted to float32 in blocks of rows of about this many elements: few enough that a block stays in the
+processor's cache and a layer needs little memory beside its codes, enough that threads pay off."""
 
 FEWEST_ROWS = 8
-"""Fewer input rows than this are no sample: as if no inputs were known."""
+"""A sample of fewer input rows is ignored."""
 
 
-def float_blocks(task: Task) -> Iterator[Tensor]:
-    """Rows of the weight as float32, padded and rotated as the format stores them, and checked to be finite.
+def load_blocks(task: LayerTask) -> Iterator[Tensor]:
+    """Yield the weight in blocks of rows, float32 ``[n, K]``, padded and rotated as the format stores them.
 
-    Raises LayerError for NaN or infinite weights.
+    Raises:
+        LayerError: the weight holds NaN or infinity, or values so large that the rotation overflows.
     """
     weight, fmt = task.weight, task.format
     rows, columns = task.padded_shape
@@ -32,7 +33,7 @@ def float_blocks(task: Task) -> Iterator[Tensor]:
     height = max(unit, BLOCK_ELEMENTS // columns // unit * unit)
     for start in range(0, rows, height):
         block = weight[start : start + height].to(torch.float32)
-        if block.numel() and not torch.isfinite(torch.stack(torch.aminmax(block))).all():
+        if not _is_finite(block):
             raise LayerError(
                 f"Layer '{task.name}' holds NaN or infinite weights; the source file is damaged or not a weight."
             )
@@ -41,15 +42,25 @@ def float_blocks(task: Task) -> Iterator[Tensor]:
         yield rotate(block, task.group) if task.group else block
 
 
-def float_weight(task: Task) -> Tensor:
-    """The whole weight as `float_blocks` gives it."""
-    return torch.cat(list(float_blocks(task)))
+def load_weight(task: LayerTask) -> Tensor:
+    """The whole weight, float32 in `LayerTask.padded_shape`; errors as in `load_blocks`."""
+    return torch.cat(list(load_blocks(task)))
 
 
-def known_inputs(task: Task) -> Inputs | None:
-    """The recorded inputs on the weight's device, None if there are too few."""
-    known = task.inputs
-    if known.rows is None or len(known.rows) < FEWEST_ROWS:
+def load_input_rows(task: LayerTask) -> InputRows | None:
+    """The recorded input rows on the weight's device, None if there are fewer than `FEWEST_ROWS`."""
+    recorded = task.inputs.rows
+    if recorded is None or len(recorded) < FEWEST_ROWS:
         return None
-    rows = known.rows.to(task.weight.device)
-    return inputs_of(rows, task.padded_shape[1], task.format, task.group, known.absmax)
+    rows = recorded.to(task.weight.device)
+    return InputRows.prepare(rows, task.padded_shape[1], task.format, task.group, task.inputs.absmax)
+
+
+def hold_out(task: LayerTask, rows: InputRows) -> tuple[InputRows, InputRows]:
+    """Held-out rows, which judge, and the rows to learn from."""
+    return rows.split(task.recipe.calibrated.held_out)
+
+
+def _is_finite(block: Tensor) -> bool:
+    """Whether all values are finite; the extremes tell, without a mask as large as the block."""
+    return block.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(block))).all())

@@ -1,60 +1,73 @@
-"""One layer's work as a value: the weight, how to quantize it, and what came of it."""
+"""What is to be done with one layer, and the result, as values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..calibration.statistics import NOTHING_KNOWN, InputStatistics
 from ..formats import Format
+from ..notices import Notice
 from ..recipe import Recipe
 from ..seeds import layer_seed
-from .output_error import OutputError
+from .layer_errors import LayerErrors
 
 CheckCancelled = Callable[[], None]
+"""Called often; raises Cancelled when the user interrupts."""
 
 
-@dataclass(frozen=True)
-class QuantizedLayer:
-    """codes (padded shape) and float32 scale as `Format` shapes them; error: ||W_q - W|| / ||W||, 0 for a zero weight.
-
-    projected and projected_nearest: the relative error on the leading singular directions, where `svd` rounded, and
-    what nearest leaves there. output and output_nearest: the error of the output on inputs that nothing was learned
-    from, where inputs are known, and nearest's. fell_back: the method was not better than nearest anywhere, so nearest
-    it is.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    error: float
-    projected: float | None = None
-    projected_nearest: float | None = None
-    output: OutputError | None = None
-    output_nearest: OutputError | None = None
-    fell_back: bool = False
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Task:
-    """One weight ``[N, K]`` to quantize, of any floating dtype, and what is known of its inputs."""
+@dataclass(frozen=True, kw_only=True)
+class LayerTask:
+    """One weight to quantize."""
 
     name: str
+    """Full key without ``.weight``."""
     weight: Tensor
+    """``[N, K]``, any floating dtype, any device."""
     format: Format
     group: int | None
+    """Rotation group, None if the weight is not rotated."""
     recipe: Recipe
     inputs: InputStatistics = NOTHING_KNOWN
+    """What a calibration knows of the layer's inputs."""
     device: torch.device | str = "cpu"
+    """Where to compute."""
     check_cancelled: CheckCancelled = lambda: None
 
     @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
+    @property
     def padded_shape(self) -> tuple[int, int]:
-        return self.format.padded_shape((self.weight.shape[0], self.weight.shape[1]))
+        """Shape of the codes."""
+        return self.format.padded_shape(self.shape)
 
     @property
     def seed(self) -> int:
         return layer_seed(self.name, self.recipe.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLayer:
+    """A quantized weight, on the device of its task."""
+
+    codes: Tensor
+    """The format's dtype, `LayerTask.padded_shape`."""
+    scale: Tensor
+    """float32, in the shape of the format's granularity."""
+    errors: LayerErrors
+    output_power: float | None = None
+    """Mean over held-out rows of ``||W x||^2``; None without recorded inputs."""
+    notes: tuple[Notice, ...] = ()
+
+    def add_errors(self, **errors: Any) -> QuantizedLayer:
+        """The result with other fields of its `LayerErrors`."""
+        return replace(self, errors=replace(self.errors, **errors))
+
+    def add_notes(self, *notes: Notice) -> QuantizedLayer:
+        return replace(self, notes=(*self.notes, *notes))

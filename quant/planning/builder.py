@@ -12,6 +12,7 @@ from ..errors import ProfileError
 from ..files.tensors import WEIGHT, TensorSpec, dtype_name, is_bank
 from ..formats import FLOATS, FORMATS, Format, Shape
 from ..formats.rotation import GROUP_SIZES, largest_group
+from ..notices import Notice, notice, render
 from ..patterns import PatternSearch
 from ..recipe import OFF, SOURCE, Recipe
 from . import heuristics
@@ -84,7 +85,7 @@ class _Choice:
 
     format: Format
     reason: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[Notice, ...] = ()
     fixed: bool = False
     is_lookup_table: bool = False
 
@@ -173,8 +174,8 @@ class _Builder:
         if fallback in FLOATS:
             return _Keep(reason="an override asks for this dtype", origin=RECIPE, dtype=FLOATS[fallback])
         if fallback == SOURCE or not FORMATS[fallback].takes(shape, lookup):
-            return _Keep(reason=misfit, origin=FORMAT, open=True, is_lookup_table=lookup)
-        notes = (f"fell back: {misfit}",)
+            return _Keep(reason=render(misfit), origin=FORMAT, open=True, is_lookup_table=lookup)
+        notes = (notice("format_fallback", format=fmt.name), misfit)
         return _Choice(format=FORMATS[fallback], reason=reason, notes=notes, is_lookup_table=lookup)
 
 
@@ -198,10 +199,11 @@ def _structural_reason(name: str, spec: TensorSpec) -> str | None:
     return None
 
 
-def _misfit(fmt: Format, shape: Shape, lookup: bool) -> str:
+def _misfit(fmt: Format, shape: Shape, lookup: bool) -> Notice:
     if lookup and not fmt.supports_lookup:
-        return f"ComfyUI cannot look up embedding rows in {fmt.name}"
-    return f"{shape[0]} x {shape[1]} does not divide by {fmt.multiple[0]} x {fmt.multiple[1]}, as {fmt.name} needs"
+        return notice("no_lookup", format=fmt.name)
+    multiple = f"{fmt.multiple[0]} x {fmt.multiple[1]}"
+    return notice("shape_misfit", rows=shape[0], columns=shape[1], multiple=multiple, format=fmt.name)
 
 
 def _first_format(recipe: Recipe) -> Format:
@@ -213,7 +215,7 @@ def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, i
     group, notes = _rotation(choice.format, shape, recipe)
     padded = choice.format.padded_shape(shape)
     if padded != shape:
-        notes = (*notes, f"padded to {padded[0]} x {padded[1]}")
+        notes = (*notes, notice("padded", rows=padded[0], columns=padded[1]))
     return LayerPlan(
         name=layer,
         source=spec,
@@ -229,16 +231,16 @@ def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, i
     )
 
 
-def _rotation(fmt: Format, shape: Shape, recipe: Recipe) -> tuple[int | None, tuple[str, ...]]:
+def _rotation(fmt: Format, shape: Shape, recipe: Recipe) -> tuple[int | None, tuple[Notice, ...]]:
     """The rotation group, and a note where it is not the one asked for."""
     if not fmt.rotated:
         return None, ()
     limit = GROUP_SIZES[0] if isinstance(recipe.rotation_group, str) else recipe.rotation_group
     group = largest_group(shape[1], limit)
     if group is None:
-        return None, (f"not rotated: {shape[1]} inputs do not divide by 16",)
+        return None, (notice("not_rotated", inputs=shape[1], smallest=GROUP_SIZES[-1]),)
     if group != limit:
-        return group, (f"rotated in groups of {group}: {shape[1]} inputs do not divide by {limit}",)
+        return group, (notice("smaller_rotation", group=group, inputs=shape[1], limit=limit),)
     return group, ()
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from ..calibration.statistics import InputStatistics
 from ..formats import FORMATS
 from ..formats.rotation import group_sizes
-from ..layer.output_error import OutputError
 from ..layer.quantize import quantize_layer
-from ..layer.task import Task
+from ..layer.task import LayerTask
 from ..recipe import AUTO, Recipe
 from .builder import with_format
 from .plan import LayerPlan
@@ -35,8 +34,9 @@ class Candidate:
 
     @property
     def text(self) -> str:
-        rotated = f" rotated in groups of {self.plan.group}" if self.plan.group else ""
-        return f"{self.plan.format.name}{rotated} ({self.error:.4f})"
+        """``format (error)``, or ``format/group (error)`` if the layer is rotated: the same in every language."""
+        group = f"/{self.plan.group}" if self.plan.group else ""
+        return f"{self.plan.format.name}{group} ({self.error:.4f})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +63,29 @@ class Evaluator:
             LayerError: as `quantize_layer`.
         """
         self.check_cancelled()
-        task = Task(
-            layer.name, weight, layer.format, layer.group, self.recipe, layer.inputs, self.device, self.check_cancelled
+        task = LayerTask(
+            name=layer.name,
+            weight=weight,
+            format=layer.format,
+            group=layer.group,
+            recipe=self.recipe,
+            inputs=layer.inputs,
+            device=self.device,
+            check_cancelled=self.check_cancelled,
         )
         result = quantize_layer(task)
-        if result.output is None:
-            return Candidate(layer, result.error, 1.0)
-        return Candidate(layer, result.output.w8a8, self._importance(result.output, layer.inputs))
+        return Candidate(layer, result.errors.primary.error, self._importance(result.output_power, layer.inputs))
 
     def best(self, layers: Iterable[LayerPlan], weight: Tensor) -> Candidate:
         """The candidate of least cost; the first of equals."""
         return min((self.evaluate(layer, weight) for layer in layers), key=lambda candidate: candidate.cost)
 
-    def _importance(self, output: OutputError, inputs: InputStatistics) -> float:
+    def _importance(self, output_power: float | None, inputs: InputStatistics) -> float:
+        if output_power is None:
+            return 1.0
         if self.by_sensitivity and inputs.sensitivity is not None:
-            return output.power * inputs.sensitivity
-        return math.sqrt(output.power)
+            return output_power * inputs.sensitivity
+        return math.sqrt(output_power)
 
 
 def in_formats(layer: LayerPlan, names: Iterable[str], recipe: Recipe) -> list[LayerPlan]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ..calibration.statistics import NOTHING_KNOWN
 from ..errors import RecipeError
 from ..files.sources import Source
+from ..notices import notice
 from ..recipe import AUTO, Recipe
 from .builder import keep_layer, quantize_kept
 from .candidates import Candidate, Evaluator, in_formats, with_rotations
@@ -56,7 +57,7 @@ class _Search:
             variants = with_rotations(layer, self.recipe)
             if len(variants) > 1:
                 best = self.evaluator.best(variants, self.source.read(key))
-                yield key, best.plan.with_note(f"rotation chosen: {best.text}")
+                yield key, best.plan.with_note(notice("rotation_chosen", candidate=best.text))
 
     def upgrades(self, limit: float) -> Iterator[tuple[str, Entry]]:
         """Each layer as it stays below the relative weight error ``limit``: in its format, upgraded, or kept."""
@@ -65,7 +66,7 @@ class _Search:
             yield key, self._upgrade(layer, quick, limit)
 
     def _upgrade(self, layer: LayerPlan, evaluator: Evaluator, limit: float) -> Entry:
-        note = f"upgraded: {layer.format.name} exceeds a weight error of {limit}"
+        note = notice("upgraded", format=layer.format.name, limit=limit)
         upgraded = in_formats(layer, [self.recipe.upgrade or layer.format.name], self.recipe)
         variants = sorted([layer, *(plan.with_note(note) for plan in upgraded)], key=lambda plan: plan.nbytes)
         weight, texts = self.source.read(f"{layer.name}.weight"), list[str]()
@@ -143,8 +144,8 @@ class _LayerChoice:
 
     def entry(self, index: int) -> Entry:
         """The decision that the option ``index`` stands for."""
-        texts = ", ".join(candidate.text for candidate in self.candidates)
+        texts = [candidate.text for candidate in self.candidates]
         if index < len(self.candidates):
-            return self.candidates[index].plan.with_note(f"chosen among {texts}")
+            return self.candidates[index].plan.with_note(notice("format_chosen", candidates=texts))
         assert self.kept is not None  # the last option is there only if the layer may be kept
-        return replace(self.kept, reason=f"chosen to stay: {texts}")
+        return replace(self.kept, reason=f"chosen to stay: {', '.join(texts)}")

@@ -17,6 +17,7 @@ from ..calibration.statistics import NOTHING_KNOWN, InputStatistics
 from ..files.tensors import Layout, Spec, TensorSpec
 from ..formats import Format, Shape
 from ..formats.marker import SUFFIX, Marker
+from ..notices import Notice
 from .size_curve import SizeCurve
 
 
@@ -32,7 +33,7 @@ class LayerPlan:
     """Rotation group; None: not rotated."""
     reason: str
     """Why the layer is quantized."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Notice, ...] = ()
     full_precision: bool = False
     """ComfyUI dequantizes and multiplies in 16 bits."""
     input_scale: bool = False
@@ -64,7 +65,7 @@ class LayerPlan:
     def nbytes(self) -> int:
         return sum(Spec(*spec).nbytes for spec in self.layout.values())
 
-    def with_note(self, note: str) -> LayerPlan:
+    def with_note(self, note: Notice) -> LayerPlan:
         return replace(self, notes=(*self.notes, note))
 
 

@@ -18,8 +18,8 @@ from ..files.dequantized import as_float
 from ..files.quantized import QuantizedLayer, quantized_layers
 from ..files.sources import Source
 from ..files.tensors import WEIGHT, dtype_name
+from ..layer.layer_errors import decibels
 from .progress import OnProgress, Progress
-from .report import decibels
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements that are taken to float64 at a time."""

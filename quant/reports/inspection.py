@@ -12,9 +12,10 @@ from ..files.checks import layer_problem, scale_problem
 from ..files.quantized import CODES, QuantizedLayer, header_problem, quantized_layers, read_marker
 from ..files.strict_json import quoted
 from ..files.tensors import WEIGHT, dtype_name, is_bank
-from ..formats import pack_note
+from ..formats import pack_notice
 from ..formats.marker import SUFFIX, Marker, from_header
 from ..formats.stored import LEGACY_MARK
+from ..notices import render
 from ..planning.profiles import recognise
 from .provenance import Provenance
 
@@ -155,9 +156,9 @@ def _obstacles(checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer], pro
         yield f"{problem}."
     if layers and profile == UNSUPPORTED:
         yield "It is a text encoder of which ComfyUI loads no quantized weights."
-    needed = pack_note(layer.marker.format for layer in layers.values())
-    if needed:
-        yield needed
+    needed = pack_notice(layer.marker.format for layer in layers.values())
+    if needed is not None:
+        yield render(needed)
     legacy = any(name.rpartition(".")[2] == LEGACY_MARK for name in checkpoint.tensors)
     for layer in layers.values():
         problem = layer_problem(layer) or scale_problem(checkpoint, layer) or _without_marker(layer, legacy)

@@ -1,168 +1,182 @@
-"""What a run did, layer by layer: one value that the command line, the nodes, the web page and JSON all show."""
+"""What a run did: one value that the command line, the nodes, the page and JSON all show."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..layer.layer_errors import PAIRS, ErrorPair, LayerErrors
+from ..notices import Notice, render
 from ..planning.size_curve import SizeCurve
-from ..text import dimensions, left_lines, megabytes, table
+from ..text import dimensions, grouped, kept_lines, megabytes, table
+from .entries import KeptReport, LayerReport, Totals
 
-PAIRS = (
-    ("projected", "projected_error", "projected_nearest"),
-    ("output", "output_error", "output_nearest"),
-    ("as run", "run_error", "run_nearest"),
-)
-"""What is shown of a layer beside nearest's: a title, the figure, and that of nearest rounding."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One quantized layer. error: ||W_q - W|| / ||W||; sqnr_db: the same as a signal-to-noise ratio in decibels.
-
-    projected_error and projected_nearest: the error left on the leading singular directions, after rounding, and what
-    nearest rounding leaves there. output_error and output_nearest: the error of the layer's output on inputs that
-    nothing was learned from, and nearest's. run_error and run_nearest: the same where the host rounds the inputs too,
-    as its 8-bit products do. Each is None where not computed. seconds: wall time of the layer.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    format: str
-    group: int | None
-    bytes_before: int
-    bytes_after: int
-    error: float
-    sqnr_db: float | None
-    projected_error: float | None
-    projected_nearest: float | None
-    output_error: float | None
-    output_nearest: float | None
-    run_error: float | None
-    run_nearest: float | None
-    fell_back: bool
-    seconds: float
-    reason: str
-    notes: tuple[str, ...] = ()
+TITLES = {
+    "weight": "weight error",
+    "output_w8a16": "output error (W8A16)",
+    "output_w8a8": "output error (W8A8)",
+    "projected": "projected error",
+}
+"""What text calls the pairs of `LayerErrors`."""
 
 
-@dataclass(frozen=True)
-class KeptReport:
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    bytes_before: int
-    bytes_after: int
-    reason: str
-    source: str
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Report:
-    """The whole run. kept: tensors left in floating point, with the reason. removed: tensors dropped, with the
-    reason. precision: where the formats were chosen by measurement, what every size would cost.
-    """
+    """The whole run."""
 
     profile: str
     certain: bool
+    """Whether the model was recognised."""
     recipe: dict[str, Any]
     versions: dict[str, str]
     layers: list[LayerReport] = field(default_factory=list)
     kept: list[KeptReport] = field(default_factory=list)
     removed: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    """Tensors that were dropped, with the reason."""
+    notes: list[Notice] = field(default_factory=list)
     seconds: float = 0.0
     precision: SizeCurve | None = None
+    """What every size would cost, if formats were chosen by measurement."""
 
     @property
-    def bytes_before(self) -> int:
-        return sum(layer.bytes_before for layer in self.layers) + sum(kept.bytes_before for kept in self.kept)
+    def totals(self) -> Totals:
+        entries: list[LayerReport | KeptReport] = [*self.layers, *self.kept]
+        kept_layers = sum(kept.is_layer for kept in self.kept)
+        return Totals(
+            layers=len(self.layers),
+            kept_layers=kept_layers,
+            other_tensors=len(self.kept) - kept_layers,
+            bytes_before=sum(entry.bytes_before for entry in entries),
+            bytes_after=sum(entry.bytes_after for entry in entries),
+            fell_back=sum(layer.errors.fell_back for layer in self.layers),
+            **{name: self._mean(name) for name in PAIRS},
+        )
 
-    @property
-    def bytes_after(self) -> int:
-        return sum(layer.bytes_after for layer in self.layers) + sum(kept.bytes_after for kept in self.kept)
-
-    @property
-    def mean_error(self) -> float:
-        """Relative weight error, root mean square over the layers."""
-        return self.mean("error") or 0.0
-
-    def mean(self, figure: str) -> float | None:
-        """Root mean square of a relative error over the layers that have it; None if none has."""
-        values = [value for layer in self.layers if (value := getattr(layer, figure)) is not None]
-        return math.sqrt(sum(value**2 for value in values) / len(values)) if values else None
-
-    @property
-    def fell_back(self) -> int:
-        return sum(layer.fell_back for layer in self.layers)
+    def _mean(self, name: str) -> ErrorPair | None:
+        pairs = _pairs(self.layers, name)
+        if not pairs:
+            return None
+        return ErrorPair(root_mean_square(p.error for p in pairs), root_mean_square(p.nearest for p in pairs))
 
     def to_dict(self) -> dict[str, Any]:
-        totals = {
-            "layers": len(self.layers),
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "mean_error": self.mean_error,
-            "fell_back": self.fell_back,
-            **{figure: self.mean(figure) for _, *pair in PAIRS for figure in pair},
-        }
-        return asdict(self) | {"totals": totals}
+        """As JSON has it, without NaN and infinity; `from_dict` computes the totals again."""
+        data: dict[str, Any] = nullified(asdict(self) | {"totals": asdict(self.totals)})
+        return data
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Report:
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Read what `to_dict` wrote; KeyError, TypeError or ValueError for anything else."""
         values = {key: value for key, value in data.items() if key != "totals"}
-        values["layers"] = [
-            LayerReport(**{**row, "shape": tuple(row["shape"]), "notes": tuple(row["notes"])}) for row in data["layers"]
-        ]
-        values["kept"] = [KeptReport(**{**row, "shape": tuple(row["shape"])}) for row in data["kept"]]
-        values["precision"] = SizeCurve.from_dict(data["precision"]) if data.get("precision") else None
+        values["layers"] = [LayerReport.from_dict(layer) for layer in data["layers"]]
+        values["kept"] = [KeptReport.from_dict(kept) for kept in data["kept"]]
+        values["notes"] = [Notice.from_dict(note) for note in data["notes"]]
+        values["precision"] = SizeCurve.from_dict(data["precision"]) if data["precision"] else None
         return cls(**values)
 
     def table(self) -> str:
-        """A readable table: a line for each layer, what was left and why, and the totals."""
-        pairs = [pair for pair in PAIRS if self.mean(pair[1]) is not None]
-        head = ("layer", "shape", "format", "MB", "error", "dB", *(t for pair in pairs for t in (pair[0], "nearest")))
-        rows = [(*head, "notes"), *(_layer_row(layer, pairs) for layer in self.layers)]
-        left = left_lines(((kept.name, kept.reason, kept.source) for kept in self.kept), self.removed)
-        lines = table(rows, right=frozenset(range(3, len(head))))
-        chosen = [] if self.precision is None else [*self.precision.lines(), ""]
-        return "\n".join([*lines, "", *chosen, *left, *self.notes, self.summary()])
+        """The report as text: a line for each layer, what was kept and why, warnings, and the totals."""
+        columns = self._columns()
+        head = ("layer", "shape", "format", "MB", *(column.title for column in columns), "notes")
+        rows = [head, *(_layer_row(layer, columns) for layer in self.layers)]
+        curve = [] if self.precision is None else [*self.precision.lines(), ""]
+        return "\n".join([*table(rows, right=frozenset(range(3, len(head) - 1))), "", *curve, self.short()])
+
+    def short(self) -> str:
+        """What was kept and why, warnings, and the totals."""
+        kept = kept_lines(((entry.name, entry.reason, entry.source) for entry in self.kept), self.removed)
+        warnings = grouped(
+            (render(note), layer.name) for layer in self.layers for note in layer.notes if note.level == "warning"
+        )
+        return "\n".join([*kept, *warnings, *map(render, self.notes), self.summary()])
 
     def summary(self) -> str:
         """The totals in one line."""
-        ratio = self.bytes_after / self.bytes_before if self.bytes_before else 1.0
-        text = (
-            f"{self.profile}: {len(self.layers)} layers quantized, {len(self.kept)} tensors kept; "
-            f"{megabytes(self.bytes_before)} -> {megabytes(self.bytes_after)} MB ({ratio:.0%}), "
-            f"weight error {self.mean_error:.4f}, {self.seconds:.1f} s"
-        )
-        error, before = self.mean("run_error"), self.mean("run_nearest")
-        if error is not None and before is not None:
-            text += f", output error as run {error:.4f} (nearest {before:.4f})"
-        return text + (f", {self.fell_back} given back as nearest" if self.fell_back else "")
+        totals = self.totals
+        ratio = totals.bytes_after / totals.bytes_before if totals.bytes_before else 1.0
+        output, weight = totals.output_w8a8, totals.weight
+        parts = [
+            f"{totals.layers} layers quantized",
+            f"{totals.kept_layers} layers and {totals.other_tensors} other tensors kept",
+            f"{megabytes(totals.bytes_before)} -> {megabytes(totals.bytes_after)} MB ({ratio:.0%})",
+            *([f"{TITLES['output_w8a8']} {output.error:.4f} (nearest {output.nearest:.4f})"] if output else []),
+            *([f"{TITLES['weight']} {weight.error:.4f}"] if weight else []),
+            *([f"{totals.fell_back} fell back to nearest"] if totals.fell_back else []),
+            f"{self.seconds:.1f} s",
+        ]
+        return f"{self.profile}: {', '.join(parts)}"
+
+    def _columns(self) -> list[_Column]:
+        """What the table shows of `LayerErrors`: nearest's error only if rounding made a difference somewhere."""
+        columns: list[_Column] = []
+        for name, title in TITLES.items():
+            pairs = _pairs(self.layers, name)
+            if pairs:
+                columns.append(_Column(title=title, pair=name, figure="error"))
+            if any(pair.error != pair.nearest for pair in pairs):
+                columns.append(_Column(title="nearest", pair=name, figure="nearest"))
+            if name == "weight" and pairs:
+                columns.append(_Column(title="dB", pair=name, figure="decibels", digits=1))
+        return columns
 
 
-def decibels(error: float) -> float | None:
-    """A relative error as a signal-to-noise ratio in dB; None for no error at all."""
-    return -20 * math.log10(error) if error > 0 else None
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    title: str
+    pair: str
+    figure: str
+    digits: int = 5
+
+    def cell(self, errors: LayerErrors) -> str:
+        pair = errors.pairs.get(self.pair)
+        value = None if pair is None else getattr(pair, self.figure)
+        return "-" if value is None else f"{value:.{self.digits}f}"
 
 
-def _layer_row(layer: LayerReport, pairs: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
-    noise = "-" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}"
-    errors = [getattr(layer, figure) for _, *pair in pairs for figure in pair]
-    notes = [*layer.notes, *(["given back as nearest"] if layer.fell_back else [])]
-    return (
-        layer.name,
-        dimensions(layer.shape),
-        layer.format,
-        megabytes(layer.bytes_after),
-        f"{layer.error:.5f}",
-        noise,
-        *("-" if error is None else f"{error:.5f}" for error in errors),
-        "; ".join(notes),
+def _layer_row(layer: LayerReport, columns: Sequence[_Column]) -> tuple[str, ...]:
+    notes = "; ".join(map(render, layer.notes))
+    cells = (column.cell(layer.errors) for column in columns)
+    return layer.name, dimensions(layer.shape), layer.format, megabytes(layer.bytes_after), *cells, notes
+
+
+def _pairs(layers: Iterable[LayerReport], name: str) -> list[ErrorPair]:
+    return [pairs[name] for layer in layers if name in (pairs := layer.errors.pairs)]
+
+
+def nullified(value: Any) -> Any:
+    """JSON data with null for every number that is not finite; JSON has no other word for them."""
+    if isinstance(value, dict):
+        return {key: nullified(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [nullified(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def root_mean_square(values: Iterable[float]) -> float:
+    squares = [value**2 for value in values]
+    return math.sqrt(math.fsum(squares) / len(squares))
+
+
+def merge_reports(reports: Mapping[str, Report]) -> Report:
+    """The reports of a model's parts as one, names prefixed with the part's; a single report as it is."""
+    first, *others = reports.values()
+    if not others:
+        return first
+    merged = Report(
+        profile=" + ".join(report.profile for report in reports.values()),
+        certain=all(report.certain for report in reports.values()),
+        recipe=first.recipe,
+        versions=first.versions,
+        seconds=math.fsum(report.seconds for report in reports.values()),
     )
+    for part, report in reports.items():
+        merged.layers += [replace(layer, name=f"{part}.{layer.name}") for layer in report.layers]
+        merged.kept += [replace(kept, name=f"{part}.{kept.name}") for kept in report.kept]
+        merged.removed |= {f"{part}.{name}": reason for name, reason in report.removed.items()}
+        merged.notes += [note for note in report.notes if note not in merged.notes]
+    return merged

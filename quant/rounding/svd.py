@@ -103,10 +103,13 @@ def round_svd(
     nearest = round_nearest(weight, scale, fmt)
     solve = _solve_ldlq if settings.optimizer == "feedback" else _optimize
     codes = solve(projection, scale, fmt, settings, check_cancelled)
-    size = max(float(projection.project_error(torch.zeros_like(weight)).norm()), torch.finfo(torch.float32).tiny)
-    error, nearest_error = (
-        float(projection.project_error(fmt.dequantize(c, scale)).norm()) / size for c in (codes, nearest)
-    )
+
+    def norm(rounded: Tensor) -> float:
+        # In float64: squares of float32 values overflow above 1.8e19.
+        return float(projection.project_error(rounded).norm(dtype=torch.float64))
+
+    size = max(norm(torch.zeros_like(weight)), torch.finfo(torch.float32).tiny)
+    error, nearest_error = (norm(fmt.dequantize(c, scale)) / size for c in (codes, nearest))
     if error < nearest_error:
         return SvdResult(codes=codes, error=error, nearest_error=nearest_error, fell_back=False)
     fell_back = bool((codes.float() != nearest.float()).any())

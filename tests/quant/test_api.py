@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from calibrated_rounding.quant.files.dequantized import as_float
 from calibrated_rounding.quant.files.sources import StateDictSource
 from calibrated_rounding.quant.formats import FORMATS, int8_blockwise
 from calibrated_rounding.quant.formats.scales import absmax
+from calibrated_rounding.quant.notices import notice
 from calibrated_rounding.quant.rounding import round_nearest
 from calibrated_rounding.quant.seeds import layer_seed
 from safetensors import safe_open
@@ -112,10 +114,10 @@ def test_error_in_the_report_is_that_of_the_file(name: str, digits: Tensors) -> 
         weight = digits[f"{layer.name}.weight"].double()
         # Reading back rounds to bfloat16, which adds up to 2^-9 of each weight.
         error = float((floats.read(f"{layer.name}.weight").double() - weight).norm() / weight.norm())
-        assert error == pytest.approx(layer.error, abs=2**-9)
-        assert layer.sqnr_db == pytest.approx(-20 * torch.tensor(layer.error).log10().item())
-    assert report.bytes_after == sum(t.numel() * t.element_size() for t in tensors.values())
-    assert report.bytes_before == sum(t.numel() * t.element_size() for t in digits.values())
+        assert error == pytest.approx(layer.errors.weight.error, abs=2**-9)
+        assert layer.errors.weight.decibels == pytest.approx(-20 * math.log10(layer.errors.weight.error))
+    assert report.totals.bytes_after == sum(t.numel() * t.element_size() for t in tensors.values())
+    assert report.totals.bytes_before == sum(t.numel() * t.element_size() for t in digits.values())
 
 
 def test_report_survives_json_and_reads_as_a_table(digits: Tensors) -> None:
@@ -228,7 +230,7 @@ def test_blocks_of_any_size_are_read_as_the_fields_converter_writes_them(size: i
 
 def test_a_file_that_needs_this_pack_is_said_to(digits: Tensors) -> None:
     _, report = quantize_state_dict(digits, Recipe(format="int8_row", overrides=(("ffn", "int8_blockwise"),)))
-    assert [note for note in report.notes if "int8_blockwise" in note and "calibrated-rounding is installed" in note]
+    assert report.notes == [notice("needs_pack", formats=["int8_blockwise"])]
     _, stock = quantize_state_dict(digits, Recipe(format="int8_row"))
     assert stock.notes == []
 
@@ -264,7 +266,7 @@ def test_synthetic_bias_correction_only_when_asked(digits: Tensors) -> None:
     synthetic, _ = quantize_state_dict(digits, Recipe(format="float8_e5m2", bias_correction="synthetic"))
     assert torch.equal(untouched[f"{LAYER}.bias"], digits[f"{LAYER}.bias"])
     assert torch.equal(measured[f"{LAYER}.bias"], digits[f"{LAYER}.bias"])
-    assert any("No bias was corrected" in note for note in report.notes)
+    assert report.notes == [notice("no_bias_corrected")]
     assert not torch.equal(synthetic[f"{LAYER}.bias"], digits[f"{LAYER}.bias"])
 
 
@@ -274,22 +276,22 @@ def test_measured_input_scale_is_written(digits: Tensors) -> None:
     scales = {key: value for key, value in result.items() if key.endswith(".input_scale")}
     assert {key: float(value) for key, value in scales.items()} == {f"{LAYER}.input_scale": 2.0}
     assert scales[f"{LAYER}.input_scale"].dim() == 0
-    assert any("No input scale was written for" in note for note in report.notes)
+    assert report.notes == [notice("no_input_scale", layers=len(report.layers) - 1)]
 
 
 def test_mixed_precision_takes_the_cheapest_format_under_the_limit(digits: Tensors) -> None:
     narrow = quantize_state_dict(digits, Recipe(format="int8_row"))[1]
-    limit = sorted(layer.error for layer in narrow.layers)[len(narrow.layers) // 2]
+    limit = sorted(layer.errors.weight.error for layer in narrow.layers)[len(narrow.layers) // 2]
     recipe = Recipe(format="int8_row", upgrade="int8_convrot", max_error=limit)
     _, report = quantize_state_dict(digits, recipe)
     by_name = {layer.name: layer for layer in narrow.layers}
-    assert all(layer.error <= limit for layer in report.layers)
+    assert all(layer.errors.weight.error <= limit for layer in report.layers)
     for layer in report.layers:
-        assert (layer.format == "int8_row") == (by_name[layer.name].error <= limit)
+        assert (layer.format == "int8_row") == (by_name[layer.name].errors.weight.error <= limit)
     left = [kept for kept in report.kept if "no format stays under" in kept.reason]
     assert len(report.layers) + len(left) == len(narrow.layers)
     assert left
-    assert "int8_row (0." in left[0].reason and "int8_convrot rotated in groups of 256 (0." in left[0].reason
+    assert "int8_row (0." in left[0].reason and "int8_convrot/256 (0." in left[0].reason
 
 
 def test_progress_counts_every_layer_and_weight(digits: Tensors) -> None:
@@ -418,7 +420,8 @@ def test_calibrated_rounding_halves_the_output_error_of_every_layer(name: str, d
     prefixed = {f"model.diffusion_model.{key}": value for key, value in digits.items()}
     for tensors in (digits, prefixed):
         _, report = quantize_state_dict(tensors, Recipe(format=name, rounding="calibrated"), statistics=calibration)
-        assert all(layer.output_error < 0.55 * layer.output_nearest for layer in report.layers)
+        pairs = [layer.errors.output_w8a16 for layer in report.layers]
+        assert all(pair is not None and pair.error < 0.55 * pair.nearest for pair in pairs)
         assert Report.from_dict(json.loads(report.to_json())) == report
 
 
@@ -428,8 +431,9 @@ def test_a_layer_without_inputs_is_rounded_to_nearest_and_says_so(digits: Tensor
     nearest, _ = quantize_state_dict(digits, Recipe())
     assert torch.equal(result[f"{LAYER}.weight"], nearest[f"{LAYER}.weight"])
     notes = {layer.name: layer.notes for layer in report.layers}
-    assert notes.pop(LAYER) == ("rounded to nearest: no inputs were recorded",)
-    assert not any("no inputs" in note for all_notes in notes.values() for note in all_notes)
+    missing = notice("nearest_without_inputs")
+    assert notes.pop(LAYER) == (missing,)
+    assert not any(missing in others for others in notes.values())
 
 
 def test_calibrated_rounding_asks_for_a_calibration_of_this_model(digits: Tensors) -> None:

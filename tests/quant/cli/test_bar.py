@@ -8,13 +8,23 @@ import sys
 import pytest
 from calibrated_rounding.quant import LayerReport, Progress
 from calibrated_rounding.quant.cli.bar import progress_bar
+from calibrated_rounding.quant.layer.layer_errors import ErrorPair, LayerErrors
 
 
 def state(done: int) -> Progress:
     """Four layers of equal size, of which ``done`` are done."""
     last = None
     if done:
-        last = LayerReport(f"l{done}", (8, 8), "int8_row", None, 1, 1, 0.0125, *[None] * 7, False, 0.0, "")
+        last = LayerReport(
+            name=f"l{done}",
+            shape=(8, 8),
+            format="int8_row",
+            group=None,
+            bytes_before=1,
+            bytes_after=1,
+            errors=LayerErrors(weight=ErrorPair(0.5, 0.5), output_w8a8=ErrorPair(0.0125, 0.02)),
+            reason="",
+        )
     return Progress(
         done=done,
         total=4,

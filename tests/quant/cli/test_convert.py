@@ -88,7 +88,8 @@ def test_a_dry_run_announces_the_size_that_the_run_reports(run: Run, digits_path
     target = tmp_path / "q.safetensors"
     planned = run("-i", digits_path, "-o", target, "--mxfp8", "--dry_run").out
     report = quantize_file(digits_path, target, Recipe(format="mxfp8"))
-    assert f"{report.bytes_before / 1e6:.2f} -> {report.bytes_after / 1e6:.2f} MB" in planned
+    totals = report.totals
+    assert f"{totals.bytes_before / 1e6:.2f} -> {totals.bytes_after / 1e6:.2f} MB" in planned
 
 
 def test_a_report_in_json_is_the_report(run: Run, tiny_path: Path, tmp_path: Path) -> None:

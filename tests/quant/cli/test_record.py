@@ -96,7 +96,7 @@ def test_the_whole_way(run: Run, model_path: Path, code: Path, tmp_path: Path) -
     assert run("-i", model_path, "-o", made, "--calibration", target, "--report", report).code == 0
     layers = json.loads(report.read_text())["layers"]
     assert {layer["name"] for layer in layers} == {"net.0", "net.2"}
-    assert all(layer["output_error"] < 0.8 * layer["output_nearest"] for layer in layers)
+    assert all(pair["error"] < 0.8 * pair["nearest"] for layer in layers for pair in [layer["errors"]["output_w8a16"]])
 
 
 def test_a_module_is_found_in_the_current_folder(run: Run, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,23 @@ from calibrated_rounding.quant.errors import RecipeError
 from calibrated_rounding.quant.formats import ALIASES, FORMATS, Format, format_name
 from calibrated_rounding.quant.formats.dequantize import dequantize_layer
 from calibrated_rounding.quant.layer.quantize import quantize_layer
-from calibrated_rounding.quant.layer.task import Task
+from calibrated_rounding.quant.layer.task import LayerTask, QuantizedLayer
 from comfy_kitchen.backends.eager import quantization as host
 
 
+def quantized(weight: torch.Tensor, fmt: Format, group: int | None = None) -> QuantizedLayer:
+    return quantize_layer(LayerTask(name="l", weight=weight, format=fmt, group=group, recipe=Recipe()))
+
+
 def test_per_row_int8_is_the_hosts_bit_for_bit(trained: torch.Tensor) -> None:
-    ours = quantize_layer(Task("l", trained, FORMATS["int8_row"], None, Recipe()))
+    ours = quantized(trained, FORMATS["int8_row"])
     codes, scale = host.quantize_int8_rowwise(trained)
     assert torch.equal(ours.codes, codes)
     assert torch.equal(ours.scale, scale)
 
 
 def test_per_tensor_int8_is_the_hosts_bit_for_bit(trained: torch.Tensor) -> None:
-    ours = quantize_layer(Task("l", trained, FORMATS["int8_tensor"], None, Recipe()))
+    ours = quantized(trained, FORMATS["int8_tensor"])
     codes, scale = host.quantize_int8_tensorwise(trained)
     assert torch.equal(ours.codes, codes)
     assert torch.equal(ours.scale, scale)
@@ -28,7 +32,7 @@ def test_per_tensor_int8_is_the_hosts_bit_for_bit(trained: torch.Tensor) -> None
 
 @pytest.mark.parametrize("group", [16, 64, 256])
 def test_rotated_int8_is_the_hosts_bit_for_bit(group: int, trained: torch.Tensor) -> None:
-    ours = quantize_layer(Task("l", trained, FORMATS["int8_convrot"], group, Recipe()))
+    ours = quantized(trained, FORMATS["int8_convrot"], group)
     codes, scale = host.quantize_int8_convrot_weight(trained, group)
     assert torch.equal(ours.codes, codes)
     assert torch.equal(ours.scale, scale)
@@ -41,7 +45,7 @@ def test_mxfp8_is_the_hosts_bit_for_bit(shape: tuple[int, int], trained: torch.T
     weight = trained[: shape[0], : shape[1]].clone()
     weight[0, :32] = 0
     fmt = FORMATS["mxfp8"]
-    result = quantize_layer(Task("l", weight, fmt, None, Recipe()))
+    result = quantized(weight, fmt)
     packed = fmt.pack(result.codes, result.scale)
     codes, scale = comfy_kitchen.quantize_mxfp8(weight, pad_32x=True)
     ours = comfy_kitchen.dequantize_mxfp8(packed["weight"], packed["weight_scale"].view(torch.float8_e8m0fnu))
@@ -52,7 +56,7 @@ def test_mxfp8_is_the_hosts_bit_for_bit(shape: tuple[int, int], trained: torch.T
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))
 def test_layout_is_what_pack_gives_and_scales_survive_it(fmt: Format, trained: torch.Tensor) -> None:
-    result = quantize_layer(Task("l", trained, fmt, 256 if fmt.rotated else None, Recipe()))
+    result = quantized(trained, fmt, 256 if fmt.rotated else None)
     packed = fmt.pack(result.codes, result.scale)
     assert {name: (t.dtype, tuple(t.shape)) for name, t in packed.items()} == fmt.layout((512, 256))
     assert torch.equal(fmt.unpack_scale(packed["weight_scale"], (512, 256)), result.scale)

@@ -1,4 +1,4 @@
-"""Inputs rounded as the host's 8-bit products round them, against the host's own code."""
+"""Input rows quantized as ComfyUI's 8-bit products quantize them, against ComfyUI's own code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.rotation import rotate
-from calibrated_rounding.quant.layer.activations import inputs_of, rounded
+from calibrated_rounding.quant.layer.activations import InputRows, quantize_rows
 from comfy_kitchen.backends.eager import quantization as host
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,15 +22,15 @@ def drawn(rows: int = 64, width: int = 256) -> torch.Tensor:
 def test_int8_inputs_have_a_scale_for_each_row_as_in_the_host(name: str) -> None:
     rows = drawn()
     codes, scale = host.quantize_int8_rowwise(rows)
-    assert torch.equal(rounded(rows, FORMATS[name]), codes.float() * scale)
+    assert torch.equal(quantize_rows(rows, FORMATS[name]), codes.float() * scale)
 
 
 def test_rotated_int8_inputs_are_rotated_first() -> None:
     rows = drawn()
-    inputs = inputs_of(rows, 256, FORMATS["int8_convrot"], 64)
+    inputs = InputRows.prepare(rows, 256, FORMATS["int8_convrot"], 64)
     codes, scale = host.quantize_int8_rowwise(rotate(rows, 64))
     assert torch.equal(inputs.rows, rotate(rows, 64))
-    assert torch.equal(inputs.fed, codes.float() * scale)
+    assert torch.equal(inputs.quantized, codes.float() * scale)
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
@@ -38,42 +38,42 @@ def test_fp8_inputs_share_one_scale_as_in_the_host(name: str) -> None:
     rows, fmt = drawn(), FORMATS[name]
     scale = rows.abs().amax() / fmt.grid.maximum
     wanted = host.quantize_per_tensor_fp8(rows, scale, fmt.grid.dtype).float() * scale
-    torch.testing.assert_close(rounded(rows, fmt), wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(quantize_rows(rows, fmt), wanted, rtol=1e-6, atol=0)
 
 
 def test_fp8_scales_come_from_every_input_where_more_than_the_sample_is_known() -> None:
     rows, fmt = drawn(), FORMATS["float8_e4m3fn"]
     largest = float(rows.abs().max()) * 8
     codes = (rows / (largest / 448.0)).to(torch.float8_e4m3fn)
-    torch.testing.assert_close(rounded(rows, fmt, largest), codes.float() * (largest / 448.0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(quantize_rows(rows, fmt, largest), codes.float() * (largest / 448.0), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("name", "block"), [("mxfp8", 32), ("int8_blockwise", 128), ("int8_blockwise_64", 64)])
 def test_block_formats_round_each_run_of_inputs_by_its_own_scale(name: str, block: int) -> None:
     rows = drawn()
-    whole = rounded(rows, FORMATS[name])
+    whole = quantize_rows(rows, FORMATS[name])
     rows[:, block:] *= 1000
-    assert torch.equal(rounded(rows, FORMATS[name])[:, :block], whole[:, :block])
+    assert torch.equal(quantize_rows(rows, FORMATS[name])[:, :block], whole[:, :block])
 
 
 def test_inputs_are_padded_to_the_stored_width() -> None:
-    inputs = inputs_of(drawn(8, 40), 64, FORMATS["mxfp8"], None)
-    assert inputs.rows.shape == inputs.fed.shape == (8, 64)
-    assert not inputs.fed[:, 40:].any()
+    inputs = InputRows.prepare(drawn(8, 40), 64, FORMATS["mxfp8"], None)
+    assert inputs.rows.shape == inputs.quantized.shape == (8, 64)
+    assert not inputs.quantized[:, 40:].any()
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(values=arrays("float32", (3, 64), elements=st.floats(-1e4, 1e4, width=32)))
 def test_rounding_twice_is_rounding_once(name: str, values: object) -> None:
     fmt = FORMATS[name]
-    once = rounded(torch.from_numpy(values), fmt)
-    torch.testing.assert_close(rounded(once, fmt), once, rtol=1e-6, atol=1e-30)
+    once = quantize_rows(torch.from_numpy(values), fmt)
+    torch.testing.assert_close(quantize_rows(once, fmt), once, rtol=1e-6, atol=1e-30)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_split_keeps_rows_and_what_they_become_together(name: str) -> None:
-    inputs = inputs_of(drawn(10), 256, FORMATS[name], None)
+    inputs = InputRows.prepare(drawn(10), 256, FORMATS[name], None)
     first, rest = inputs.split(0.25)
     assert (len(first), len(rest)) == (2, 8)
-    assert torch.equal(torch.cat([first.fed, rest.fed]), inputs.fed)
+    assert torch.equal(torch.cat([first.quantized, rest.quantized]), inputs.quantized)
     assert len(inputs.split(0.001)[0]) == 1

@@ -57,22 +57,55 @@ def statistics() -> dict[str, InputStatistics]:
 def recipe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe whose third layer does not fit."""
     module, name, recipe = FAILS[request.param]
-    monkeypatch.setattr(module, name, fails_at(2 * CALLS.get(request.param, 1) + 1, getattr(module, name)))
+    number = 2 * CALLS.get(request.param, 1) + 1
+    monkeypatch.setattr(module, name, fails_at(number, getattr(module, name), FAILURES[0]))
     return recipe
 
 
-def fails_at(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+FAILURES = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    MemoryError(),
+)
+
+
+def fails_at(number: int, function: Callable[..., Any], failure: Exception) -> Callable[..., Any]:
     calls = iter(range(1, 1000))
 
     def call(*args: Any, **settings: Any) -> Any:
         if next(calls) == number:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
+            raise failure
         return function(*args, **settings)
 
     return call
 
 
-SENTENCE = rf"Layer '{re.escape(THIRD)}' \(32 x 48\) does not fit in the memory of cpu; quantize on the CPU[^\n]*\.$"
+SENTENCE = (
+    rf"^Layer '{re.escape(THIRD)}' \(32 x 48\) does not fit in the memory of cpu; close other programs, or quantize "
+    r"with rounding 'nearest'\.$"
+)
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_every_kind_of_exhausted_memory_names_the_layer(
+    failure: Exception, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods_module, "round_nearest", fails_at(3, methods_module.round_nearest, failure))
+    with pytest.raises(LayerError, match=SENTENCE):
+        quantize_state_dict(tensors, Recipe(format="int8_row"))
+
+
+def test_other_runtime_errors_are_not_taken_for_exhausted_memory(
+    tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        methods_module, "round_nearest", fails_at(1, methods_module.round_nearest, RuntimeError("else"))
+    )
+    with pytest.raises(RuntimeError, match="else"):
+        quantize_state_dict(tensors, Recipe(format="int8_row"))
 
 
 def test_a_file_is_not_written_and_the_source_stays(

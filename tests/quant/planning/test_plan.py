@@ -4,6 +4,7 @@ import pytest
 import torch
 from calibrated_rounding.quant import InputStatistics, ProfileError, Recipe
 from calibrated_rounding.quant.files.tensors import Spec
+from calibrated_rounding.quant.notices import notice
 from calibrated_rounding.quant.planning.builder import make_plan, quantize_kept
 from calibrated_rounding.quant.planning.candidates import in_formats
 from calibrated_rounding.quant.planning.plan import KeptTensor, LayerPlan, Plan
@@ -93,10 +94,10 @@ def test_shapes_that_do_not_divide_are_padded_regrouped_or_left() -> None:
     shapes = {"odd__weight": (33, 50), "narrow__weight": (64, 48)}
     padded = plan_of(Recipe(format="mxfp8"), **shapes).layers["odd.weight"]
     assert padded.layout["odd.weight"][1] == (64, 64)
-    assert "padded to 64 x 64" in padded.notes
+    assert padded.notes == (notice("padded", rows=64, columns=64),)
     rotated = plan_of(Recipe(format="int8_convrot"), **shapes)
     assert rotated.layers["narrow.weight"].group == 16
-    assert "groups of 16" in rotated.layers["narrow.weight"].notes[0]
+    assert rotated.layers["narrow.weight"].notes == (notice("smaller_rotation", group=16, inputs=48, limit=256),)
     assert rotated.markers["narrow"].to_json() == {
         "format": "int8_tensorwise",
         "convrot": True,
@@ -105,7 +106,7 @@ def test_shapes_that_do_not_divide_are_padded_regrouped_or_left() -> None:
     assert "does not divide" in rotated.kept["odd.weight"].reason
     fallen = plan_of(Recipe(format="float8_e4m3fn", fallback="mxfp8"), **shapes).layers["odd.weight"]
     assert fallen.format.name == "mxfp8"
-    assert fallen.notes[0].startswith("fell back")
+    assert [note.kind for note in fallen.notes] == ["format_fallback", "shape_misfit", "padded"]
     cast = plan_of(Recipe(format="float8_e4m3fn", fallback="float16"), **shapes).kept["odd.weight"]
     assert cast.dtype == torch.float16
 
@@ -152,7 +153,7 @@ def test_unrotatable_layer_is_plain_rows() -> None:
     plan = plan_of(Recipe(format="int8_convrot"), odd__weight=(64, 40))
     assert plan.layers["odd.weight"].group is None
     assert plan.markers["odd"].to_json() == {"format": "int8_tensorwise"}
-    assert "not rotated" in plan.layers["odd.weight"].notes[0]
+    assert plan.layers["odd.weight"].notes == (notice("not_rotated", inputs=40, smallest=16),)
 
 
 def test_heuristics_leave_what_gains_nothing() -> None:

@@ -36,7 +36,7 @@ def _inputs(width: int, seed: int) -> InputStatistics:
 
 
 def size(report: Report) -> int:
-    return report.bytes_after
+    return report.totals.bytes_after
 
 
 def total_error(report: Report) -> float:
@@ -49,11 +49,11 @@ def test_auto_without_a_target_takes_the_closest_format_of_each_layer(
 ) -> None:
     names = ("int8_row", "int8_convrot", "float8_e4m3fn")
     single = {name: quantize_state_dict(digits, Recipe(format=name), statistics=known)[1] for name in names}
-    errors = {n: {layer.name: layer.run_error for layer in report.layers} for n, report in single.items()}
+    errors = {n: {layer.name: layer.errors.primary.error for layer in report.layers} for n, report in single.items()}
     _, report = quantize_state_dict(digits, Recipe(format="auto", formats=names), statistics=known)
     assert [layer.name for layer in report.layers] == [layer.name for layer in single["int8_row"].layers]
     for layer in report.layers:
-        assert layer.run_error == min(errors[name][layer.name] for name in names)
+        assert layer.errors.primary.error == min(errors[name][layer.name] for name in names)
         assert layer.format == min(names, key=lambda name: errors[name][layer.name])
 
 
@@ -61,7 +61,7 @@ def test_auto_without_a_target_takes_the_closest_format_of_each_layer(
 def test_a_size_is_kept_to_and_used(digits: Tensors, known: Mapping[str, InputStatistics], share: float) -> None:
     recipe = Recipe(format="auto", formats=("int8_convrot",), target_share=share)
     tensors, report = quantize_state_dict(digits, recipe, statistics=known)
-    assert share * report.bytes_before - 140_000 < size(report) <= share * report.bytes_before
+    assert share * report.totals.bytes_before - 140_000 < size(report) <= share * report.totals.bytes_before
     assert sum(t.nbytes for t in tensors.values()) == size(report)
     assert report.precision is not None and report.precision.chosen.nbytes == size(report)
 
@@ -69,7 +69,7 @@ def test_a_size_is_kept_to_and_used(digits: Tensors, known: Mapping[str, InputSt
 def test_it_beats_the_profile_at_the_same_size(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
     """By the error that it makes small, summed over every layer that either of the two may quantize."""
     by_hand = quantize_state_dict(digits, Recipe(format="int8_convrot"), statistics=known)[1]
-    share = size(by_hand) / by_hand.bytes_before
+    share = size(by_hand) / by_hand.totals.bytes_before
     recipe = Recipe(format="auto", formats=("int8_convrot",), target_share=share)
     chosen = quantize_state_dict(digits, recipe, statistics=known)[1]
     everything = Recipe(format="auto", formats=("int8_convrot",))
@@ -132,8 +132,8 @@ def test_the_rotation_of_each_layer_is_the_best_of_all(digits: Tensors, known: M
     fixed.append(quantize_state_dict(digits, Recipe(format="int8_row"), statistics=known)[1])
     report = quantize_state_dict(digits, Recipe(format="int8_convrot", rotation_group="auto"), statistics=known)[1]
     for layer, *others in zip(report.layers, *(other.layers for other in fixed), strict=True):
-        assert layer.run_error == min(other.run_error for other in others if other.run_error is not None)
-        assert "rotation chosen" in layer.notes[-1]
+        assert layer.errors.primary.error == min(other.errors.primary.error for other in others)
+        assert layer.notes[-1].kind == "rotation_chosen"
 
 
 def test_the_file_and_its_report_tell_of_the_choice(
@@ -148,7 +148,9 @@ def test_the_file_and_its_report_tell_of_the_choice(
     assert Report.from_dict(json.loads(report.to_json())) == report
     table = report.table()
     assert "chosen" in table and "output error (W8A8)" in table
-    assert all(layer.format in FORMATS and "chosen among" in " ".join(layer.notes) for layer in report.layers)
+    assert all(
+        layer.format in FORMATS and "format_chosen" in {note.kind for note in layer.notes} for layer in report.layers
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ def test_the_errors_are_those_of_the_report(name: str, digits_path: Path, tmp_pa
     report = quantize_file(digits_path, tmp_path / "q.safetensors", Recipe(format=name))
     found = compare_files(digits_path, tmp_path / "q.safetensors")
     errors = {layer.name: layer.error for layer in found.layers}
-    assert errors == pytest.approx({layer.name: layer.error for layer in report.layers}, rel=1e-3)
-    assert found.mean_error == pytest.approx(report.mean_error, rel=1e-3)
+    assert errors == pytest.approx({layer.name: layer.errors.weight.error for layer in report.layers}, rel=1e-3)
+    assert report.totals.weight is not None
+    assert found.mean_error == pytest.approx(report.totals.weight.error, rel=1e-3)
     assert min(errors.values()) <= found.total_error <= max(errors.values())
     assert (found.same, found.changed, found.missing, found.extra, found.mismatched) == (50, [], [], [], [])
 
@@ -31,7 +32,7 @@ def test_padding_is_not_a_difference(tmp_path: Path) -> None:
     report = quantize_file(tmp_path / "f.safetensors", tmp_path / "q.safetensors", Recipe(format="mxfp8"))
     found = compare_files(tmp_path / "f.safetensors", tmp_path / "q.safetensors")
     assert found.mismatched == []
-    assert found.layers[0].error == pytest.approx(report.layers[0].error, rel=1e-3)
+    assert found.layers[0].error == pytest.approx(report.layers[0].errors.weight.error, rel=1e-3)
 
 
 def test_tensors_of_one_file_only_are_listed(tmp_path: Path) -> None:

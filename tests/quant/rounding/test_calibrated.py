@@ -9,8 +9,10 @@ from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.errors import RecipeError
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.rotation import largest_group, rotate
+from calibrated_rounding.quant.layer.layer_errors import ErrorPair
 from calibrated_rounding.quant.layer.quantize import quantize_layer
-from calibrated_rounding.quant.layer.task import QuantizedLayer, Task
+from calibrated_rounding.quant.layer.task import LayerTask, QuantizedLayer
+from calibrated_rounding.quant.notices import notice
 from calibrated_rounding.quant.recipe import ROUNDINGS, CalibratedSettings, SvdSettings
 
 Draw = Callable[[int, int, int], torch.Tensor]
@@ -35,7 +37,15 @@ def quantized(weight: torch.Tensor, name: str, inputs: torch.Tensor | None, **re
         rows=inputs, absmax=None if inputs is None or not len(inputs) else float(inputs.abs().max())
     )
     group = largest_group(weight.shape[1], 256) if fmt.rotated else None
-    return quantize_layer(Task("l", weight, fmt, group, Recipe(**recipe), known))  # type: ignore[arg-type]
+    made = Recipe(**recipe)  # type: ignore[arg-type]
+    return quantize_layer(LayerTask(name="l", weight=weight, format=fmt, group=group, recipe=made, inputs=known))
+
+
+def outputs(result: QuantizedLayer) -> tuple[ErrorPair, ErrorPair]:
+    """The output errors, W8A16 and W8A8."""
+    w8a16, w8a8 = result.errors.output_w8a16, result.errors.output_w8a8
+    assert w8a16 is not None and w8a8 is not None
+    return w8a16, w8a8
 
 
 def output_error(result: QuantizedLayer, weight: torch.Tensor, inputs: torch.Tensor, name: str) -> float:
@@ -51,9 +61,9 @@ def test_output_error_on_unseen_inputs_halves(name: str, trained: torch.Tensor) 
     unseen = correlated(2048, 256, 2)
     before = output_error(quantized(trained, name, None), trained, unseen, name)
     assert output_error(result, trained, unseen, name) < 0.55 * before
-    assert result.output is not None and result.output_nearest is not None
-    assert result.output.w8a16 < 0.55 * result.output_nearest.w8a16
-    assert result.output.w8a8 < result.output_nearest.w8a8
+    w8a16, w8a8 = outputs(result)
+    assert w8a16.error < 0.55 * w8a16.nearest
+    assert w8a8.error < w8a8.nearest
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -61,9 +71,7 @@ def test_output_error_on_unseen_inputs_halves(name: str, trained: torch.Tensor) 
 @pytest.mark.parametrize("draw", [correlated, independent_outliers])
 def test_never_worse_than_nearest_on_held_out_rows(name: str, rows: int, draw: Draw, trained: torch.Tensor) -> None:
     result = quantized(trained, name, draw(rows, 256, 3), rounding="calibrated")
-    assert result.output is not None and result.output_nearest is not None
-    assert result.output.w8a16 <= result.output_nearest.w8a16
-    assert result.output.w8a8 <= result.output_nearest.w8a8
+    assert all(pair.error <= pair.nearest for pair in outputs(result))
 
 
 @pytest.mark.parametrize("name", ["int8_row", "float8_e4m3fn"])
@@ -78,7 +86,7 @@ def test_independent_outliers_do_not_overfit(name: str, trained: torch.Tensor) -
 def test_too_few_rows_round_to_nearest(rows: int, trained: torch.Tensor) -> None:
     result = quantized(trained, "int8_row", correlated(rows, 256, 1), rounding="calibrated")
     assert torch.equal(result.codes, quantized(trained, "int8_row", None).codes)
-    assert result.notes == ("rounded to nearest: no inputs were recorded",)
+    assert result.notes == (notice("nearest_without_inputs"),)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-20, 1e15])
@@ -86,15 +94,15 @@ def test_constant_inputs(value: float, trained: torch.Tensor) -> None:
     """All channels constant, or one constant and the rest dead: a moment of rank one, or zero."""
     for inputs in (torch.full((64, 256), value), torch.zeros(64, 256).index_fill_(1, torch.tensor([5]), value)):
         result = quantized(trained, "int8_row", inputs, rounding="calibrated")
-        assert result.output is not None and result.output_nearest is not None
-        assert result.output.w8a8 <= result.output_nearest.w8a8 < float("inf")
+        _, w8a8 = outputs(result)
+        assert w8a8.error <= w8a8.nearest
 
 
 def test_singular_hessian_is_damped_until_positive(trained: torch.Tensor) -> None:
     inputs = torch.randn(512, 3) @ torch.randn(3, 256) * 1e3
     result = quantized(trained, "int8_row", inputs, rounding="calibrated", calibrated=CalibratedSettings(damping=1e-12))
-    assert result.output is not None and result.output_nearest is not None
-    assert result.output.w8a16 < 0.55 * result.output_nearest.w8a16
+    w8a16, _ = outputs(result)
+    assert w8a16.error < 0.55 * w8a16.nearest
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -103,10 +111,10 @@ def test_every_method_reports_output_error(rounding: str, trained: torch.Tensor)
     result = quantized(trained, "int8_row", inputs, rounding=rounding)
     held_out = inputs[:32]
     before = quantized(trained, "int8_row", None)
-    assert result.output is not None and result.output_nearest is not None
-    for layer, reported in ((result, result.output), (before, result.output_nearest)):
+    w8a16, _ = outputs(result)
+    for layer, reported in ((result, w8a16.error), (before, w8a16.nearest)):
         error = output_error(layer, trained, held_out, "int8_row") / float((held_out @ trained.T).norm())
-        assert reported.w8a16 == pytest.approx(error, rel=1e-3)
+        assert reported == pytest.approx(error, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["original", "adamw", "feedback"])
@@ -121,7 +129,7 @@ def test_svd_on_inputs_beats_nearest(optimizer: str, trained: torch.Tensor) -> N
 
 def test_svd_without_inputs_adds_a_note(trained: torch.Tensor) -> None:
     result = quantized(trained, "int8_row", None, rounding="svd", svd=SvdSettings(metric="inputs", iterations=2))
-    assert result.notes == ("the weight's own directions counted: no inputs were recorded",)
+    assert result.notes == (notice("directions_of_weight"),)
 
 
 @pytest.mark.parametrize("name", ["int8_row", "float8_e4m3fn", "mxfp8"])
@@ -131,10 +139,9 @@ def test_auto_scale_picks_the_better_method(name: str, rounding: str, trained: t
     errors = {}
     for scale in ("absmax", "mse", "auto"):
         result = quantized(trained, name, inputs, rounding=rounding, scale=scale)
-        assert result.output is not None
-        errors[scale] = result.output.w8a8
+        errors[scale] = outputs(result)[1].error
     assert errors["auto"] == min(errors["absmax"], errors["mse"])
-    assert result.notes[-1] in ("scale: absmax", "scale: mse")
+    assert result.notes[-1] in (notice("scale_chosen", scale="absmax"), notice("scale_chosen", scale="mse"))
 
 
 @pytest.mark.parametrize(("setting", "value"), [("damping", 0.0), ("held_out", 0.0), ("held_out", 1.0), ("passes", -1)])

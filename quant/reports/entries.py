@@ -1,0 +1,77 @@
+"""What a report is made of: one value for each quantized layer, for each kept tensor, and for the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..files.tensors import is_layer
+from ..layer.layer_errors import ErrorPair, LayerErrors
+from ..notices import Notice
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One quantized layer."""
+
+    name: str
+    """Full key without ``.weight``."""
+    shape: tuple[int, int]
+    format: str
+    group: int | None
+    """Rotation group, None if not rotated."""
+    bytes_before: int
+    """Of the float weight."""
+    bytes_after: int
+    """Of codes, scales and marker."""
+    errors: LayerErrors
+    reason: str
+    """Why the layer is quantized."""
+    notes: tuple[Notice, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LayerReport:
+        notes = tuple(Notice.from_dict(note) for note in data["notes"])
+        errors = LayerErrors.from_dict(data["errors"])
+        return cls(**{**data, "shape": tuple(data["shape"]), "errors": errors, "notes": notes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptReport:
+    """One tensor that stays in floating point (or is no float at all)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes_before: int
+    bytes_after: int
+    reason: str
+    source: str
+    """Who found the reason: a profile's rule, the recipe, the format."""
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a layer's weight, which could be quantized; not a bias, a norm or a convolution."""
+        return is_layer(self.name, self.shape)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> KeptReport:
+        return cls(**{**data, "shape": tuple(data["shape"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums and means of a report. Errors are root mean squares over the layers that have them."""
+
+    layers: int
+    kept_layers: int
+    other_tensors: int
+    bytes_before: int
+    bytes_after: int
+    weight: ErrorPair | None
+    output_w8a16: ErrorPair | None
+    output_w8a8: ErrorPair | None
+    projected: ErrorPair | None
+    fell_back: int
+    """Layers that fell back to nearest rounding."""
