@@ -10,11 +10,11 @@ from comfy_api.latest import io
 
 from ..quant import QuantError, quantize_file
 from ..quant.calibration.file import Calibration
-from ..quant.files import read_header
+from ..quant.notices import Notice
 from .host import running
 from .host.encoders import quantized_parts
 from .host.models import ATTACHMENT, source_metadata
-from .page.shown import shown
+from .page.shown import show_files, show_report
 from .pipeline import files
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe.values import make_recipe, unused_note
@@ -58,7 +58,8 @@ class SaveQuantizedModel(io.ComfyNode):
         made = model.get_attachment(ATTACHMENT)
         metadata = files.header(tensors, made, source_metadata(model), len(model.patches))
         files.write(path, tensors, metadata | files.workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo))
-        return _written(path, files.listing_note(path, "diffusion_models") + files.pack_note(metadata))
+        notices = files.loading_notices(path, "diffusion_models", metadata)
+        return io.NodeOutput(str(path), ui=show_files([str(path)], notices))
 
 
 class SaveQuantizedTextEncoder(io.ComfyNode):
@@ -88,7 +89,7 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
             raise QuantError("Nothing in this text encoder is quantized; connect the output of a quantize node.")
         clip.load_model()
         tensors = clip.patcher.model_state_dict_for_saving()
-        written, note = [], ""
+        written, notices = list[str](), list[Notice]()
         for part in parts:
             path = files.output_file(filename_prefix if len(parts) == 1 else f"{filename_prefix}_{part.name}")
             own = {key.removeprefix(part.prefix): t for key, t in tensors.items() if key.startswith(part.prefix)}
@@ -96,8 +97,8 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
             metadata = files.header(own, made, source_metadata(clip.patcher), len(clip.patcher.patches))
             files.write(path, own, metadata | files.workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo))
             written.append(str(path))
-            note = files.listing_note(path, "text_encoders") + files.pack_note(metadata)
-        return _written("\n".join(written), note)
+            notices = files.loading_notices(path, "text_encoders", metadata)
+        return io.NodeOutput("\n".join(written), ui=show_files(written, notices))
 
 
 class QuantizeFile(io.ComfyNode):
@@ -153,10 +154,5 @@ class QuantizeFile(io.ComfyNode):
             ),
             cls.hidden.unique_id,
         )
-        note = files.pack_note(read_header(target).metadata)
-        ui = shown(report, said=unused_note(recipe, calibration), file=str(target), note=note)
+        ui = show_report(report, unused_note(recipe, calibration), file=str(target))
         return io.NodeOutput(str(target), report.table(), ui=ui)
-
-
-def _written(paths: object, note: str) -> io.NodeOutput:
-    return io.NodeOutput(str(paths), ui={"text": [f"{paths}{note}"]})

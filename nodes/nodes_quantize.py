@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..quant import Report
 from ..quant.calibration.file import Calibration
+from ..quant.reports.report import merge_reports
 from .host.compiled import refuse_float_copies
 from .host.encoders import part_tensors, rebuild_clip, runnable_parts
 from .host.encoding import calibration_of
 from .host.models import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
 from .host.weights import LoadedWeights
-from .page.shown import shown
+from .page.shown import show_report
 from .pipeline.quantize import Result, quantize_weights
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe.values import make_recipe, unused_note
@@ -53,7 +52,7 @@ class QuantizeModel(io.ComfyNode):
         result = quantize_weights(weights, source_stamp(model), recipe, device, cls.hidden.unique_id, calibration)
         made = Made(recipe, result.report, source_metadata(model))
         quantized = rebuild_model(model, result.tensors, made)
-        ui = shown(result.report, result.from_disk, unused_note(recipe, calibration))
+        ui = show_report(result.report, unused_note(recipe, calibration), from_disk=result.from_disk)
         return io.NodeOutput(quantized, result.report.table(), ui=ui)
 
 
@@ -90,26 +89,10 @@ class QuantizeTextEncoder(io.ComfyNode):
             weights = LoadedWeights(part_tensors(clip, part))
             share = calibration and calibration_of(part, calibration)
             results[part.name] = quantize_weights(weights, stamp, recipe, device, cls.hidden.unique_id, share)
-        report = merged({name: result.report for name, result in results.items()})
+        report = merge_reports({name: result.report for name, result in results.items()})
         made = Made(recipe, report, source_metadata(clip.patcher))
         tensors = {name: result.tensors for name, result in results.items()}
         quantized = rebuild_clip(clip, tensors, {part.name: part.kind for part in parts}, made)
-        kept = all(result.from_disk for result in results.values())
-        ui = shown(report, kept, unused_note(recipe, calibration))
+        from_disk = all(result.from_disk for result in results.values())
+        ui = show_report(report, unused_note(recipe, calibration), from_disk=from_disk)
         return io.NodeOutput(quantized, report.table(), ui=ui)
-
-
-def merged(reports: dict[str, Report]) -> Report:
-    """The reports of a CLIP's encoders as one, layers named by encoder; a single one as it is."""
-    first, *others = reports.values()
-    if not others:
-        return first
-    total = Report(" + ".join(r.profile for r in reports.values()), first.certain, first.recipe, first.versions)
-    for name, report in reports.items():
-        total.certain = total.certain and report.certain
-        total.layers += [replace(layer, name=f"{name}.{layer.name}") for layer in report.layers]
-        total.kept += [replace(kept, name=f"{name}.{kept.name}") for kept in report.kept]
-        total.removed |= {f"{name}.{key}": reason for key, reason in report.removed.items()}
-        total.notes += report.notes
-        total.seconds += report.seconds
-    return total

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from calibrated_rounding.quant.layer.layer_errors import PAIRS
+from calibrated_rounding.quant.notices import TEMPLATES
 from calibrated_rounding.tools.locales import FILE, FOLDER, LANGUAGES, leaves, translated
 
 ROOT = FOLDER.parent
@@ -56,16 +58,27 @@ def test_a_language_is_not_english(language: str) -> None:
 def test_the_front_end_has_every_word_that_it_asks_for() -> None:
     code = scripts()
     asked = set(re.findall(r'\btext\("(\w+)"', code))
-    made = {f"column_{key}" for key in re.findall(r'(?:numeric|measured|worded)\("(\w+)"', code)}
+    made = {f"column_{key}" for key in re.findall(r'(?:numeric|worded)\("(\w+)"', code)}
+    made |= {f"{family}_{name}" for family in ("error", "about") for name in PAIRS}
     made |= set(re.findall(r'about: "(\w+)"', code))
     assert asked and made and (asked | made) - WORDS.keys() == set()
 
 
 def test_the_front_end_asks_for_every_word() -> None:
     code = scripts()
-    families = ("column_", "remark_", "axis_")
+    families = ("column_", "notice_", "axis_", "error_", "about_")
     unused = {key for key in WORDS if not key.startswith(families) and f'"{key}"' not in code}
     assert unused == set()
+
+
+def test_notices_have_one_english_text() -> None:
+    notices = {key: text for key, text in WORDS.items() if key.startswith("notice_")}
+    assert notices == {f"notice_{kind}": text for kind, (_, text) in TEMPLATES.items()}
+
+
+def test_the_page_knows_every_error_of_a_layer() -> None:
+    (named,) = re.findall(r"export const PAIRS = (\[.*?\]);", (ROOT / "web" / "errors.mjs").read_text(encoding="utf-8"))
+    assert sorted(json.loads(named)) == sorted(PAIRS)
 
 
 def test_what_is_not_translated_is_left_out() -> None:

@@ -45,11 +45,11 @@ def saved(site: Site) -> bytes:
     return picture(site, around(site))
 
 
-def with_a_remark(site: Site) -> bytes:
+def with_a_notice(site: Site) -> bytes:
     """What a node says before it runs."""
     quantize, _ = chain(site)
     site.set(quantize, format="float8_e4m3fn")
-    site.watch(quantize, lambda shown: "emulated" in shown["remarks"] and "Planned" in shown["title"])
+    site.watch(quantize, lambda shown: "emulated" in shown["notices"] and "Planned" in shown["title"])
     return picture(site, around(site))
 
 
@@ -68,7 +68,7 @@ def report(site: Site) -> bytes:
 
 PICTURES: Mapping[str, Callable[[Site], bytes]] = {
     "quantize_model": saved,
-    "before_the_run": with_a_remark,
+    "before_the_run": with_a_notice,
     "report": report,
 }
 

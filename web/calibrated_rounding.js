@@ -155,8 +155,8 @@ function look() {
 
 /** What a node that saves should say of what a quantize node gives it. */
 function toSave(node) {
-  const remarks = panels.get(node ?? {})?.check?.remarks ?? [];
-  return { remarks: remarks.filter(({ kind }) => kind === "needs_pack") };
+  const notices = panels.get(node ?? {})?.check?.notices ?? [];
+  return { notices: notices.filter(({ kind }) => kind === "needs_pack") };
 }
 
 /** An event handler that waits for the graph; what comes before, `refresh` finds on the server. */

@@ -7,9 +7,9 @@ import { Points } from "./points.mjs";
 import { bytes, error, text } from "./text.mjs";
 
 export class Chart {
-  /** measure: the key of the error that is drawn. chosen(layer) is called when the user goes to a point. */
+  /** chosen(layer) is called when the user goes to a point. */
   constructor(chosen) {
-    Object.assign(this, { layers: [], measure: "error" });
+    Object.assign(this, { layers: [], measure: "weight" });
     this.points = new Points({
       title: text("layers_chart"),
       help: text("chart_help"),
@@ -21,9 +21,11 @@ export class Chart {
     this.element = this.points.element;
   }
 
+  /** measure: the pair of `errors` whose error is drawn. */
   show(layers, measure) {
-    const order = (a, b) => a.bytes_after - b.bytes_after || a[measure] - b[measure];
-    Object.assign(this, { layers: layers.filter((layer) => layer[measure] != null).sort(order), measure });
+    this.measure = measure;
+    const order = (a, b) => a.bytes_after - b.bytes_after || this.#error(a) - this.#error(b);
+    this.layers = layers.filter((layer) => this.#error(layer) != null).sort(order);
     if (this.points.width) this.#draw(this.points.width);
   }
 
@@ -35,21 +37,25 @@ export class Chart {
     this.points.mark(layer);
   }
 
+  #error(layer) {
+    return layer.errors[this.measure]?.error;
+  }
+
   #draw(width) {
-    const [sizes, errors] = ["bytes_after", this.measure].map((key) => this.layers.map((layer) => layer[key]));
+    const [sizes, errors] = [this.layers.map((layer) => layer.bytes_after), this.layers.map((l) => this.#error(l))];
     const axes = new Axes(width, sizes, errors);
     const points = new Map(this.layers.map((layer) => [layer, this.#point(axes, layer)]));
-    this.points.show(axes.drawn(text("axis_size"), text(`axis_${this.measure}`)), points);
+    this.points.show(axes.drawn(text("axis_size"), text(`error_${this.measure}`)), points);
   }
 
   #point(axes, layer) {
-    const [x, y] = [axes.x(layer.bytes_after), axes.y(layer[this.measure])];
+    const [x, y] = [axes.x(layer.bytes_after), axes.y(this.#error(layer))];
     const circle = s("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 4.5, style: `fill: ${color(layer.format)}` });
     return { x, y, circle };
   }
 
   #said(layer) {
-    const value = layer[this.measure];
+    const value = this.#error(layer);
     const figures = [layer.format, bytes(layer.bytes_after), value == null ? "–" : error(value)];
     return [layer.name, ...figures].join(" · ");
   }

@@ -1,6 +1,11 @@
 // Tables as the server sends them (nodes/page/columns.py): a list for each column.
 
-const spread = (column) => (Array.isArray(column) ? column : column.index.map((place) => column.values[place]));
+function spread(column) {
+  if (Array.isArray(column)) return column;
+  if (!column.fields) return column.index.map((place) => column.values[place]);
+  const objects = rows(column.fields).values();
+  return spread(column.present).map((present) => (present ? objects.next().value : null));
+}
 
 /** The rows of a table, as objects. */
 export function rows(columns) {

@@ -1,13 +1,14 @@
 // What a quantize node shows of its run: before, while it goes on, and afterwards. Every line keeps its place and height.
 
 import { h, tail } from "./dom.mjs";
+import { primaryError } from "./errors.mjs";
+import { failure, line, merge } from "./notices.mjs";
 import { legend } from "./palette.mjs";
-import { secondsLeft, seen } from "./runs.mjs";
+import { secondsLeft } from "./runs.mjs";
 import { Strip } from "./strip.mjs";
 import { bytes, change, duration, error, percent, text, whole } from "./text.mjs";
 
 const TICK = 1000;
-const LEVELS = { error: "✕", warning: "⚠", info: "ⓘ" };
 
 export class Panel {
   /** openReport(report) and turnAdvanced() are called by the buttons. */
@@ -15,14 +16,14 @@ export class Panel {
     this.height = 223;
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
-    [this.head, this.facts, this.remarks] = ["head", "facts", "remarks"].map((name) =>
+    [this.head, this.facts, this.notices] = ["head", "facts", "notices"].map((name) =>
       h("div", { class: `calro-${name}` }),
     );
     this.said = h("span", { class: "calro-unseen", role: "status" });
     this.button = button(text("full_report"), () => openReport(this.state.report));
     const advanced = button(text("advanced"), turnAdvanced, { class: "calro-advanced" });
     const buttons = h("div", { class: "calro-buttons" }, this.button, advanced);
-    const body = h("div", { class: "calro-body" }, this.facts, this.remarks);
+    const body = h("div", { class: "calro-body" }, this.facts, this.notices);
     const parts = [this.head, this.strip.element, this.bar, body, buttons, this.said];
     this.element = h("div", { class: "calro calro-panel", role: "group", "aria-label": text("panel") }, ...parts);
     this.state = { phase: "idle", layers: [] };
@@ -60,7 +61,7 @@ export class Panel {
     this.facts.replaceChildren(...view.facts.map(fact));
     this.strip.show(layers, Math.max(run?.total ?? 0, layers.length));
     this.bar.firstChild.style.width = `${100 * (view.share ?? 0)}%`;
-    this.remarks.replaceChildren(...this.#remarks());
+    this.notices.replaceChildren(...this.#notices());
     this.button.disabled = !report;
     if (this.said.textContent !== view.title) this.said.textContent = view.title;
     this.#tick(phase === "running");
@@ -72,15 +73,16 @@ export class Panel {
     if (!on && this.timer) this.timer = clearInterval(this.timer);
   }
 
-  #remarks() {
+  #notices() {
     const { phase, message, report } = this.state;
-    const known = this.check?.remarks ?? [];
-    const said = (report?.said ?? []).map((text) => ({ kind: "said", level: "info", text }));
-    // What made the run fail takes the place of what would.
-    const failure = { kind: "said", level: "error", text: message };
-    const told = phase === "failed" ? [failure, ...known.filter(({ level }) => level !== "error")] : [...said, ...known];
+    const before = this.check?.notices ?? [];
+    const failed = phase === "failed";
+    // The error that made the run fail takes the place of errors that would.
+    const notices = failed
+      ? [failure(message), ...before.filter(({ level }) => level !== "error")]
+      : merge(report?.notices, report?.notes, before);
     const file = report?.file ? [tail(report.file)] : [];
-    if (file.length + told.length) return [...file, ...told.map(remark)];
+    if (file.length + notices.length) return [...file, ...notices.map(line)];
     if (phase === "idle" && !this.check?.plan) return [h("p", {}, text("hint"))];
     const formats = new Set(this.state.layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);
@@ -88,14 +90,6 @@ export class Panel {
 }
 
 const button = (label, onclick, more = {}) => h("button", { type: "button", title: label, onclick, ...more }, label);
-
-/** Remarks whose words the server has found. */
-const SENTENCES = { refused: ({ text }) => text, said: ({ text }) => text };
-
-export function remark({ level, kind, ...details }) {
-  const sentence = SENTENCES[kind]?.(details) ?? text(`remark_${kind}`, details);
-  return h("p", { class: `calro-${level}`, title: sentence }, h("i", { "aria-hidden": true }, LEVELS[level]), sentence);
-}
 
 function fact([label, value]) {
   const shown = value instanceof Node ? value : h("b", {}, value);
@@ -110,7 +104,7 @@ function saved(layers) {
   const last = layers.at(-1);
   return [
     [text("saved"), bytes(sum(layers, "bytes_before") - sum(layers, "bytes_after"))],
-    [text("last_error"), last ? error(seen(last)) : "–"],
+    [text("last_error"), last ? error(primaryError(last)) : "–"],
   ];
 }
 
@@ -121,16 +115,18 @@ function count({ run }) {
 
 function worst(layers) {
   if (!layers.length) return [];
-  const [slow, bad] = [most(layers, ({ seconds }) => seconds), most(layers, seen)];
+  const seconds = (layer) => layer.errors.seconds;
+  const [slow, bad] = [most(layers, seconds), most(layers, primaryError)];
   return [
-    pairFact(text("worst"), bad.name, error(seen(bad))),
-    pairFact(text("slowest"), slow.name, duration(slow.seconds)),
+    pairFact(text("worst"), bad.name, error(primaryError(bad))),
+    pairFact(text("slowest"), slow.name, duration(seconds(slow))),
   ];
 }
 
-/** With a calibration, what rounding by it has gained. */
-function gained({ run_error: own, run_nearest: nearest }) {
-  return own == null ? [] : [pairFact(text("column_run_error"), `nearest ${error(nearest)}`, error(own))];
+/** The headline of a run with a calibration: the output error (W8A8), nearest's beside it. */
+function headline({ output_w8a8: output }) {
+  if (!output) return [];
+  return [pairFact(text("error_output_w8a8"), `nearest ${error(output.nearest)}`, error(output.error))];
 }
 
 function planned(plan) {
@@ -138,7 +134,7 @@ function planned(plan) {
     [text("file"), change(plan.bytes_before, plan.bytes_after)],
     [text("of_float"), percent(plan.bytes_after / plan.bytes_before)],
     [text("layers"), whole(plan.layers)],
-    [text("kept"), whole(plan.kept)],
+    [text("kept_layers"), whole(plan.kept_layers)],
   ];
 }
 
@@ -173,9 +169,9 @@ const VIEWS = {
     title: report.from_disk ? text("done_from_disk") : text("done", { time: duration(report.seconds) }),
     detail: report.profile,
     facts: [
+      ...headline(report.totals),
       [text("size"), change(report.totals.bytes_before, report.totals.bytes_after)],
-      [text("error"), error(report.totals.mean_error)],
-      ...gained(report.totals),
+      [text("error_weight"), error(report.totals.weight.error)],
       ...worst(report.layers),
     ],
     share: 1,

@@ -3,29 +3,47 @@
 
 import { Chart } from "./chart.mjs";
 import { h, tail } from "./dom.mjs";
+import { PAIRS, toDecibels } from "./errors.mjs";
 import { download, toCsv, toJson } from "./export.mjs";
+import { sentence } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { Table } from "./table.mjs";
 import { bytes, change, decibels, duration, error, percent, text, whole } from "./text.mjs";
 import { Tradeoff } from "./tradeoff.mjs";
 
-const has = (key) => (layers) => layers.some((layer) => layer[key] != null);
+const pairs = (layers, name) => layers.map((layer) => layer.errors[name]).filter((pair) => pair != null);
 const optional = (shown) => (value) => (value == null ? "–" : shown(value));
 const last = (value) => (value == null ? -Infinity : value);
 
-const numeric = (key, shown, more = {}) => ({
+const numeric = (key, shown, { figure = (row) => row[key], ...more } = {}) => ({
   key,
   number: true,
   given: () => true,
-  value: (layer) => last(layer[key]),
-  shown: (layer) => optional(shown)(layer[key]),
+  value: (row) => last(figure(row)),
+  shown: (row) => optional(shown)(figure(row)),
   ...more,
   kind: `calro-number ${more.kind ?? ""}`,
 });
-const measured = (key, more = {}) => numeric(key, error, { given: has(key), ...more });
+
+/** An error, and nearest's beside it if rounding made a difference in some layer. */
+const measured = (name, more = {}, beside = more) => [
+  numeric(name, error, {
+    label: `error_${name}`,
+    about: `about_${name}`,
+    figure: ({ errors }) => errors[name]?.error,
+    given: (layers) => pairs(layers, name).length > 0,
+    ...more,
+  }),
+  numeric("nearest", error, {
+    about: "about_nearest",
+    figure: ({ errors }) => errors[name]?.nearest,
+    given: (layers) => pairs(layers, name).some((pair) => pair.error !== pair.nearest),
+    ...beside,
+  }),
+];
 const worded = (key, words, more = {}) => ({ key, given: () => true, value: words, shown: words, ...more });
 
-const notes = (layer) => [...layer.notes, ...(layer.fell_back ? [text("fell_back")] : [])].join("; ");
+const notes = (layer) => layer.notes.map(sentence).join("; ");
 const shape = (row) => row.shape.join(" × ");
 const LESS = { kind: "calro-less" }; // left out where there is little room
 
@@ -37,15 +55,16 @@ const COLUMNS = [
   worded("format", (layer) => layer.format, { shown: (layer) => legend(layer.format) }),
   numeric("bytes_before", bytes, LESS),
   numeric("bytes_after", bytes),
-  numeric("error", error, { about: "about_error" }),
-  numeric("sqnr_db", decibels, { about: "about_sqnr_db", ...LESS }),
-  measured("output_error", { about: "about_output_error" }),
-  measured("output_nearest", { about: "about_nearest" }),
-  measured("run_error", { about: "about_run_error" }),
-  measured("run_nearest", { about: "about_nearest" }),
-  measured("projected_error", { about: "about_projected_error", ...LESS }),
-  measured("projected_nearest", { about: "about_nearest", ...LESS }),
-  numeric("seconds", duration),
+  ...measured("weight", {}, LESS),
+  numeric("decibels", decibels, {
+    about: "about_decibels",
+    figure: ({ errors }) => toDecibels(errors.weight.error),
+    ...LESS,
+  }),
+  ...measured("output_w8a16"),
+  ...measured("output_w8a8"),
+  ...measured("projected", LESS),
+  numeric("seconds", duration, { figure: ({ errors }) => errors.seconds }),
   worded("notes", notes, {
     given: (layers) => layers.some(notes),
     shown: (layer) => h("span", { title: notes(layer) }, notes(layer)),
@@ -90,7 +109,7 @@ class View {
     this.format = choice(text("format"), [["", text("all_formats")], ...formats(report).map((name) => [name, name])]);
     this.measure = choice(
       text("measure"),
-      measures(report).map((key) => [key, text(`axis_${key}`)]),
+      measures(report).map((key) => [key, text(`error_${key}`)]),
     );
     this.search.addEventListener("input", () => this.#filter());
     this.format.addEventListener("change", () => this.#filter());
@@ -146,28 +165,27 @@ class View {
   }
 }
 
-const named = ({ key, about, ...column }) => ({
+const named = ({ key, label = `column_${key}`, about, ...column }) => ({
   ...column,
   key,
-  label: text(`column_${key}`),
+  label: text(label),
   about: about && text(about),
 });
 const words = (layer) => `${layer.name} ${layer.format} ${notes(layer)}`.toLowerCase();
 const formats = ({ layers }) => [...new Set(layers.map((layer) => layer.format))];
-const measures = ({ layers }) => ["run_error", "output_error", "error"].filter((key) => has(key)(layers));
+const measures = ({ layers }) => PAIRS.filter((name) => pairs(layers, name).length);
 
 function choice(label, options) {
   return h("select", { "aria-label": label }, ...options.map(([value, shown]) => h("option", { value }, shown)));
 }
 
-function tiles({ totals, seconds, layers, kept, profile }) {
+function tiles({ totals, seconds, profile }) {
   const share = percent(totals.bytes_after / (totals.bytes_before || 1));
   const shown = [
     [text("size"), change(totals.bytes_before, totals.bytes_after), share],
-    [text("error"), error(totals.mean_error)],
-    ...["output", "run"].flatMap((kind) => against(totals, kind)),
-    [text("layers"), whole(layers.length)],
-    [text("kept"), whole(kept.length)],
+    ...PAIRS.flatMap((name) => against(totals, name)),
+    [text("layers"), whole(totals.layers)],
+    [text("kept_layers"), whole(totals.kept_layers)],
     [text("time"), duration(seconds)],
     [text("profile"), profile],
     ...(totals.fell_back ? [[text("fell_back"), whole(totals.fell_back)]] : []),
@@ -181,15 +199,18 @@ function tiles({ totals, seconds, layers, kept, profile }) {
 
 const small = (words) => words && h("small", {}, words);
 
-/** An error that was measured on recorded inputs, beside that of nearest rounding. */
-function against(totals, kind) {
-  const [own, nearest] = [totals[`${kind}_error`], totals[`${kind}_nearest`]];
-  return own == null ? [] : [[text(`column_${kind}_error`), error(own), `nearest ${error(nearest)}`]];
+/** A mean error, beside nearest's if rounding made a difference. */
+function against(totals, name) {
+  const pair = totals[name];
+  if (pair == null) return [];
+  const beside = pair.error === pair.nearest ? null : `nearest ${error(pair.nearest)}`;
+  return [[text(`error_${name}`), error(pair.error), beside]];
 }
 
 /** What is folded away: the tensors that were kept or dropped, and the notes with the recipe. */
-function more({ kept, removed, notes: remarks, recipe, versions, from_disk: fromDisk }) {
-  const lines = [...(fromDisk ? [text("from_disk")] : []), ...remarks].map((line) => h("p", {}, line));
+function more({ kept, removed, notes: noted, recipe, versions, from_disk: fromDisk }) {
+  const sentences = [...(fromDisk ? [text("notice_from_disk")] : []), ...noted.map(sentence)];
+  const lines = sentences.map((words) => h("p", {}, words));
   const made = h("pre", {}, JSON.stringify({ recipe, versions }, null, 1));
   const dropped = Object.entries(removed).map(([name, reason]) => h("p", {}, `${name}: ${reason}`));
   return [

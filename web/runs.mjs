@@ -2,6 +2,7 @@
 //
 // A state is {phase, run, layers, report, text, message}. phase: preparing, running, rounded (the engine is done, the
 // node is not), done, interrupted, failed. run: the server's last words (nodes/page/live.py), with `received`, when they came.
+// files, notices: of a node that has written files (nodes/page/shown.py).
 
 import { rows } from "./columns.mjs";
 
@@ -29,17 +30,17 @@ export function running(event, before = []) {
   return { phase, message, run: { ...rest, received: performance.now() }, layers: [...before, ...rows(layers)] };
 }
 
-/** The state that a node's output means; null if it shows nothing. */
+/** The state of a node with this output; null if it shows nothing. */
 export function finished(output) {
   const packed = output?.calibrated_rounding?.[0];
   const text = (output?.text ?? []).join("\n");
   if (!packed?.layers && !text) return null;
-  if (!packed?.layers) return { phase: "done", text, layers: [] };
+  if (!packed?.layers) return { phase: "done", text, ...packed, layers: [] };
   const report = { ...packed, layers: rows(packed.layers), kept: rows(packed.kept) };
   return { phase: "done", text, report, layers: report.layers };
 }
 
-/** What an error or an interrupt makes of a node's state; what was done until then stays to be seen. */
+/** A node's state after an error or an interrupt; the layers that were done stay visible. */
 export function ended(workflow, node, phase, message) {
   const before = stateOf(workflow, node);
   const kept = before && ["preparing", "running", "rounded"].includes(before.phase) ? before : { layers: [] };
@@ -47,12 +48,9 @@ export function ended(workflow, node, phase, message) {
   return keep(workflow, node, { ...kept, phase, message });
 }
 
-/** Seconds that are left, guessed from the weights that are done; null while there is nothing to guess from. */
+/** Seconds left, estimated from the weights that are done; null before the first. */
 export function secondsLeft(run, now = performance.now()) {
   if (!run.weights_done || run.weights_done >= run.weights_total) return null;
   const all = (run.seconds * run.weights_total) / run.weights_done;
   return Math.max(0, all - run.seconds - (now - run.received) / 1000);
 }
-
-/** A layer's error that the picture sees: of its output as ComfyUI runs it where that was measured, else its weight's. */
-export const seen = (layer) => layer.run_error ?? layer.error;

@@ -1,8 +1,8 @@
 // The strip of bars in the node: one for each layer, as high as its error, coloured by its format.
 
 import { h, s } from "./dom.mjs";
+import { primaryError } from "./errors.mjs";
 import { color } from "./palette.mjs";
-import { seen } from "./runs.mjs";
 import { error } from "./text.mjs";
 
 const MOST = 160; // bars; of more layers, several share one, which shows the worst
@@ -15,7 +15,7 @@ export class Strip {
     this.show([], 0);
   }
 
-  /** layers: finished ones, {name, format, error, run_error}; total: how many there will be. */
+  /** layers: finished layers, {name, format, errors}; total: how many there will be. */
   show(layers, total) {
     this.bars = bars(layers, total);
     this.count = Math.min(Math.max(total, 1), MOST);
@@ -26,7 +26,7 @@ export class Strip {
   #name(event) {
     const box = this.element.getBoundingClientRect();
     const layer = this.bars[Math.floor(((event.clientX - box.left) / box.width) * this.count)];
-    this.element.title = layer ? `${layer.name}\n${layer.format}, ${error(seen(layer))}` : "";
+    this.element.title = layer ? `${layer.name}\n${layer.format}, ${error(primaryError(layer))}` : "";
   }
 }
 
@@ -36,17 +36,17 @@ export function bars(layers, total) {
   const worst = [];
   layers.forEach((layer, i) => {
     const place = Math.floor((i * count) / total);
-    if (!worst[place] || seen(layer) > seen(worst[place])) worst[place] = layer;
+    if (!worst[place] || primaryError(layer) > primaryError(worst[place])) worst[place] = layer;
   });
   return worst;
 }
 
 function paths(bars) {
-  const highest = Math.max(...bars.map(seen), Number.MIN_VALUE);
+  const highest = Math.max(...bars.map(primaryError), Number.MIN_VALUE);
   const gap = bars.length < 80 ? 0.15 : 0.05;
   const drawn = {};
   bars.forEach((layer, i) => {
-    const height = Math.max((seen(layer) / highest) * HEIGHT, HEIGHT / 25).toFixed(1);
+    const height = Math.max((primaryError(layer) / highest) * HEIGHT, HEIGHT / 25).toFixed(1);
     drawn[layer.format] = `${drawn[layer.format] ?? ""}M${i + gap} 0v-${height}h${1 - 2 * gap}v${height}z`;
   });
   return Object.entries(drawn).map(([format, d]) => s("path", { d, style: `fill: ${color(format)}` }));

@@ -1,7 +1,7 @@
 // What the pack's other nodes say when they have run: the path of a file, the size of a calibration, a table of figures.
 
 import { h } from "./dom.mjs";
-import { remark } from "./panel.mjs";
+import { line, merge } from "./notices.mjs";
 import { text } from "./text.mjs";
 
 export class TextPanel {
@@ -9,7 +9,7 @@ export class TextPanel {
     this.height = table ? 132 : 64;
     this.words = h("div", { class: table ? "calro-words calro-figures" : "calro-words", role: "status", tabindex: 0 });
     this.element = h("div", { class: "calro calro-panel calro-text", "aria-label": text("panel") }, this.words);
-    this.remarks = [];
+    this.notices = [];
     this.show(null);
   }
 
@@ -18,11 +18,11 @@ export class TextPanel {
     this.#draw();
   }
 
-  /** What is known before the run; a result takes its place. */
+  /** What is known before the run. */
   showCheck(check) {
-    const remarks = check?.remarks ?? [];
-    if (JSON.stringify(remarks) === JSON.stringify(this.remarks)) return;
-    this.remarks = remarks;
+    const notices = check?.notices ?? [];
+    if (JSON.stringify(notices) === JSON.stringify(this.notices)) return;
+    this.notices = notices;
     this.#draw();
   }
 
@@ -30,9 +30,10 @@ export class TextPanel {
 
   #draw() {
     const phase = this.state?.phase ?? "idle";
-    const said = this.state?.text ?? (phase === "idle" ? text("nothing_yet") : text(phase));
-    const shown = [said, this.state?.message].filter(Boolean).join("\n");
+    const { files, notices, text: words, message } = this.state ?? {};
+    const said = files?.join("\n") ?? words ?? text(phase === "idle" ? "nothing_yet" : phase);
+    const shown = [said, message].filter(Boolean).join("\n");
     this.element.dataset.phase = phase;
-    this.words.replaceChildren(...this.remarks.map(remark), h("p", {}, shown));
+    this.words.replaceChildren(...merge(notices, this.notices).map(line), h("p", {}, shown));
   }
 }

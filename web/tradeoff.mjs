@@ -6,12 +6,12 @@ import { Points } from "./points.mjs";
 import { bytes, error, percent, text } from "./text.mjs";
 
 export class Tradeoff {
-  /** precision: {curve, chosen, by_outputs}, points {nbytes, error} (quant/precision.py). before: the model's bytes. */
+  /** precision: {curve, chosen, by_outputs}, points {nbytes, error} (quant/planning/size_curve.py). before: the model's bytes. */
   constructor({ curve, chosen, by_outputs: byOutputs }, before) {
     Object.assign(this, { curve, chosen, before });
     const others = curve.filter(({ nbytes, error }) => nbytes !== chosen.nbytes || error !== chosen.error);
     this.all = [...others, chosen].sort((a, b) => a.nbytes - b.nbytes);
-    this.measure = text(byOutputs ? "axis_run_error" : "axis_error");
+    this.measure = text(`error_${byOutputs ? "output_w8a8" : "weight"}`);
     this.points = new Points({
       title: text("tradeoff"),
       help: `${text("tradeoff_help")} ${this.#said(chosen)}`,

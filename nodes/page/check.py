@@ -1,4 +1,4 @@
-"""What can be said of a quantize node before it runs, from its settings and the header of the file at its input."""
+"""A quantize node before its run: the plan that its settings make of the file at its input, and what to know first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ...quant import AlreadyQuantizedError, CheckpointError, QuantError, Recipe
 from ...quant.files import open_checkpoint
 from ...quant.files.dequantized import as_float
 from ...quant.files.quantized import quantized_layers
-from ...quant.formats import FORMATS, Format
+from ...quant.files.tensors import is_layer
+from ...quant.formats import FORMATS, Format, pack_notice
+from ...quant.notices import Notice, notice
 from ...quant.planning.builder import make_plan
 from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
@@ -29,41 +31,47 @@ COMPUTE: Mapping[str, Callable[[Any], bool]] = {
 }
 """How ComfyUI asks a device for the formats that it dequantizes where the device lacks them (comfy/ops.py)."""
 
-Remark = dict[str, Any]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Question:
-    """values: of the node's inputs, as the API format has them. file: the full path of the model file, where known.
-
-    whole: every tensor of the file is the node's business, and its errors are the node's. calibration: one is linked.
-    """
+    """What the page knows of a node."""
 
     values: Mapping[str, Any]
+    """Of the node's inputs, as the API format has them."""
     file: str | None
+    """Full path of the model file, if the page knows the file."""
     whole: bool
+    """The node reads the file itself, so that every tensor of the file and every error is the node's."""
     calibration: bool
+    """A calibration is linked."""
 
 
 def check(question: Question) -> dict[str, Any]:
-    """``plan``: what the settings make of the file, None where that is not known. ``remarks``: what to know first.
+    """Check a node's settings.
 
-    A remark has a kind, a level (error: the run would fail; warning; info) and what its sentence needs.
+    Returns:
+        ``plan``: what the settings make of the file, None if that is not known. ``notices``: as `Notice.to_dict`.
     """
     try:
-        recipe = make_recipe(nested(question.values))
+        recipe = make_recipe(nest_values(question.values))
     except QuantError as error:
-        return {"plan": None, "remarks": [_refused(error, "error")]}
-    plan, remarks = _planned(question, recipe)
+        return _answer(None, [notice("refused", text=str(error))])
+    plan, notices = _plan_file(question, recipe)
     if recipe.rounding == "calibrated" and not question.calibration:
-        remarks.append({"kind": "no_calibration", "level": "error"})
+        notices.append(notice("no_calibration"))
     formats = _formats(plan, recipe)
-    remarks += [{"kind": "needs_pack", "level": "warning", "format": f.name} for f in formats if not f.stock]
-    remarks += [_emulated(f) for f in formats if emulated(f)]
-    return {"plan": None if plan is None else described(plan), "remarks": remarks}
+    needed = pack_notice(fmt.comfyui_name for fmt in formats)
+    notices += [needed] if needed is not None else []
+    notices += [notice("emulated", format=fmt.name, device=_device_title()) for fmt in formats if is_emulated(fmt)]
+    return _answer(plan, notices)
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(plan: Plan | None, notices: list[Notice]) -> dict[str, Any]:
+    described = None if plan is None else describe_plan(plan)
+    return {"plan": described, "notices": [entry.to_dict() for entry in notices]}
+
+
+def nest_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a node gets them: ``a`` and, brought by its choice, ``a.b`` become ``{"a": {"a": ..., "b": ...}}``."""
     parents = set(_parents(recipe_inputs()))
     result: dict[str, Any] = {}
@@ -85,27 +93,30 @@ def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
                 yield from _parents(option.inputs, f"{prefix}{entry.id}.")
 
 
-def emulated(fmt: Format) -> bool:
-    """Whether ComfyUI runs this format in 16 or 32 bits on the present device."""
+def is_emulated(fmt: Format) -> bool:
+    """Whether the present device lacks the format, so that ComfyUI computes in 16 or 32 bits."""
     native = COMPUTE.get(fmt.comfyui_name)
     return native is not None and not native(comfy.model_management.get_torch_device())
 
 
-def described(plan: Plan) -> dict[str, Any]:
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """What the page shows of a plan."""
+    kept_layers = sum(is_layer(entry.name, entry.source.shape) for entry in plan.kept.values())
     return {
         "profile": plan.profile,
         "title": get_profile(plan.profile).title,
         "certain": plan.certain,
         "layers": len(plan.layers),
-        "kept": len(plan.kept),
+        "kept_layers": kept_layers,
+        "other_tensors": len(plan.kept) - kept_layers,
         "bytes_before": plan.source_nbytes,
         "bytes_after": plan.nbytes,
         "formats": [fmt.name for fmt in _used(plan)],
     }
 
 
-def _planned(question: Question, recipe: Recipe) -> tuple[Plan | None, list[Remark]]:
-    """The plan for the file, or why there is none."""
+def _plan_file(question: Question, recipe: Recipe) -> tuple[Plan | None, list[Notice]]:
+    """The plan for the file, or a notice that says why there is none."""
     if question.file is None:
         return None, []
     try:
@@ -113,11 +124,11 @@ def _planned(question: Question, recipe: Recipe) -> tuple[Plan | None, list[Rema
     except CheckpointError as error:
         # A loader reads more kinds of files than the engine does.
         theirs = not question.whole and not isinstance(error, AlreadyQuantizedError)
-        return None, [] if theirs else [_refused(error, "error")]
+        return None, [] if theirs else [notice("refused", text=str(error))]
     except QuantError as error:
         # A loader may rename what is in the file, so that only the run can tell for sure.
-        return None, [_refused(error, "error" if question.whole else "warning")]
-    return plan, [] if plan.certain else [{"kind": "not_recognised", "level": "info"}]
+        return None, [notice("refused", "error" if question.whole else "warning", text=str(error))]
+    return plan, [] if plan.certain else [notice("not_recognised")]
 
 
 def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
@@ -140,11 +151,6 @@ def _used(plan: Plan) -> list[Format]:
     return list(dict.fromkeys(layer.format for layer in plan.layers.values()))
 
 
-def _refused(error: QuantError, level: str) -> Remark:
-    return {"kind": "refused", "level": level, "text": str(error)}
-
-
-def _emulated(fmt: Format) -> Remark:
+def _device_title() -> str:
     device = comfy.model_management.get_torch_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    return {"kind": "emulated", "level": "warning", "format": fmt.name, "device": name}
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

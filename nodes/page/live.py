@@ -9,6 +9,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from ...quant import LayerReport, Progress
@@ -19,7 +20,6 @@ REMEMBERED = 32
 """Runs that are kept, the latest of each node."""
 
 BAD_ENDS = ("interrupted", "failed")
-COLUMNS = ("name", "format", "error", "run_error", "bytes_before", "bytes_after", "seconds")
 
 _runs: dict[str, Run] = {}
 _numbers = itertools.count(1)
@@ -65,7 +65,7 @@ class Run:
             "weights_total": now.weights_total,
             "next": now.next_layer,
             "start": start,
-            "layers": columns([{key: getattr(layer, key) for key in COLUMNS} for layer in self.layers[start:]]),
+            "layers": columns([_row(layer) for layer in self.layers[start:]]),
         }
 
     def _send(self, start: int) -> None:
@@ -95,6 +95,12 @@ def remembered() -> list[dict[str, Any]]:
 def running_server() -> Any:
     """ComfyUI's server, None where none runs."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def _row(layer: LayerReport) -> dict[str, Any]:
+    """What the page shows of a layer during the run."""
+    row = {key: getattr(layer, key) for key in ("name", "format", "bytes_before", "bytes_after")}
+    return row | {"errors": asdict(layer.errors)}
 
 
 def _prompt() -> tuple[str | None, str | None]:

@@ -44,4 +44,4 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
         file: str | None = files.model_path(values["file"])[1]
     else:
         file = folder_paths.get_full_path(*asked["file"]) if asked["file"] else None
-    return check(Question(values, file, bool(asked["whole"]), bool(asked["calibration"])))
+    return check(Question(values=values, file=file, whole=bool(asked["whole"]), calibration=bool(asked["calibration"])))

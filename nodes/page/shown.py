@@ -1,4 +1,8 @@
-"""What a node shows when it has run: kept in the history, and sent again when the node is served from a cache."""
+"""What a node shows after its run: kept in the history, and sent again if the node is served from a cache.
+
+Each output has English text, which any front end shows, and the same as data, which the pack's own front end words in
+the user's language.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,39 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...quant import Report
+from ...quant.notices import Notice, notice, render
 from .columns import columns
 
 UI_KEY = "calibrated_rounding"
 
-FROM_DISK = "Taken from the results kept on disk; nothing was rounded."
 
-
-def shown(
-    report: Report, kept: bool = False, said: Sequence[str] = (), file: str = "", note: str = ""
+def show_report(
+    report: Report, notices: Sequence[Notice] = (), *, from_disk: bool = False, file: str = ""
 ) -> dict[str, Any]:
-    """The totals as text, and the whole report for the pack's front end.
+    """The totals as text, and the whole report as data.
 
-    kept: nothing was rounded for it. said: more lines, which the node shows, too. file: the path of what was written.
-    note: a line that the node has shown before.
+    Args:
+        notices: beside the report's own.
+        from_disk: nothing was rounded for it.
+        file: path of the file that was written.
     """
-    lines = [report.summary(), *([FROM_DISK] if kept else []), *([file] if file else []), *said]
-    data = packed(report) | {"from_disk": kept, "said": list(said), "file": file}
-    return {UI_KEY: [data], "text": ["\n".join(lines) + note]}
+    shown = [*([notice("from_disk")] if from_disk else []), *notices, *report.notes]
+    lines = [report.summary(), *([file] if file else []), *map(render, shown)]
+    data = pack_report(report) | {"from_disk": from_disk, "notices": _as_data(notices), "file": file}
+    return {UI_KEY: [data], "text": ["\n".join(lines)]}
 
 
-def packed(report: Report) -> dict[str, Any]:
+def show_files(paths: Sequence[str], notices: Sequence[Notice]) -> dict[str, Any]:
+    """The files that were written."""
+    data = {"files": list(paths), "notices": _as_data(notices)}
+    return {UI_KEY: [data], "text": ["\n".join([*paths, *map(render, notices)])]}
+
+
+def pack_report(report: Report) -> dict[str, Any]:
     """The report as JSON has it, its two long lists as `columns`."""
     data = report.to_dict()
     return data | {"layers": columns(data["layers"]), "kept": columns(data["kept"])}
+
+
+def _as_data(notices: Sequence[Notice]) -> list[dict[str, Any]]:
+    return [entry.to_dict() for entry in notices]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ...quant import QuantError
 from ...quant.files import CheckpointWriter
-from ...quant.formats import table as formats
+from ...quant.formats import pack_notice
 from ...quant.formats.marker import SUFFIX, Marker, from_header
+from ...quant.notices import Notice, notice
 from ...quant.reports.provenance import Provenance, build_header
 from ..host.models import Made
 
@@ -60,17 +61,18 @@ def _normalize_prefix(text: str) -> str:
     return "/".join([*kept, name.strip()])
 
 
-def listing_note(path: Path, kind: str) -> str:
-    """Says so if the stock loaders do not list a file at ``path``; else empty."""
+def loading_notices(path: Path, kind: str, metadata: Mapping[str, str]) -> list[Notice]:
+    """What to know before loading a file: its folder is not listed by ComfyUI's loaders, or it needs this pack.
+
+    Args:
+        path: the file.
+        kind: the kind of model folder that its loader lists.
+        metadata: the file's header fields.
+    """
     listed = any(path.is_relative_to(os.path.abspath(folder)) for folder in folder_paths.get_folder_paths(kind))
-    wanted = OUTPUT_NAMES.get(kind, kind)
-    return "" if listed else f" ComfyUI's loaders do not list this folder; begin the name with '{wanted}/'."
-
-
-def pack_note(metadata: Mapping[str, str]) -> str:
-    """Says so if a file with these header fields loads only while the pack is installed; else empty."""
-    note = formats.pack_note(marker.format for marker in from_header(metadata).values())
-    return f"\n{note}" if note else ""
+    notices = [] if listed else [notice("not_listed", folder=OUTPUT_NAMES.get(kind, kind))]
+    needed = pack_notice(marker.format for marker in from_header(metadata).values())
+    return notices if needed is None else [*notices, needed]
 
 
 def model_files() -> list[str]:

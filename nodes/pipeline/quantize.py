@@ -18,6 +18,7 @@ from ...quant.engine import Run, quantize
 from ...quant.errors import CheckpointError
 from ...quant.files.sinks import FileSink, Output, StateDictSink
 from ...quant.files.tensors import Layout
+from ...quant.notices import notice
 from ..host import running
 from ..host.registration import refuse_unloadable
 from ..host.weights import LoadedWeights
@@ -79,7 +80,7 @@ def quantize_weights(
         node_id,
     )
     if sink.obstacle:
-        report.notes.append(f"The result was not kept on disk: {sink.obstacle}")
+        report.notes.append(notice("not_kept_on_disk", reason=sink.obstacle))
         return Result(sink.memory.tensors, report, from_disk=False)
     entry = store.complete(path, report)
     return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, from_disk=False)

@@ -8,6 +8,7 @@ from typing import Any
 from ...quant import Recipe, SvdSettings
 from ...quant.calibration.file import Calibration
 from ...quant.errors import RecipeError
+from ...quant.notices import Notice, notice
 from ...quant.recipe import AUTO, TARGETS, CalibratedSettings
 from .inputs import DEFAULTS, FEEDBACK, NONE
 
@@ -74,8 +75,8 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def unused_note(recipe: Recipe, calibration: Calibration | None) -> list[str]:
+def unused_note(recipe: Recipe, calibration: Calibration | None) -> list[Notice]:
     """Says so if a calibration is linked and nothing is learned from it; else empty."""
     if calibration is None or recipe.learns:
         return []
-    return [f"The calibration only measured the error: {recipe.rounding} rounding learns nothing from it."]
+    return [notice("calibration_only_measures", rounding=recipe.rounding)]

@@ -262,7 +262,8 @@ def test_embeddings_of_unseen_prompts_are_closer_than_with_nearest(qwen: dict[st
 
 def test_every_layer_is_closer_on_held_out_inputs(qwen: dict[str, Any]) -> None:
     assert len(qwen["layers"]) == 14
-    assert all(layer["output_error"] < layer["output_nearest"] for layer in qwen["layers"])
+    pairs = [layer["errors"]["output_w8a16"] for layer in qwen["layers"]]
+    assert all(pair["error"] < pair["nearest"] for pair in pairs)
 
 
 def test_a_saved_calibration_loads_as_it_was_and_rounds_the_same(qwen: dict[str, Any]) -> None:
@@ -307,7 +308,7 @@ def test_each_encoder_is_rounded_by_its_share(several: dict[str, Any], case: str
     assert {name.split(".")[0] for name in (layer["name"] for layer in several[case])} == (
         {"t5xxl", "llama"} if case == "both layers" else {"encoder"}
     )
-    assert all(layer["output_error"] is not None for layer in several[case])
+    assert all(layer["errors"]["output_w8a16"] is not None for layer in several[case])
 
 
 def test_a_calibration_that_lacks_an_encoder_is_refused(several: dict[str, Any]) -> None:
@@ -330,6 +331,10 @@ def test_the_command_line_does_the_same_with_the_encoder_s_own_file(
         "--quiet",
     ]
     assert main([str(word) for word in command]) == 0
-    found = {row["name"]: row["output_error"] for row in json.loads((tmp_path / "report.json").read_text())["layers"]}
-    assert found == pytest.approx({layer["name"]: layer["output_error"] for layer in made["layers"]}, rel=1e-5)
-    assert found.keys() <= Calibration.load(made["saved"]).keys()
+
+    def errors(layers: list[dict[str, Any]]) -> dict[str, float]:
+        return {layer["name"]: layer["errors"]["output_w8a16"]["error"] for layer in layers}
+
+    by_shell = json.loads((tmp_path / "report.json").read_text())["layers"]
+    assert errors(by_shell) == pytest.approx(errors(made["layers"]), rel=1e-5)
+    assert errors(by_shell).keys() <= Calibration.load(made["saved"]).keys()

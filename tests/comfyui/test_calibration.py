@@ -292,7 +292,8 @@ def layers_of(quantized: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_every_layer_is_closer_on_held_out_inputs(used: dict[str, Any], fmt: str) -> None:
-    assert all(layer["output_error"] <= layer["output_nearest"] for layer in layers_of(used[fmt]))
+    pairs = [layer["errors"]["output_w8a16"] for layer in layers_of(used[fmt])]
+    assert all(pair["error"] <= pair["nearest"] for pair in pairs)
 
 
 def test_saved_calibrations_are_listed_and_load_as_they_were(used: dict[str, Any]) -> None:
@@ -336,7 +337,7 @@ def test_the_command_line_does_the_same_with_the_file(used: dict[str, Any], fmt:
     assert main([str(word) for word in command]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     errors = [
-        {layer["name"]: layer["output_error"] for layer in layers}
+        {layer["name"]: layer["errors"]["output_w8a16"]["error"] for layer in layers}
         for layers in (report["layers"], layers_of(used[fmt]))
     ]
     assert errors[0] == pytest.approx(errors[1], rel=1e-5)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, plan_file, quantize_file
+from calibrated_rounding.quant.notices import notice
 from calibrated_rounding.tests.comfyui.harness import HostError, Server, example_model
 from safetensors.torch import save_file
 
@@ -24,32 +25,33 @@ def ask(server: Server, linked: list[str] | None = None, calibration: bool = Fal
 
 
 def kinds(answer: dict[str, Any]) -> set[tuple[str, str]]:
-    return {(remark["kind"], remark["level"]) for remark in answer["remarks"]}
+    return {(entry["kind"], entry["level"]) for entry in answer["notices"]}
 
 
 def test_the_plan_is_what_the_run_would_do(server: Server) -> None:
     answer = ask(server, FILE, format="int8_convrot")
     planned = plan_file(DIGITS, Recipe(format="int8_convrot"))
     plan = answer["plan"]
-    assert (plan["profile"], plan["layers"], plan["kept"]) == ("wan", len(planned.layers), len(planned.kept))
+    assert (plan["profile"], plan["layers"]) == ("wan", len(planned.layers))
+    assert plan["kept_layers"] + plan["other_tensors"] == len(planned.kept)
     assert plan["formats"] == ["int8_convrot"]
     assert plan["bytes_before"] == pytest.approx(DIGITS.stat().st_size, rel=0.01)
     assert plan["bytes_after"] < plan["bytes_before"]
-    assert answer["remarks"] == []
+    assert answer["notices"] == []
 
 
-def test_without_a_file_only_the_format_is_remarked_on(server: Server) -> None:
+def test_without_a_file_only_the_format_is_checked(server: Server) -> None:
     answer = ask(server, format="float8_e4m3fn")
     assert answer["plan"] is None
-    assert answer["remarks"] == [{"kind": "emulated", "level": "warning", "format": "float8_e4m3fn", "device": "CPU"}]
+    assert answer["notices"] == [notice("emulated", format="float8_e4m3fn", device="CPU").to_dict()]
 
 
 def test_a_profile_that_does_not_match_is_told_with_the_one_that_does(server: Server) -> None:
-    (remark,) = ask(server, FILE, profile="flux")["remarks"]
-    assert remark["level"] == "warning"
-    assert "'flux' does not describe this file, 'wan' does" in remark["text"]
-    (remark,) = ask(server, file="/".join(FILE), profile="flux")["remarks"]
-    assert remark["level"] == "error"
+    (refused,) = ask(server, FILE, profile="flux")["notices"]
+    assert refused["level"] == "warning"
+    assert "'flux' does not describe this file, 'wan' does" in refused["values"]["text"]
+    (refused,) = ask(server, file="/".join(FILE), profile="flux")["notices"]
+    assert refused["level"] == "error"
 
 
 def test_calibrated_rounding_asks_for_a_calibration(server: Server) -> None:
@@ -59,23 +61,23 @@ def test_calibrated_rounding_asks_for_a_calibration(server: Server) -> None:
 
 
 def test_settings_that_no_run_would_take_are_told(server: Server) -> None:
-    (remark,) = ask(server, FILE, exclude="(")["remarks"]
-    assert remark["level"] == "error" and "not a regular expression" in remark["text"]
+    (refused,) = ask(server, FILE, exclude="(")["notices"]
+    assert refused["level"] == "error" and "not a regular expression" in refused["values"]["text"]
 
 
 def test_the_formats_of_single_layers_count(server: Server) -> None:
     answer = ask(server, FILE, overrides="ffn=float8_e4m3fn")
     assert set(answer["plan"]["formats"]) == {"int8_row", "float8_e4m3fn"}
-    assert [remark["format"] for remark in answer["remarks"]] == ["float8_e4m3fn"]
+    assert [emulated["values"]["format"] for emulated in answer["notices"]] == ["float8_e4m3fn"]
     upgraded = ask(server, FILE, **{"upgrade": "mxfp8", "upgrade.max_error": 0.01})
-    assert [remark["format"] for remark in upgraded["remarks"]] == ["mxfp8"]
+    assert [emulated["values"]["format"] for emulated in upgraded["notices"]] == ["mxfp8"]
 
 
 def test_a_model_that_is_quantized_already_is_told(server: Server, tmp_path: Path) -> None:
     quantize_file(DIGITS, tmp_path / "done.safetensors", Recipe(format="int8_row"))
     name = server.add_model("diffusion_models", tmp_path / "done.safetensors", "done_already.safetensors")
-    (remark,) = ask(server, ["diffusion_models", name])["remarks"]
-    assert "already quantized" in remark["text"]
+    (refused,) = ask(server, ["diffusion_models", name])["notices"]
+    assert "already quantized" in refused["values"]["text"]
     assert ask(server, ["diffusion_models", name], dequantize=True)["plan"]["layers"] > 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -52,6 +53,18 @@ def test_a_damaged_entry_is_not_found(tmp_path: Path, report: Report, suffix: st
     else:
         file.write_bytes(file.read_bytes()[:20])
     assert cache.find(path) is None
+
+
+def test_a_report_of_another_shape_is_no_entry(tmp_path: Path, report: Report) -> None:
+    """As an older version wrote it, whose layers had their errors side by side."""
+    cache = Cache(tmp_path)
+    path = add(cache, "source", report, used=1)
+    stored = json.loads(path.with_suffix(".json").read_text())
+    for layer in stored["report"]["layers"]:
+        layer |= {"error": layer.pop("errors")["weight"]["error"], "notes": ["a sentence"]}
+    path.with_suffix(".json").write_text(json.dumps(stored))
+    assert cache.find(path) is None
+    assert not path.exists()
 
 
 def test_the_entries_used_least_recently_make_room(tmp_path: Path, report: Report) -> None:

@@ -79,7 +79,7 @@ def test_calibrate_quantize_sample_draws_the_digit_with_both_models(server: Serv
         assert digits_seen(server, handwriting, images).count(ASKED) >= 3
     (shown,) = shown_by(outputs, graph, "CalibratedRoundingQuantizeModel")
     layers = table(shown["calibrated_rounding"][0]["layers"])
-    assert all(layer["output_error"] is not None for layer in layers)
+    assert all(layer["errors"]["output_w8a8"] is not None for layer in layers)
 
 
 def test_calibrate_quantize_compare_shows_what_calibrating_gains(server: Server) -> None:

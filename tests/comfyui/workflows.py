@@ -17,11 +17,17 @@ def api_format(workflow: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a table that a node shows as columns."""
-    lists = {
-        key: column if isinstance(column, list) else [column["values"][place] for place in column["index"]]
-        for key, column in columns.items()
-    }
+    lists = {key: _spread(column) for key, column in columns.items()}
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+def _spread(column: Any) -> list[Any]:
+    if isinstance(column, list):
+        return column
+    if "fields" not in column:
+        return [column["values"][place] for place in column["index"]]
+    objects = iter(table(column["fields"]))
+    return [next(objects) if present else None for present in _spread(column["present"])]
 
 
 def _api_node(node: Mapping[str, Any], sources: Mapping[int, list[Any]]) -> dict[str, Any]:

@@ -47,12 +47,12 @@ EMPTY = (300, 850)
 
 SHOWN = f"""(id) => {{
   const panel = {PANEL};
-  if (!panel) return {{ phase: "absent", title: "", facts: "", remarks: "", words: "", bars: 0 }};
+  if (!panel) return {{ phase: "absent", title: "", facts: "", notices: "", words: "", bars: 0 }};
   return {{
     phase: panel.dataset.phase,
     title: panel.querySelector(".calro-head")?.innerText ?? "",
     facts: panel.querySelector(".calro-facts")?.innerText ?? "",
-    remarks: panel.querySelector(".calro-remarks")?.innerText ?? "",
+    notices: panel.querySelector(".calro-notices")?.innerText ?? "",
     words: panel.querySelector(".calro-words")?.innerText ?? "",
     bars: (panel.querySelector("svg")?.innerHTML.match(/M/g) ?? []).length,
     height: panel.offsetHeight,

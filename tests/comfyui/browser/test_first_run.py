@@ -17,12 +17,12 @@ LAYERS = len(plan_file(example_model("digits_wan.safetensors"), Recipe()).layers
 def test_from_an_empty_graph_to_a_saved_model(site: Site) -> None:
     loader = site.add("Load Diffusion Model")
     quantize, save = (site.drag(title) for title in ("Quantize Model", "Save Quantized Model"))
-    assert "Connect a model" in site.shown(quantize)["remarks"]
+    assert "Connect a model" in site.shown(quantize)["notices"]
     site.set(loader, unet_name="digits_wan.safetensors")
     site.link(loader, "MODEL", quantize, "model")
     site.link(quantize, "MODEL", save, "model")
     site.choose(quantize, "format", "int8_row")
-    site.watch(quantize, lambda shown: str(LAYERS) in shown["facts"] and shown["remarks"] == "int8_row")
+    site.watch(quantize, lambda shown: str(LAYERS) in shown["facts"] and shown["notices"] == "int8_row")
     assert "WAN" in site.shown(quantize)["title"]
     site.shot("planned")
     site.learned(quantize, 150)
@@ -58,7 +58,7 @@ def report_is_complete(site: Site, node: int) -> None:
     rows = dialog.locator(".calro-layers tbody tr")
     assert rows.count() == LAYERS == dialog.locator("circle").count()
 
-    dialog.get_by_role("button", name="Error", exact=True).click()
+    dialog.get_by_role("button", name="Weight error", exact=True).click()
     errors = [float(text) for text in dialog.locator(".calro-layers tbody tr td:nth-child(6)").all_inner_texts()]
     assert errors == sorted(errors, reverse=True)
 
@@ -142,15 +142,15 @@ def test_the_pages_own_button_interrupts_and_the_node_runs_again(site: Site, cha
 def test_what_is_wrong_is_said_before_the_run_and_after_it(site: Site, chain: tuple[int, int, int]) -> None:
     _, quantize, _ = chain
     site.set(quantize, format="float8_e4m3fn")
-    site.watch(quantize, lambda shown: "emulated on CPU" in shown["remarks"])
+    site.watch(quantize, lambda shown: "emulated on CPU" in shown["notices"])
     site.set(quantize, profile="flux")
-    site.watch(quantize, lambda shown: "'flux' does not describe" in shown["remarks"])
+    site.watch(quantize, lambda shown: "'flux' does not describe" in shown["notices"])
     site.shot("mismatch")
     site.set(quantize, profile="auto", rounding="calibrated")
-    site.watch(quantize, lambda shown: "needs a calibration" in shown["remarks"])
+    site.watch(quantize, lambda shown: "needs a calibration" in shown["notices"])
     site.queue()
     failed = site.until(quantize, "failed")[-1]
-    assert "needs recorded inputs" in failed["remarks"]
+    assert "needs recorded inputs" in failed["notices"]
     site.shot("failed")
     site.reload()
     site.until(quantize, "failed")
@@ -166,7 +166,7 @@ def test_two_nodes_and_a_cached_run(site: Site, chain: tuple[int, int, int]) -> 
     site.connect(second, "report", preview, "source")
     site.queue()
     for node, name in ((first, "int8_tensor"), (second, "mxfp8")):
-        assert name in site.until(node, "done")[-1]["remarks"]
+        assert name in site.until(node, "done")[-1]["notices"]
     shown = [site.shown(node) for node in (first, second)]
     site.server.post("/history", {"clear": True})
     site.reload()

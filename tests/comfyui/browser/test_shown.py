@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,10 @@ def test_what_every_size_would_cost(site: Site, chain: tuple[int, int, int]) -> 
     assert {"format": "auto", "target_share": 0.6}.items() <= report["recipe"].items()
     sizes_are_to_scale(dialog, report["precision"])
     words_follow_the_keys(site, dialog, report)
+    the_table_fits(site, dialog)
+
+
+def the_table_fits(site: Site, dialog: Any) -> None:
     for width, height in SIZES:
         site.page.set_viewport_size({"width": width, "height": height})
         site.still(dialog)
@@ -50,11 +55,18 @@ def test_a_text_encoder_with_a_calibration(site: Site) -> None:
     site.until(save, "done")
     site.shot("text_encoder")
     facts = done["facts"].split("\n")
-    report = json.loads(taken(site, site.report(quantize), "JSON"))
-    own, nearest = (f"{report['totals'][key]:.4f}" for key in ("run_error", "run_nearest"))
-    assert "As run" in facts and own in facts and f"nearest {nearest}" in facts
-    worst = max(report["layers"], key=lambda layer: layer["run_error"])
+    dialog = site.report(quantize)
+    report = json.loads(taken(site, dialog, "JSON"))
+    pair = report["totals"]["output_w8a8"]
+    assert facts[:3] == ["Output error (W8A8)", f"nearest {pair['nearest']:.4f}", f"{pair['error']:.4f}"]
+    worst = max(report["layers"], key=lambda layer: layer["errors"]["output_w8a8"]["error"])
     assert worst["name"] in facts, "what the picture sees makes the worst layer"
+    head, *rows = csv.reader(taken(site, dialog, "CSV").splitlines())
+    figure = head.index("output_w8a8.error")
+    assert [float(row[figure]) for row in rows] == [
+        layer["errors"]["output_w8a8"]["error"] for layer in report["layers"]
+    ]
+    the_table_fits(site, dialog)
     path = Path(site.shown(save)["words"].replace("\n", ""))
     assert path.is_file() and path.is_relative_to(site.server.output)
 
@@ -95,11 +107,11 @@ def test_quantize_file_tells_what_quantize_model_tells(site: Site) -> None:
     running = site.watch(node, lambda shown: shown["phase"] == "running" and shown["bars"] > 2)[-1]
     assert {"Layers", "Time left", "Saved"} <= set(running["facts"].split("\n"))
     done = site.until(node, "done")[-1]
-    assert done["title"].startswith("Done in ") and {"Size", "Error", "Worst", "Slowest"} <= set(
+    assert done["title"].startswith("Done in ") and {"Size", "Weight error", "Worst", "Slowest"} <= set(
         done["facts"].split("\n")
     )
     site.shot("file")
-    path = Path(done["remarks"].strip())
+    path = Path(done["notices"].strip())
     assert path.is_file() and path.is_relative_to(site.server.output), "the node must say where the file is"
     assert site.report(node).locator(".calro-layers tbody tr").count() == LAYERS
 
@@ -126,7 +138,7 @@ CUT = """(panel) => {
     return left < box.left || right > box.right + 1 || top < box.top || bottom > box.bottom + 1;
   };
   const clipped = (part) => part.scrollWidth > part.clientWidth + 1 || part.scrollHeight > part.clientHeight + 1;
-  const words = [...panel.querySelectorAll("b, button, .calro-facts, .calro-facts > span > span, .calro-remarks")];
+  const words = [...panel.querySelectorAll("b, button, .calro-facts, .calro-facts > span > span, .calro-notices")];
   return words.filter((part) => part.offsetWidth && (out(part) || clipped(part))).map((part) => part.outerHTML);
 }"""
 
