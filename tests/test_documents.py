@@ -1,4 +1,4 @@
-"""The documents at the root: they name everything that a user can choose, and every file that they point to exists."""
+"""The documents: they name everything that a user can choose, exist where they point, and say what was measured."""
 
 from __future__ import annotations
 
@@ -7,15 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from calibrated_rounding.benchmarks.document import DOCUMENTS as WITH_FIGURES
+from calibrated_rounding.benchmarks.document import TABLE, TABLES, with_tables
 from calibrated_rounding.quant.cli.options import MODEL_FLAGS, OPTIONS
 from calibrated_rounding.quant.formats import FORMATS
-from calibrated_rounding.quant.planning.profiles import profile_names
+from calibrated_rounding.quant.planning.profiles import get_profile, profile_names
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "MANUAL.md", "DEVELOPMENT.md", "CHANGELOG.md")
-PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
+DOCUMENTS = ("README.md", "MANUAL.md", "BENCHMARKS.md", "DEVELOPMENT.md", "CHANGELOG.md")
+HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
+PAGES = (*DOCUMENTS, "examples/models/README.md", *(path.relative_to(ROOT).as_posix() for path in HELP))
 LINK = re.compile(r"\]\(([^)\s]*)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+SOURCES = ("*.py", "*.mjs", "*.toml", "*.css", "*.json")
+
+DIALECT = re.compile(
+    r"\b(the host|the peer|the field's|given back|held back|as run|as ever|anew|at once|so many|that of|those of|fed|"
+    r"told|firm|disturb\w*|such(?! as))\b",
+    re.IGNORECASE,
+)
+"""What DEVELOPMENT.md's section on style replaces by plain words."""
+
+STYLE = re.compile(r"^## Glossary and style$.*?(?=^## )", re.MULTILINE | re.DOTALL)
 
 
 def text(name: str) -> str:
@@ -33,38 +47,82 @@ def anchors(name: str) -> set[str]:
 
 
 def links(name: str) -> Iterator[tuple[str, str]]:
-    """File and fragment of every link that does not lead elsewhere; an empty file is the document itself."""
+    """File and fragment of every link into the repository; an empty file is the document itself."""
     for target in LINK.findall(FENCE.sub("", text(name))):
         if not re.match(r"\w+:", target):
             path, _, fragment = target.partition("#")
             yield path, fragment
 
 
+def spans(name: str) -> list[str]:
+    """Everything in backticks outside code blocks."""
+    return SPAN.findall(FENCE.sub("", text(name)))
+
+
 OPTION_NAMES = [name for options in OPTIONS.values() for option in options for name in option.names]
 
 
 @pytest.mark.parametrize("name", [*OPTION_NAMES, "--profile", *(f"--{flag}" for flag in MODEL_FLAGS)])
-def test_the_manual_names_every_option(name: str) -> None:
+def test_manual_names_every_option(name: str) -> None:
     assert f"`{name}`" in text("MANUAL.md")
 
 
 @pytest.mark.parametrize("name", [*FORMATS, *profile_names()])
-def test_the_manual_names_every_format_and_profile(name: str) -> None:
+def test_manual_names_every_format_and_profile(name: str) -> None:
     assert f"| `{name}` |" in text("MANUAL.md")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_manual_has_a_section_for_every_node(page: Path) -> None:
+@pytest.mark.parametrize("page", HELP, ids=lambda page: page.stem)
+def test_manual_has_a_section_for_every_node(page: Path) -> None:
     title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
     assert title in headings("MANUAL.md")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_to_files_and_headings_that_exist(name: str) -> None:
+def test_links_lead_to_existing_files_and_headings(name: str) -> None:
     for path, fragment in links(name):
         assert (ROOT / path).exists(), path
         assert not fragment or fragment in anchors(path or name), f"{path}#{fragment}"
 
 
-def test_the_readme_leads_to_the_other_documents() -> None:
+def test_readme_links_to_the_other_documents() -> None:
     assert {path for path, _ in links("README.md")} >= set(DOCUMENTS) - {"README.md"}
+
+
+def test_readme_names_every_supported_model() -> None:
+    profiles = [get_profile(name) for name in profile_names()]
+    families = [p for p in profiles if p.name == p.family and p.name not in ("generic", "unsupported")]
+    # "Z-Image (large exclusion set)" is a rule set of Z-Image.
+    titles = {re.sub(r" text encoder| \(large exclusion set\)", "", profile.title) for profile in families}
+    readme = text("README.md")
+    assert [title for title in sorted(titles) if title not in readme] == []
+
+
+@pytest.mark.parametrize("name", WITH_FIGURES)
+def test_tables_of_figures_say_what_was_measured(name: str) -> None:
+    assert text(name) == with_tables(text(name)), "run: python benchmarks/document.py"
+
+
+def test_every_table_of_figures_is_shown() -> None:
+    assert {shown[1] for name in WITH_FIGURES for shown in TABLE.finditer(text(name))} == set(TABLES)
+
+
+def test_paths_in_development_exist() -> None:
+    named = [span for span in spans("DEVELOPMENT.md") if re.fullmatch(r"[\w.*-]+(/[\w.*-]*)+|\w+\.(py|md|toml)", span)]
+    named += re.findall(r"^--- a/(\S+)$", text("DEVELOPMENT.md"), re.MULTILINE)
+    assert len(named) > 50
+    assert [path for path in named if not any(ROOT.glob(path.rstrip("/")))] == []
+
+
+def test_identifiers_in_development_exist() -> None:
+    folders = ("nodes", "quant", "kernels", "benchmarks", "tools", "tests", "web")
+    files = [path for folder in folders for pattern in SOURCES for path in (ROOT / folder).rglob(pattern)]
+    words = {word for path in files for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    named = [span for span in spans("DEVELOPMENT.md") if re.fullmatch(r"\w*[A-Z_]\w*", span)]
+    assert [name for name in named if name not in words] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_documents_are_in_plain_words(name: str) -> None:
+    prose = SPAN.sub("", FENCE.sub("", STYLE.sub("", text(name))))
+    assert DIALECT.findall(prose) == []

@@ -1,0 +1,197 @@
+"""Write the tables of README.md and BENCHMARKS.md from the figures in benchmarks/results.
+
+    python benchmarks/document.py
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. Figures that a result file lacks leave an
+empty cell. tests/test_documents.py fails if a document does not hold what the result files say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("results")
+DOCUMENTS = ("README.md", "BENCHMARKS.md")
+TABLE = re.compile(r"<!-- table: (\w+) -->\n(?:\|.*\n)*<!-- end of table -->")
+
+Figures = Mapping[str, Mapping[str, float | None]]
+"""By case and metric, as a result file has them."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """``case`` is completed by the row's own; ``cell`` formats the figures of that case."""
+
+    title: str
+    case: str
+    cell: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    results: str
+    """Name of the result file."""
+    head: str
+    rows: Mapping[str, str]
+    """Label of each row, and what it puts into the columns' cases."""
+    columns: Sequence[Column]
+
+    def text(self) -> str:
+        figures = read_figures(self.results)
+        lines = [[self.head, *(column.title for column in self.columns)], ["---"] * (1 + len(self.columns))]
+        for label, row in self.rows.items():
+            lines.append([label, *(_cell(figures, column.case.format(row), column.cell) for column in self.columns)])
+        return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
+
+
+def read_figures(results: str) -> Figures:
+    figures: dict[str, dict[str, float | None]] = {}
+    for row in json.loads((RESULTS / f"{results}.json").read_text(encoding="utf-8"))["rows"]:
+        figures.setdefault(row["case"], {})[row["metric"]] = row["value"]
+    return figures
+
+
+def with_tables(document: str) -> str:
+    """The document's text with every table in it written anew."""
+    return TABLE.sub(lambda match: _framed(match[1]), document)
+
+
+def _framed(name: str) -> str:
+    return f"<!-- table: {name} -->\n{TABLES[name].text()}\n<!-- end of table -->"
+
+
+def _cell(figures: Figures, case: str, cell: str) -> str:
+    try:
+        return cell.format_map(figures.get(case, {}))
+    except (KeyError, TypeError):  # not measured
+        return ""
+
+
+PSNR = "{mean PSNR of latents:.1f} dB"
+LATENTS = PSNR + " ({relative error of latents:.4f})"
+RATIO_A16, RATIO_A8 = "{W8A16 to nearest:.2f}", "{W8A8 to nearest:.2f}"
+TIMED = ("int8_row", "int8_convrot", "float8_e4m3fn")
+BY_CLOSENESS = ("int8_convrot", "int8_blockwise", "int8_row", "int8_tensor", "float8_e4m3fn", "mxfp8", "float8_e5m2")
+JUDGED = ("int8_convrot", "int8_row", "int8_blockwise", "float8_e4m3fn", "mxfp8")
+LAYERS = {
+    "FP8, 1024 x 1024": "1024 x 1024, FP8",
+    "INT8 row, 1024 x 1024": "1024 x 1024, INT8 row",
+    "INT8 ConvRot, 1024 x 1024": "1024 x 1024, INT8 row, rotated",
+    "FP8, shipped model": "trained, digits_wan, FP8",
+    "INT8 row, shipped model": "trained, digits_wan, INT8 row",
+    "INT8 ConvRot, shipped model": "trained, digits_wan, INT8 row, rotated",
+    "FP8, MiniLM": "trained, all-MiniLM-L6-v2, FP8",
+    "INT8 row, MiniLM": "trained, all-MiniLM-L6-v2, INT8 row",
+    "INT8 ConvRot, MiniLM": "trained, all-MiniLM-L6-v2, INT8 row, rotated",
+}
+
+TABLES = {
+    "closeness": Table(
+        results="sampling",
+        head="format",
+        rows={f"`{name}`": name for name in BY_CLOSENESS},
+        columns=(
+            Column("nearest", "{}, nearest", PSNR),
+            Column("calibrated", "{}, calibrated", PSNR),
+            Column("calibrated, layers chosen by `auto`", "{}, calibrated, chosen", PSNR),
+            Column("convert-to-quant 1.3.4, its default", "{}, peer, learned", PSNR),
+        ),
+    ),
+    "sampling": Table(
+        results="sampling",
+        head="format",
+        rows={f"`{name}`": name for name in BY_CLOSENESS},
+        columns=(
+            Column("nearest", "{}, nearest", LATENTS),
+            Column("svd", "{}, svd", LATENTS),
+            Column("calibrated", "{}, calibrated", LATENTS),
+            Column("calibrated, chosen", "{}, calibrated, chosen", LATENTS),
+            Column("convert-to-quant, nearest", "{}, peer, nearest", LATENTS),
+            Column("convert-to-quant, learned", "{}, peer, learned", LATENTS),
+        ),
+    ),
+    "layers": Table(
+        results="quality",
+        head="network, format",
+        rows={
+            f"{title}, `{fmt}`": f"{name}, {fmt}"
+            for title, name in {"shipped model": "digits", "MiniLM": "MiniLM"}.items()
+            for fmt in JUDGED
+        },
+        columns=(
+            Column("W8A16, nearest", "{}, nearest", "{W8A16:.4f}"),
+            Column("svd", "{}, svd", RATIO_A16),
+            Column("svd, inputs", "{}, svd, inputs", RATIO_A16),
+            Column("calibrated", "{}, calibrated", RATIO_A16),
+            Column("convert-to-quant", "{}, peer", RATIO_A16),
+            Column("W8A8, nearest", "{}, nearest", "{W8A8:.4f}"),
+            Column("calibrated", "{}, calibrated", RATIO_A8),
+            Column("convert-to-quant", "{}, peer", RATIO_A8),
+        ),
+    ),
+    "cost_layer": Table(
+        results="cost",
+        head="format, 3072 x 12288",
+        rows={f"`{name}`": f"3072 x 12288, {name}, calibrated" for name in TIMED},
+        columns=(
+            Column("seconds", "{}", "{time:.0f}"),
+            Column("in Cholesky factorizations of the Hessian", "{}", "{time, in Choleskys:.1f}"),
+        ),
+    ),
+    "cost_model": Table(
+        results="cost",
+        head="format, shipped model",
+        rows={f"`{name}`": f"shipped model, {name}" for name in TIMED},
+        columns=(
+            Column("nearest, seconds", "{}, nearest", "{time:.2f}"),
+            Column("calibrated, seconds", "{}, calibrated", "{time:.2f}"),
+            Column("calibrated / nearest", "{}, calibrated", "{time, in nearest's:.0f}"),
+        ),
+    ),
+    "learned": Table(
+        results="peer_layers",
+        head="format, layers",
+        rows={label: f"{case}, svd" for label, case in LAYERS.items()},
+        columns=(
+            Column("projected error, this pack", "{}", "{projected error / nearest, ours:.2f}"),
+            Column("convert-to-quant", "{}", "{projected error / nearest, peer:.2f}"),
+            Column("weight error, this pack", "{}", "{weight error, ours:.4f}"),
+            Column("convert-to-quant", "{}", "{weight error, peer:.4f}"),
+            Column("seconds, this pack", "{}", "{time, ours:.1f}"),
+            Column("convert-to-quant", "{}", "{time, peer:.1f}"),
+            Column("time ratio", "{}", "{time, ours / peer:.2f}"),
+        ),
+    ),
+    "large": Table(
+        results="peer",
+        head="2 GB file",
+        rows={
+            "FP8": "2 GB, FP8, nearest",
+            "INT8 row": "2 GB, INT8 row, nearest",
+            "INT8 ConvRot": "2 GB, INT8 row, rotated, nearest",
+        },
+        columns=(
+            Column("seconds, this pack", "{}", "{time, ours:.0f}"),
+            Column("convert-to-quant", "{}", "{time, peer:.0f}"),
+            Column("time ratio", "{}", "{time, ours / peer:.2f}"),
+            Column("peak MB, this pack", "{}", "{peak memory, ours:.0f}"),
+            Column("convert-to-quant", "{}", "{peak memory, peer:.0f}"),
+            Column("convert-to-quant, `--low-memory`", "{}", "{peak memory, peer, low memory:.0f}"),
+        ),
+    ),
+}
+
+
+def main() -> None:
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
