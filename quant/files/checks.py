@@ -78,7 +78,7 @@ def _faults(layer: QuantizedLayer) -> Iterator[str]:
     if shape is None or layer.marker.num_experts not in (None, experts):
         yield f"has {_described(codes)} as its weight, which does not fit {layer.format}"
         return
-    yield from _marker_faults(layer.marker, stored, shape)
+    yield from _marker_faults(layer.marker, stored, shape, experts)
     yield from _shape_faults(layer, stored, shape, experts)
 
 
@@ -104,7 +104,7 @@ def _missing_tensors(layer: QuantizedLayer, stored: StoredFormat) -> Iterator[st
         yield f"is {layer.format} and lacks {' and '.join(missing)}"
 
 
-def _marker_faults(marker: Marker, stored: StoredFormat, shape: Shape) -> Iterator[str]:
+def _marker_faults(marker: Marker, stored: StoredFormat, shape: Shape, experts: int | None) -> Iterator[str]:
     if marker.convrot and stored.rotation == "never":
         yield f"is marked as rotated, which {marker.format} cannot be"
     rotation = stored.rotation_group(marker)
@@ -114,8 +114,9 @@ def _marker_faults(marker: Marker, stored: StoredFormat, shape: Shape) -> Iterat
     if (stored.fixed_group and size != stored.group_size) or (marker.group_size and size > max(shape)):
         yield f"has a marker with groups of {size}, which does not fit {marker.format} of {dimensions(shape)}"
     original = marker.orig_shape
-    if original is not None and stored.padded(original[-2:]) != shape:
-        yield f"has a marker with the shape {dimensions(original)}, which does not fit {dimensions(shape)}"
+    bank = () if experts is None else (experts,)
+    if original is not None and (original[:-2], stored.padded(original[-2:])) != (bank, shape):
+        yield f"has a marker with the shape {dimensions(original)}, which does not fit {dimensions((*bank, *shape))}"
 
 
 def _shape_faults(layer: QuantizedLayer, stored: StoredFormat, shape: Shape, experts: int | None) -> Iterator[str]:

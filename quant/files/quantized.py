@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,9 +85,9 @@ def quantized_layers(source: Source) -> dict[str, QuantizedLayer]:
     ``scaled_fp8`` files, FP8 values cast without a scale, and what other programs write. Nothing is refused here.
     """
     header = {} if header_problem(source.metadata) else from_header(source.metadata)
-    names = sorted(source.tensors)
+    tree = _Tree(source.tensors)
     owners = dict.fromkeys(owner for name in source.tensors if (owner := _owner(name, source.tensors)) is not None)
-    return {layer: _layer(source, layer, header.get(layer), names) for layer in {**owners, **header}}
+    return {layer: _layer(source, layer, header.get(layer), tree) for layer in {**owners, **header}}
 
 
 def header_problem(metadata: Mapping[str, str]) -> str:
@@ -115,10 +115,12 @@ def _owner(name: str, tensors: Mapping[str, TensorSpec]) -> str | None:
         return name if scaled and _holds_codes(spec.dtype) else foreign.owner(name)
     if any(f"{layer}.{scale}" in tensors for scale in SCALES):
         return layer
+    if not _holds_codes(spec.dtype):
+        return None
+    if len(spec.shape) == 2 or f"{layer}.scale" in tensors:
+        return layer
     # Norms and convolutions of models that were cast to FP8 are no layers, and need no scale.
-    single = len(spec.shape) != 2 and f"{layer}.scale" not in tensors
-    plain = single and (spec.dtype.is_floating_point or len(spec.shape) < 2)
-    return layer if _holds_codes(spec.dtype) and not plain else None
+    return None if spec.dtype.is_floating_point or len(spec.shape) < 2 else layer
 
 
 def _holds_codes(dtype: torch.dtype) -> bool:
@@ -128,17 +130,50 @@ def _holds_codes(dtype: torch.dtype) -> bool:
     return dtype != torch.bool and not dtype.is_complex
 
 
-def _layer(source: Source, layer: str, header: Marker | None, names: Sequence[str]) -> QuantizedLayer:
-    below = {name.removeprefix(f"{layer}."): name for name in _below(layer, names)}
-    marked = header is not None or NAME in below
+class _Tree:
+    """The tensors of a source by what their names begin with."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._children: dict[str, list[str]] = {}
+        for name in names:
+            self._children.setdefault(name.rpartition(".")[0], []).append(name)
+        self._parents = sorted(self._children)
+
+    def parts(self, layer: str, marked: bool) -> dict[str, str]:
+        """Full names of a layer's tensors by name within the layer, the marker aside.
+
+        Below a weight lie the parts of other programs' tensors. Anything else that lies deeper belongs to other
+        modules, which a layer with a marker does not have: one such name is enough to tell.
+        """
+        codes = layer + WEIGHT
+        own = [*self._children.get(layer, []), *self._children.get(codes, [])]
+        own += self._children.get(f"{codes}.quant_state", [])
+        below = {name.removeprefix(f"{layer}."): name for name in own + self._deeper(layer)[: int(marked)]}
+        return {_present(part, below, marked): name for part, name in below.items() if part != NAME}
+
+    def _deeper(self, layer: str) -> list[str]:
+        """Some tensors that lie deeper than directly below a layer."""
+        place = bisect_left(self._parents, f"{layer}.")
+        found = self._parents[place : place + 1]
+        return self._children[found[0]] if found and found[0].startswith(f"{layer}.") else []
+
+
+def _present(part: str, below: Mapping[str, str], marked: bool) -> str:
+    """The present name of a tensor; legacy names are read only where there is no marker."""
+    present = part if marked else LEGACY_NAMES.get(part, part)
+    return part if present in below else present
+
+
+def _layer(source: Source, layer: str, header: Marker | None, tree: _Tree) -> QuantizedLayer:
+    marked = header is not None or layer + SUFFIX in source.tensors
     marker, fault = (header or Marker(), "") if header or not marked else read_marker(source, layer)
-    own = dict(_parts(below, marked))
+    names = tree.parts(layer, marked)
     return QuantizedLayer(
         name=layer,
         marker=marker,
         marked=marked,
-        names=own,
-        tensors={part: source.tensors[name] for part, name in own.items()},
+        names=names,
+        tensors={part: source.tensors[name] for part, name in names.items()},
         fault=fault,
     )
 
@@ -151,23 +186,3 @@ def read_marker(source: Source, layer: str) -> tuple[Marker, str]:
         return Marker.from_tensor(layer, source.read(layer + SUFFIX)), ""
     except MarkerError as error:
         return Marker(), str(error).removesuffix(".")
-
-
-def _below(layer: str, names: Sequence[str]) -> Iterator[str]:
-    """The tensors whose names begin with the layer's, from a sorted list."""
-    start = f"{layer}."
-    for i in range(bisect_left(names, start), len(names)):
-        if not names[i].startswith(start):
-            return
-        yield names[i]
-
-
-def _parts(below: Mapping[str, str], marked: bool) -> Iterator[tuple[str, str]]:
-    """Name within the layer and full name of its tensors, without the marker."""
-    for part, name in below.items():
-        if marked:
-            if part != NAME:
-                yield part, name
-        elif "." not in part or part.startswith(f"{CODES}."):
-            present = LEGACY_NAMES.get(part, part)
-            yield (part if present in below else present), name

@@ -24,6 +24,7 @@ PROGRAMS: Mapping[str, str] = {
 """The names, within a layer, of tensors that only this program writes. Where several match, the first decides."""
 
 _NAMES = {program: re.compile(rf"(?:{names})\Z", re.DOTALL) for program, names in PROGRAMS.items()}
+_ANY_NAME = re.compile(rf"(?:{'|'.join(PROGRAMS.values())})\Z", re.DOTALL)
 _ENDINGS = re.compile(rf"\.(?:{'|'.join(PROGRAMS.values())})\Z", re.DOTALL)
 
 MEANINGS: Mapping[str, str] = {
@@ -61,7 +62,8 @@ def evidence(parts: Iterable[str]) -> tuple[str, str] | None:
     Returns:
         None where no program is known to write such a layer.
     """
-    candidates = [(program, part) for part in parts for program, names in _NAMES.items() if names.match(part)]
+    suspects = [part for part in parts if _ANY_NAME.match(part)]
+    candidates = [(program, part) for part in suspects for program, names in _NAMES.items() if names.match(part)]
     return min(candidates, key=lambda found: list(PROGRAMS).index(found[0]), default=None)
 
 

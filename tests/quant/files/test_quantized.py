@@ -51,8 +51,8 @@ FOREIGN: dict[str, tuple[Tensors, str, str]] = {
         "l.weight_packed",
         "compressed-tensors",
     ),
-    "torchao": (layer(None, _weight_qdata=INT8, _weight_scale=ROWS), "l._weight_qdata", "torchao"),
-    "quanto": (layer(None, "l.weight", _data=INT8, _scale=ROWS) | {"l.input_scale": ONE}, "l.weight._data", "quanto"),
+    "torchao": (layer(None, _weight_qdata=INT8, _weight_scale=ROWS), "l._weight_", "torchao"),
+    "quanto": (layer(None, "l.weight", _data=INT8, _scale=ROWS) | {"l.input_scale": ONE}, "l.weight._", "quanto"),
     "SVDQuant": (
         layer(None, qweight=INT8, wscales=ROWS, lora_down=ROWS, lora_up=ROWS, smooth=ROWS),
         "l.wscales",
@@ -98,6 +98,8 @@ MARKERS: dict[str, tuple[Tensors, str, str]] = {
     "huge number": (int8({**BLOCKS, "group_size": 10**400}), "'l'", "group_size"),
     "larger original": (int8({**INT8_MARKER, "orig_shape": [9999, 2]}), "'l'", "9999x2"),
     "smaller original": (int8({**INT8_MARKER, "orig_shape": [16, 64]}), "'l'", "16x64"),
+    "original of three dimensions": (int8({**INT8_MARKER, "orig_shape": [1, 32, 64]}), "'l'", "1x32x64"),
+    "original without dimensions": (int8({**INT8_MARKER, "orig_shape": []}), "'l'", "scalar"),
     "MXFP8 of other groups": (
         written("mxfp8") | {"l.comfy_quant": json_tensor({"format": "mxfp8", "group_size": 16})},
         "'l'",
@@ -291,3 +293,22 @@ def test_errors_of_reading_are_no_faults_of_a_marker() -> None:
 
     with pytest.raises(CheckpointError, match="disk is gone"):
         quantized_layers(Unreadable(int8()))
+
+
+def test_deeply_nested_names_cost_no_time() -> None:
+    class Source(StateDictSource):
+        def __init__(self) -> None:
+            super().__init__({})
+            self.tensors = {"a." * depth + "weight": Spec(E4M3, (4, 4)) for depth in range(1, 3000)}
+
+    found = quantized_layers(Source())
+    assert len(found) == 2999
+    assert sum(len(layer.names) for layer in found.values()) == 2999
+
+
+def test_legacy_names_are_read_only_without_a_marker() -> None:
+    legacy = layer(None, weight=FP8, scale_weight=ONE * 0.5, scale_input=ONE)
+    floats = as_float(StateDictSource({**legacy, "scaled_fp8": torch.zeros(0).to(E4M3)}), True, torch.float32)
+    assert list(floats.tensors) == ["l.weight"]
+    found = quantized_layers(StateDictSource(layer({"format": "float8_e4m3fn"}, weight=FP8, scale_weight=ONE)))
+    assert "'l.scale_weight'" in layer_problem(found["l"])
