@@ -1,7 +1,7 @@
 """Makes ComfyUI's own loaders and savers know ``int8_blockwise`` while the pack is installed.
 
-Two functions of ``comfy.ops``, which every quantized layer calls by name, are wrapped: what is not marked with the
-format goes on to whatever was there before, be it ComfyUI's own function or another pack's wrapper. See `register`.
+Two functions of ``comfy.ops``, which every quantized layer calls by name, are wrapped. Layers in other formats go on
+to the function that was there before: ComfyUI's own, or another pack's wrapper. See `register`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ ALGORITHM: Mapping[str, Any] = {
     "pack": layouts.PACK,
     "loaders": True,
 }
-"""The format's entry in ``QUANT_ALGOS``; pack tells who made it, loaders that the host's loaders obey it."""
+"""The format's entry in ``QUANT_ALGOS``. ``pack`` names its owner; ``loaders``: ComfyUI's loaders read the format."""
 
 LAYERS_ONLY: Mapping[str, Any] = {**ALGORITHM, "loaders": False}
-"""The entry where the loaders cannot be taught: enough for the layers that `nodes_blockwise` makes."""
+"""The entry if ComfyUI's loaders cannot be wrapped: enough for the layers that `nodes_blockwise` makes."""
 
 WRAPPED = ("_load_quantized_module", "_quantized_weight_state_dict")
 
@@ -45,9 +45,10 @@ _installed: dict[str, Any] = {}
 
 
 def register() -> str:
-    """Register the format with the host; gives "" or one sentence, which is also logged, that says why it did not.
+    """Register the format with ComfyUI. Entries of other packs under these names stay; a second call changes nothing.
 
-    What another pack has registered under these names stays as it is, and a second call changes nothing.
+    Returns:
+        Why it was not registered, in one sentence, which is also logged; empty if it was.
     """
     layouts.register()
     obstacle = "" if is_registered() else no_quantized_models() or _owner() or _mismatch()
@@ -78,20 +79,20 @@ def is_registered() -> bool:
 
 
 def is_loadable() -> bool:
-    """Whether the host's loaders take the format, from this pack or another."""
+    """Whether ComfyUI's loaders read the format, thanks to this pack or another."""
     return bool(_entry()) and _entry().get("loaders", True)
 
 
 def needs_own_loader() -> bool:
-    """Whether `nodes_blockwise` has to load what the host's loaders do not take."""
+    """Whether `nodes_blockwise` has to load the format because ComfyUI's loaders do not."""
     return not is_loadable() and not no_quantized_models()
 
 
 def no_quantized_models() -> str:
-    """Says so if the host runs no quantized model in any format.
+    """Say why ComfyUI runs no quantized model in any format; empty if it does.
 
-    ComfyUI starts without the comfy-kitchen that it needs, as after an update of its code alone, and puts empty classes
-    in the place of what it could not import.
+    ComfyUI also starts without the comfy-kitchen that it needs, as after an update of its code alone. It then has empty
+    classes in place of the ones that it could not import.
     """
     if issubclass(getattr(comfy.quant_ops, "QuantizedTensor", Tensor), Tensor):
         return ""
@@ -102,7 +103,7 @@ def no_quantized_models() -> str:
 
 
 def refuse_unloadable(recipe: Recipe) -> None:
-    """Raise QuantError where a recipe asks for what this host cannot build a model with."""
+    """Raise QuantError if a recipe has a format that this ComfyUI cannot build a model with."""
     if obstacle := no_quantized_models():
         raise QuantError(obstacle)
     names = {*recipe.candidates, recipe.fallback, recipe.upgrade, *(fmt for _, fmt in recipe.overrides)}
@@ -137,10 +138,12 @@ def load_layer(
     missing_keys: list[str],
     *rest: Any,
 ) -> None:
-    """What ``_load_quantized_module`` does, for a weight in the format.
+    """Do for a weight in the format what ``_load_quantized_module`` does for others.
 
-    ``input_scale``, a constant in other programs' files, is dropped. Raises ValueError naming the layer where the
-    tensors do not fit each other or the model.
+    ``input_scale``, a constant in other programs' files, is dropped.
+
+    Raises:
+        ValueError: names the layer; its tensors do not fit each other or the model, or its marker is not understood.
     """
     layer, marker = prefix.rstrip("."), _read(prefix, state_dict.pop(prefix + NAME))
     codes, scale = state_dict.pop(f"{prefix}weight"), state_dict.pop(f"{prefix}weight_scale", None)
@@ -159,7 +162,7 @@ def load_layer(
 
 
 def complete_marker(module: Any, saved: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The state dict of a layer with the size of its blocks in the marker, if it is in the format."""
+    """Add the block size to the marker in a layer's state dict, if the layer is in the format."""
     key = prefix + NAME
     size = getattr(getattr(getattr(module, "weight", None), "_params", None), "block_size", None)
     if getattr(module, "quant_format", None) == BLOCKWISE and size is not None and key in saved:
@@ -189,19 +192,19 @@ def _saving(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _active() -> bool:
-    """False after `unregister`, and where another pack has put its own entry or layout in this one's place."""
+    """False after `unregister`, and if another pack has replaced the entry or the layout."""
     return comfy.quant_ops.QUANT_ALGOS.get(BLOCKWISE) is ALGORITHM and layouts.is_own()
 
 
 def _owner() -> str:
-    """Says so if another pack has the format or the layout."""
+    """Say whether another pack has the format or the layout; empty if none has."""
     if (_entry() and not _is_own(_entry())) or not layouts.is_own():
         return f"another pack has registered {BLOCKWISE}; its files are left to that pack."
     return ""
 
 
 def _mismatch() -> str:
-    """Says so if the host is not built as the wrappers need it."""
+    """Say why the wrappers do not fit this ComfyUI; empty if they do."""
     expected = {
         WRAPPED[0]: ("module", "super_load", "state_dict", "prefix", "local_metadata", "strict", "missing_keys"),
         WRAPPED[1]: ("module", "sd", "prefix"),
@@ -221,7 +224,7 @@ def _begins_with(function: Any, names: tuple[str, ...]) -> bool:
 
 
 def _entry() -> Mapping[str, Any]:
-    """What the host knows of the format; empty if nothing."""
+    """The format's entry in ComfyUI's table; empty if there is none."""
     return getattr(comfy.quant_ops, "QUANT_ALGOS", {}).get(BLOCKWISE, {})
 
 
@@ -242,7 +245,7 @@ def _refuse_misfits(layer: str, codes: Tensor, scale: Tensor | None, size: int, 
     if size not in BLOCKS:
         raise ValueError(
             f"Layer '{layer}' is in blocks of {size}, and only {' and '.join(map(str, BLOCKS))} can be run; quantize "
-            "the file anew with --dequantize."
+            "the file again with --dequantize."
         )
     blocks = tuple(-(-side // size) for side in codes.shape)
     if tuple(codes.shape) != tuple(shape) or codes.dtype != torch.int8:

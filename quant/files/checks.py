@@ -1,4 +1,4 @@
-"""What is wrong with a quantized layer: whatever its format does not define is named, never ignored."""
+"""Checks of quantized layers: whatever a layer's format does not define is named, never ignored."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .tensors import TensorSpec, dtype_name
 
 
 def layer_problem(layer: QuantizedLayer) -> str:
-    """Why a layer is not what its format says, from names, dtypes, shapes and the marker alone.
+    """Find out what is wrong with a layer, from names, dtypes, shapes and the marker alone.
 
     Returns:
-        A sentence without its end that names the layer and the tensor or field; empty where nothing is wrong.
+        A sentence without its full stop that names the layer and the tensor or field; empty if nothing is wrong.
     """
     if layer.fault:
         return layer.fault
@@ -31,7 +31,11 @@ def layer_problem(layer: QuantizedLayer) -> str:
 
 
 def scale_problem(source: Source, layer: QuantizedLayer) -> str:
-    """Why a scale of a layer without a `layer_problem` cannot be used; reads the scales. Returns as `layer_problem`."""
+    """Find a scale that is not finite and above zero, in a layer without a `layer_problem`. Reads the scales.
+
+    Returns:
+        A sentence without its full stop; empty if all scales can be used.
+    """
     companions = {} if layer.stored is None else layer.stored.companions
     scales = [layer.names[name] for name, companion in companions.items() if companion.scale and name in layer.names]
     broken = next((name for name in scales if not _is_usable(source.read(name))), None)
@@ -39,7 +43,11 @@ def scale_problem(source: Source, layer: QuantizedLayer) -> str:
 
 
 def decoding_problem(layer: QuantizedLayer) -> str:
-    """Why a layer without a `layer_problem` cannot be turned back to float. Returns as `layer_problem`."""
+    """Say why this pack cannot dequantize a layer without a `layer_problem`.
+
+    Returns:
+        A sentence without its full stop; empty if it can.
+    """
     if len(layer.tensors[CODES].shape) != 2:
         return f"Layer '{layer.name}' is a bank of experts in {layer.format}, which cannot be dequantized here"
     if layer.stored is None or layer.stored.decode is None:
@@ -54,7 +62,7 @@ def _is_usable(scale: Tensor) -> bool:
 
 
 def _faults(layer: QuantizedLayer) -> Iterator[str]:
-    """What is wrong; each fault but the first supposes that there is none before it."""
+    """Faults of a layer. Each check relies on the ones before it, so that only the first fault is certain."""
     if layer.other_program:
         program, tensor = layer.other_program
         yield f"is quantized by {program} (tensor '{tensor}'), which cannot be read here"
@@ -133,7 +141,7 @@ def _shape_faults(layer: QuantizedLayer, stored: StoredFormat, shape: Shape, exp
 
 
 def _tensor(layer: QuantizedLayer, name: str) -> str:
-    """A tensor's full name, with what it usually is."""
+    """A tensor's full name, with its usual meaning if it has one."""
     meaning = foreign.MEANINGS.get(name)
     return f"'{layer.names[name]}'" + (f" ({meaning})" if meaning else "")
 

@@ -28,7 +28,7 @@ ENDINGS = ("_scale", "_scales", "_scale_inv", ".scale")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """A layer that is quantized, as names, dtypes, shapes and its marker tell. `checks` says what is wrong with it."""
+    """A quantized layer: its names, dtypes, shapes and marker. `checks` finds out what is wrong with it."""
 
     name: str
     """Its full name; of codes that are no layer's weight, the name of their tensor."""
@@ -41,11 +41,11 @@ class QuantizedLayer:
     tensors: Mapping[str, TensorSpec]
     """Dtypes and shapes of the same."""
     fault: str = ""
-    """Why its marker cannot be read."""
+    """Sentence without full stop: why its marker cannot be read; else empty."""
 
     @cached_property
     def other_program(self) -> tuple[str, str] | None:
-        """The program that wrote it in a way that ComfyUI does not know, and a tensor (full name) that shows so."""
+        """The program that wrote it in a scheme unknown to ComfyUI, and the full name of a tensor that shows it."""
         found = foreign.evidence(self.names)
         return None if found is None else (found[0], self.names[found[1]])
 
@@ -91,7 +91,11 @@ def quantized_layers(source: Source) -> dict[str, QuantizedLayer]:
 
 
 def header_problem(metadata: Mapping[str, str]) -> str:
-    """Why the header's account of quantized layers cannot be read, as a sentence without its end; else empty."""
+    """Say why the header's entries on quantized layers cannot be read.
+
+    Returns:
+        A sentence without its full stop; empty if they can be read.
+    """
     try:
         from_header(metadata)
     except CheckpointError as error:
@@ -101,12 +105,12 @@ def header_problem(metadata: Mapping[str, str]) -> str:
 
 
 def without_quantization(metadata: Mapping[str, str]) -> dict[str, str]:
-    """A header's fields without its account of quantized layers."""
+    """Drop the entries on quantized layers from a header's fields."""
     return {key: text for key, text in metadata.items() if key not in (HEADER_KEY, foreign.QUANTIZATION_CONFIG)}
 
 
 def _owner(name: str, tensors: Mapping[str, TensorSpec]) -> str | None:
-    """The layer that a tensor shows to be quantized; None where it shows nothing."""
+    """The layer that is quantized, judging by one of its tensors; None if the tensor shows no quantization."""
     if name.endswith(SUFFIX):
         return name.removesuffix(SUFFIX)
     spec, layer = tensors[name], name.removesuffix(WEIGHT)
@@ -142,8 +146,8 @@ class _Tree:
     def parts(self, layer: str, marked: bool) -> dict[str, str]:
         """Full names of a layer's tensors by name within the layer, the marker aside.
 
-        Below a weight lie the parts of other programs' tensors. Anything else that lies deeper belongs to other
-        modules, which a layer with a marker does not have: one such name is enough to tell.
+        Names below ``weight`` come from other programs. Other names deeper than one level belong to other modules,
+        and a layer with a marker has none: one of them is enough to refuse it.
         """
         codes = layer + WEIGHT
         own = [*self._children.get(layer, []), *self._children.get(codes, [])]
@@ -179,7 +183,11 @@ def _layer(source: Source, layer: str, header: Marker | None, tree: _Tree) -> Qu
 
 
 def read_marker(source: Source, layer: str) -> tuple[Marker, str]:
-    """The marker in a layer's own tensor, or an empty one and why it cannot be read, without an end."""
+    """Read the marker in a layer's own tensor.
+
+    Returns:
+        The marker, and a sentence without its full stop that says why it cannot be read (then the marker is empty).
+    """
     spec = source.tensors[layer + SUFFIX]
     try:
         refuse_impossible(layer, spec.dtype, spec.shape)

@@ -1,4 +1,4 @@
-"""What a stored weight is: the table of formats, and what its rows are made of."""
+"""Formats of quantized weights: the table that is written, the table that is read, markers, grids and scales."""
 
 from .table import ALIASES, BLOCKWISE, FLOATS, FORMATS, Format, Shape, format_name, int8_blockwise, pack_notice
 

@@ -1,4 +1,4 @@
-"""Which weights share a scale, as a value: scales are reduced to it and broadcast from it."""
+"""Granularities: which weights share a scale. Weights are reduced to the shape of their scales and scales expanded."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The values that a code can stand for, before they are scaled.
+"""Grids: the values that a code can stand for, before they are scaled.
 
-All functions take and give float32 in units of the grid (a weight divided by its scale). ``below`` and ``above`` are
-the grid points around a value, which is all that a rounding method may choose between; ``spacing`` is what lies between
-such two, also where the value is one itself.
+All functions take and return float32 in units of the grid (a weight divided by its scale). ``below`` and ``above`` are
+the grid points around a value, between which a rounding method chooses; ``spacing`` is the distance between grid points
+at a value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 class Grid(Protocol):
     """A finite, symmetric set of numbers and the dtype that stores them.
 
-    As a floating-point format: those of exponent ``e`` are ``2^(max(e, smallest_exponent) - mantissa_bits)`` apart.
+    As in a float format, numbers of exponent ``e`` are ``2^(max(e, smallest_exponent) - mantissa_bits)`` apart.
     """
 
     @property

@@ -1,6 +1,6 @@
 """Choosing scales: the absolute maximum, or the multiple of it that leaves the least squared error.
 
-Scales are float32 in the shape of the format's granularity. A scale is never zero: where all weights that share it are
+Scales are float32 in the shape of the format's granularity. A scale is never zero: if all weights that share it are
 zero it is 1 (which is exact), so that nothing downstream divides by zero.
 """
 
@@ -23,11 +23,20 @@ POWER_OF_TWO_CANDIDATES = (1.0, 0.5)
 
 
 def absmax(weight: Tensor, fmt: Format) -> Tensor:
-    """Scales that map the largest magnitude of float32 ``weight [N, K]`` to the grid's last point."""
+    """Scales that map the largest magnitude of a weight to the grid's last point.
+
+    Args:
+        weight: float32 ``[N, K]``.
+        fmt: the format.
+
+    Returns:
+        float32 in the granularity's shape.
+    """
     return from_amax(fmt.granularity.amax(weight), fmt)
 
 
 def from_amax(amax: Tensor, fmt: Format) -> Tensor:
+    """Scales from the absolute maxima, in the granularity's shape, of the weights that share each scale."""
     scale = amax.to(torch.float32) / fmt.grid.maximum
     if fmt.power_of_two:
         mantissa, exponent = torch.frexp(scale)
@@ -40,7 +49,14 @@ def from_amax(amax: Tensor, fmt: Format) -> Tensor:
 def least_error(weight: Tensor, fmt: Format) -> Tensor:
     """Scales among `CANDIDATES` x `absmax` with the least sum of squared errors after nearest rounding.
 
-    ``weight`` is float32 ``[N, K]``. Never worse than `absmax`, which is the first candidate and wins ties.
+    Never worse than `absmax`, which is the first candidate and wins ties.
+
+    Args:
+        weight: float32 ``[N, K]``.
+        fmt: the format.
+
+    Returns:
+        float32 in the granularity's shape.
     """
     base = absmax(weight, fmt)
     best, best_error = base, None

@@ -1,8 +1,8 @@
-"""The formats that a weight can be stored in: one table, and everything that differs between them is in its rows.
+"""The formats that this pack writes: one table, and everything that differs between them is in its rows.
 
-A `Format` knows its grid, which weights share a scale, the tensors it leaves in a checkpoint and the marker that makes
-ComfyUI's loaders build the right layout from them (ComfyUI QUANTIZATION.md; `comfy_kitchen` layouts). Adding a format
-is adding a row to `FORMATS`.
+A `Format` knows its grid, which weights share a scale, the tensors of a layer and the marker that makes ComfyUI's
+loaders build the right layout from them (ComfyUI QUANTIZATION.md; `comfy_kitchen` layouts). `stored` has the formats
+that are read.
 """
 
 from __future__ import annotations
@@ -68,7 +68,12 @@ class Format:
         return not isinstance(self.granularity, PerBlock)
 
     def takes(self, shape: Shape, lookup: bool = False) -> bool:
-        """Whether a weight of this shape, an embedding's if ``lookup``, can be stored and run in this format."""
+        """Whether a weight can be stored and run in this format.
+
+        Args:
+            shape: ``(N, K)``.
+            lookup: the weight is an embedding.
+        """
         divides = all(size % step == 0 for size, step in zip(shape, self.multiple, strict=True))
         return divides and (self.supports_lookup or not lookup)
 
@@ -77,25 +82,38 @@ class Format:
         return rows, columns
 
     def layout(self, shape: Shape) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Dtype and shape of every tensor that `pack` gives for a weight ``[N, K]``, by the key's suffix."""
+        """Dtype and shape of every tensor that `pack` returns for a weight ``[N, K]``, by name within the layer."""
         stored = self.padded_shape(shape)
         scales = self.granularity.scale_shape(stored)
         scale = (torch.uint8, mxfp8.swizzled_shape(scales)) if self.power_of_two else (torch.float32, scales)
         return {"weight": (self.grid.dtype, stored), "weight_scale": scale}
 
     def pack(self, codes: Tensor, scale: Tensor) -> dict[str, Tensor]:
-        """The tensors of `layout` from codes (padded shape) and float32 scales (the granularity's shape)."""
+        """The tensors of a layer, as `layout` describes them.
+
+        Args:
+            codes: in the padded shape.
+            scale: float32, in the granularity's shape.
+        """
         stored = mxfp8.pack_scale(scale) if self.power_of_two else scale
         return {"weight": codes, "weight_scale": stored}
 
     def unpack_scale(self, stored: Tensor, shape: Shape) -> Tensor:
-        """float32 scales in the granularity's shape, from the stored tensor; ``shape`` is the codes' shape."""
+        """Decode scales.
+
+        Args:
+            stored: the tensor of a file.
+            shape: of the codes.
+
+        Returns:
+            float32 in the granularity's shape.
+        """
         if self.power_of_two:
             return mxfp8.unpack_scale(stored, self.granularity.scale_shape(shape))
         return stored.to(torch.float32)
 
     def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """float32 ``[N, K]`` in the stored basis (still rotated where the format rotates)."""
+        """Multiply codes by their scales: float32 ``[N, K]``, still rotated if the format rotates."""
         return codes.to(torch.float32) * self.granularity.expand(scale, (codes.shape[0], codes.shape[1]))
 
     def make_marker(self, shape: Shape, group: int | None, full_precision: bool) -> Marker:
@@ -119,7 +137,7 @@ class Format:
 def int8_blockwise(size: int = 128) -> Format:
     """INT8 with a scale for each block of ``size x size`` weights; inputs are quantized in runs of ``size``.
 
-    Weights that end within a block can be read, but are not written: the field's other programs do not load them.
+    Weights that end within a block are read but not written: other programs do not load them.
     """
     return Format(
         name=BLOCKWISE if size == 128 else f"{BLOCKWISE}_{size}",
@@ -185,7 +203,7 @@ FORMATS: Mapping[str, Format] = {
 }
 
 FLOATS: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-"""Formats of what stays in floating point."""
+"""Formats of tensors that stay in floating point."""
 
 ALIASES: Mapping[str, str] = {
     "fp8": "float8_e4m3fn",
@@ -202,7 +220,14 @@ ALIASES: Mapping[str, str] = {
 
 
 def format_name(name: str) -> str:
-    """The full name of a format given by name or alias; RecipeError with the closest one if there is none."""
+    """Return the full name of a format.
+
+    Args:
+        name: a name or an alias.
+
+    Raises:
+        RecipeError: there is no such format; names the closest one.
+    """
     full = ALIASES.get(name, name)
     known = [*FORMATS, *FLOATS]
     if full not in known:

@@ -1,4 +1,4 @@
-"""How far a quantized checkpoint is from the float one that it was made of."""
+"""Distance of a quantized checkpoint from its float original."""
 
 from __future__ import annotations
 
