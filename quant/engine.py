@@ -12,7 +12,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .calibration.input_scales import input_scale
 from .calibration.statistics import NOTHING_KNOWN, Statistics, fingerprint
 from .errors import Cancelled, ProfileError, RecipeError
 from .files.dequantized import as_float
@@ -24,10 +23,10 @@ from .formats.dequantize import dequantize_layer
 from .formats.marker import SUFFIX
 from .layer import bias
 from .layer.quantize import explain_failures, quantize_layer
-from .layer.task import LayerTask, QuantizedLayer
+from .layer.task import QuantizedLayer
 from .notices import Notice, notice
 from .planning.builder import make_plan
-from .planning.candidates import Evaluator
+from .planning.candidates import Evaluator, make_task
 from .planning.mixed_precision import settle_plan
 from .planning.plan import KeptTensor, LayerPlan, Plan
 from .recipe import AUTO, OFF, Recipe
@@ -158,24 +157,12 @@ class _Execution:
         weight = self.source.read(layer.name + WEIGHT)
         self._refuse_mismatch(layer, weight)
         run = self.run
-        result = quantize_layer(
-            LayerTask(
-                name=layer.name,
-                weight=weight,
-                format=layer.format,
-                group=layer.group,
-                recipe=run.recipe,
-                inputs=layer.inputs,
-                device=run.device,
-                check_cancelled=run.check_cancelled,
-            )
-        )
+        result = quantize_layer(make_task(layer, weight, run.recipe, run.device, run.check_cancelled))
         for suffix, tensor in layer.format.pack(result.codes, result.scale).items():
             self.output.write(f"{layer.name}.{suffix}", tensor.to(weight.device))
         self.output.write(layer.name + SUFFIX, layer.marker.to_tensor())
-        if layer.input_scale:
-            scale = input_scale(run.recipe.input_scale, layer.inputs, layer.format)
-            self.output.write(f"{layer.name}.input_scale", scale)
+        if layer.input_scale is not None:
+            self.output.write(f"{layer.name}.input_scale", torch.tensor(layer.input_scale, dtype=torch.float32))
         if layer.name in self._input_means:
             self._correct_bias(layer, weight, result)
         return _layer_report(layer, result)
@@ -246,7 +233,7 @@ def _notes(plan: Plan, run: Run) -> list[Notice]:
     notes = [needed] if needed is not None else []
     if not plan.certain:
         notes.append(notice("not_recognised"))
-    unscaled = sum(not layer.input_scale for layer in layers)
+    unscaled = sum(layer.input_scale is None for layer in layers)
     if run.recipe.input_scale != OFF and unscaled:
         notes.append(notice("no_input_scale", layers=unscaled))
     unprobed = sum(layer.inputs.sensitivity is None for layer in layers)

@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .calibration.input_scales import INPUT_SCALE_METHODS
 from .errors import RecipeError
 from .formats import FLOATS, FORMATS, format_name
 from .formats.rotation import GROUP_SIZES
@@ -25,7 +24,7 @@ SCALES = (*SCALE_METHODS, AUTO)
 BIAS_CORRECTIONS = (OFF, "measured", "synthetic")
 LISTS = ("formats", "exclude")
 TARGETS = ("target_gb", "target_share", "target_error")
-INPUT_SCALES = (OFF, *INPUT_SCALE_METHODS)
+INPUT_SCALES = (OFF, "absmax", "percentile", "mse")
 
 
 OPTIMIZERS = ("original", "adamw", "radam", "prodigy", "feedback")

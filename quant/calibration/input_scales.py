@@ -1,5 +1,6 @@
-"""Static scales of a layer's inputs, found once from recorded ones, for formats whose inputs the host can round with
-them.
+"""Static scales of FP8 inputs, found once from recorded inputs.
+
+Without one, ComfyUI rounds the inputs of an FP8 layer with scale 1, and whatever lies beyond the grid saturates.
 """
 
 from __future__ import annotations
@@ -11,21 +12,40 @@ from torch import Tensor
 
 from ..formats import Format
 from ..formats.scales import CANDIDATES, from_amax
+from ..recipe import AUTO, OFF
 from .statistics import InputStatistics
 
 PERCENTILE = 0.9999
 """Share of the recorded input values that `percentile` leaves unclipped."""
 
 
-def input_scale(method: str, known: InputStatistics, fmt: Format) -> Tensor:
-    """The float32 scale ``[]`` of the inputs by one of `INPUT_SCALE_METHODS`; ``known.absmax`` must be measured.
+HEADROOM = 2.0
+"""Multiple of the largest recorded input that `AUTO` keeps below the grid's last point."""
 
-    Without recorded rows it is the absolute maximum's.
+
+def measure_input_scale(method: str, statistics: InputStatistics, fmt: Format) -> float | None:
+    """The static scale of a layer's inputs.
+
+    Args:
+        method: one of `INPUT_SCALE_METHODS`; `OFF`; or `AUTO`, which writes a scale only where inputs near the end of
+            the grid were recorded, with `HEADROOM` for larger ones.
+        statistics: without recorded rows the absolute maximum counts.
+        fmt: of the layer.
+
+    Returns:
+        None if no scale is to be written: the format takes none, or no input was measured.
     """
-    largest = torch.tensor(known.absmax)
-    if known.rows is None or len(known.rows) == 0:
-        return from_amax(largest, fmt)
-    return from_amax(INPUT_SCALE_METHODS[method](known.rows.to(torch.float32), largest, fmt), fmt)
+    largest = statistics.absmax
+    if method == OFF or not fmt.static_input or largest is None:
+        return None
+    if method == AUTO:
+        return (
+            float(from_amax(torch.tensor(HEADROOM * largest), fmt)) if HEADROOM * largest > fmt.grid.maximum else None
+        )
+    amax = torch.tensor(largest)
+    if statistics.rows is not None and len(statistics.rows):
+        amax = INPUT_SCALE_METHODS[method](statistics.rows.to(torch.float32), amax, fmt)
+    return float(from_amax(amax, fmt))
 
 
 def _absmax(rows: Tensor, largest: Tensor, fmt: Format) -> Tensor:

@@ -51,6 +51,8 @@ class Format:
     """Whether the weight is rotated in groups of inputs before rounding (see `rotation`)."""
     static_input: bool = False
     """Whether ComfyUI can quantize the layer's input with a measured ``input_scale``."""
+    obeys_full_precision: bool = False
+    """Whether every supported ComfyUI keeps the inputs in float if the marker asks for it (INT8: from 0.38 on only)."""
     inputs: Granularity = ROWS
     """Which of a layer's inputs ``[R, K]`` share a scale where ComfyUI rounds them to the same grid."""
     group_size: int | None = None
@@ -162,6 +164,7 @@ def _float8(name: str, title: str, grid: Grid) -> Format:
         granularity=PerTensor(),
         multiple=(16, 16),
         static_input=True,
+        obeys_full_precision=True,
         inputs=PerTensor(),
     )
 
@@ -195,6 +198,7 @@ FORMATS: Mapping[str, Format] = {
             granularity=PerBlock(1, 32),
             padded=(32, 32),
             power_of_two=True,
+            obeys_full_precision=True,
             inputs=PerBlock(1, 32),
         ),
         int8_blockwise(),

@@ -1,6 +1,8 @@
-"""Input rows of a layer, and what ComfyUI's 8-bit product makes of them: it rounds them to the weight's own grid.
+"""Input rows of a layer, rounded to the weight's own grid as ComfyUI's 8-bit product rounds them.
 
-`Format.inputs` says which inputs share a scale. Scales come from the absolute maximum, at every call.
+`Format.inputs` says which inputs share a scale. Scales of rows and blocks come from their absolute maximum, at every
+call. With one scale for all inputs (FP8), ComfyUI takes the layer's ``input_scale``, and 1 where there is none, so that
+inputs above the grid's last point saturate.
 """
 
 from __future__ import annotations
@@ -14,22 +16,31 @@ from torch import Tensor
 from ..formats import Format
 from ..formats.granularity import PerTensor
 from ..formats.rotation import rotate
-from ..formats.scales import absmax, from_amax
+from ..formats.scales import absmax
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InputRows:
     """A sample of a layer's inputs in the basis that its weight is stored in."""
 
     rows: Tensor
     """float32 ``[R, K]``, padded and rotated like the weight, not quantized."""
     format: Format
-    maximum: float | None = None
-    """Largest magnitude of any input, for formats with one scale for all inputs."""
+    input_scale: float | None = None
+    """Static scale of the inputs; None: ComfyUI takes 1."""
+    full_precision: bool = False
+    """ComfyUI dequantizes the weight and keeps the inputs in float."""
 
     @classmethod
     def prepare(
-        cls, rows: Tensor, width: int, fmt: Format, group: int | None, maximum: float | None = None
+        cls,
+        rows: Tensor,
+        width: int,
+        fmt: Format,
+        group: int | None,
+        *,
+        input_scale: float | None = None,
+        full_precision: bool = False,
     ) -> InputRows:
         """Pad and rotate recorded rows.
 
@@ -37,13 +48,11 @@ class InputRows:
             rows: ``[R, K]``, as the model produced them.
             width: columns of the stored weight, at least K.
             group: rotation group of the weight.
-            maximum: largest magnitude of any input; by default that of ``rows``.
+            input_scale, full_precision: as the fields.
         """
         padded = torch.nn.functional.pad(rows.to(torch.float32), (0, width - rows.shape[1])).contiguous()
         stored = rotate(padded, group) if group else padded
-        if maximum is None and isinstance(fmt.inputs, PerTensor):
-            maximum = float(stored.abs().amax())
-        return cls(stored, fmt, maximum)
+        return cls(rows=stored, format=fmt, input_scale=input_scale, full_precision=full_precision)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,7 +60,7 @@ class InputRows:
     @cached_property
     def quantized(self) -> Tensor:
         """The rows after ComfyUI's quantization, dequantized, ``[R, K]``."""
-        return quantize_rows(self.rows, self.format, self.maximum)
+        return self.rows if self.full_precision else quantize_rows(self.rows, self.format, self.input_scale)
 
     def split(self, share: float) -> tuple[InputRows, InputRows]:
         """Two parts; the first has ``share`` of the rows, at least one."""
@@ -59,14 +68,15 @@ class InputRows:
         return replace(self, rows=self.rows[:n]), replace(self, rows=self.rows[n:])
 
 
-def quantize_rows(rows: Tensor, fmt: Format, maximum: float | None = None) -> Tensor:
+def quantize_rows(rows: Tensor, fmt: Format, input_scale: float | None = None) -> Tensor:
     """Round float32 ``rows [R, K]`` to the format's grid as ComfyUI does, and dequantize them.
 
     Args:
-        maximum: largest magnitude of any input, where all inputs share one scale; by default that of ``rows``.
+        input_scale: static scale of the inputs, for formats that share one; None: 1, as ComfyUI takes.
     """
-    as_inputs = replace(fmt, granularity=fmt.inputs)
-    known = maximum is not None and isinstance(fmt.inputs, PerTensor)
-    scale = from_amax(rows.new_tensor(maximum), fmt) if known else absmax(rows, as_inputs)
+    if isinstance(fmt.inputs, PerTensor):
+        scale = rows.new_tensor(1.0 if input_scale is None else input_scale)
+    else:
+        scale = absmax(rows, replace(fmt, granularity=fmt.inputs))
     wide = fmt.inputs.expand(scale, (rows.shape[0], rows.shape[1]))
     return fmt.grid.encode(rows / wide).to(torch.float32).mul_(wide)

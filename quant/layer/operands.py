@@ -53,7 +53,14 @@ def load_input_rows(task: LayerTask) -> InputRows | None:
     if recorded is None or len(recorded) < FEWEST_ROWS:
         return None
     rows = recorded.to(task.weight.device)
-    return InputRows.prepare(rows, task.padded_shape[1], task.format, task.group, task.inputs.absmax)
+    return InputRows.prepare(
+        rows,
+        task.padded_shape[1],
+        task.format,
+        task.group,
+        input_scale=task.input_scale,
+        full_precision=task.full_precision and task.format.obeys_full_precision,
+    )
 
 
 def hold_out(task: LayerTask, rows: InputRows) -> tuple[InputRows, InputRows]:

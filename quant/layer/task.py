@@ -34,6 +34,10 @@ class LayerTask:
     recipe: Recipe
     inputs: InputStatistics = NOTHING_KNOWN
     """What a calibration knows of the layer's inputs."""
+    input_scale: float | None = None
+    """Static scale of the layer's inputs, written beside the weight; None: none is written."""
+    full_precision: bool = False
+    """ComfyUI is asked to dequantize the weight and multiply in 16 bits."""
     device: torch.device | str = "cpu"
     """Where to compute."""
     check_cancelled: CheckCancelled = lambda: None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..calibration.input_scales import measure_input_scale
 from ..calibration.statistics import NOTHING_KNOWN, InputStatistics, Statistics
 from ..errors import ProfileError
 from ..files.tensors import WEIGHT, TensorSpec, dtype_name, is_bank
@@ -14,7 +15,7 @@ from ..formats import FLOATS, FORMATS, Format, Shape
 from ..formats.rotation import GROUP_SIZES, largest_group
 from ..notices import Notice, notice, render
 from ..patterns import PatternSearch
-from ..recipe import OFF, SOURCE, Recipe
+from ..recipe import SOURCE, Recipe
 from . import heuristics
 from .plan import Entry, KeptTensor, LayerPlan, Plan, RemovedTensor
 from .profiles import Recognition, match, recognise
@@ -224,7 +225,7 @@ def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, i
         reason=choice.reason,
         notes=(*choice.notes, *notes),
         full_precision=recipe.full_precision_matrix_mult,
-        input_scale=recipe.input_scale != OFF and choice.format.static_input and inputs.absmax is not None,
+        input_scale=measure_input_scale(recipe.input_scale, inputs, choice.format),
         inputs=inputs,
         fixed=choice.fixed,
         is_lookup_table=choice.is_lookup_table,

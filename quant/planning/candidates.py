@@ -63,17 +63,7 @@ class Evaluator:
             LayerError: as `quantize_layer`.
         """
         self.check_cancelled()
-        task = LayerTask(
-            name=layer.name,
-            weight=weight,
-            format=layer.format,
-            group=layer.group,
-            recipe=self.recipe,
-            inputs=layer.inputs,
-            device=self.device,
-            check_cancelled=self.check_cancelled,
-        )
-        result = quantize_layer(task)
+        result = quantize_layer(make_task(layer, weight, self.recipe, self.device, self.check_cancelled))
         return Candidate(layer, result.errors.primary.error, self._importance(result.output_power, layer.inputs))
 
     def best(self, layers: Iterable[LayerPlan], weight: Tensor) -> Candidate:
@@ -86,6 +76,24 @@ class Evaluator:
         if self.by_sensitivity and inputs.sensitivity is not None:
             return output_power * inputs.sensitivity
         return math.sqrt(output_power)
+
+
+def make_task(
+    layer: LayerPlan, weight: Tensor, recipe: Recipe, device: str, check_cancelled: Callable[[], None]
+) -> LayerTask:
+    """What `quantize_layer` is to do with ``weight [N, K]`` of a planned layer."""
+    return LayerTask(
+        name=layer.name,
+        weight=weight,
+        format=layer.format,
+        group=layer.group,
+        recipe=recipe,
+        inputs=layer.inputs,
+        input_scale=layer.input_scale,
+        full_precision=layer.full_precision,
+        device=device,
+        check_cancelled=check_cancelled,
+    )
 
 
 def in_formats(layer: LayerPlan, names: Iterable[str], recipe: Recipe) -> list[LayerPlan]:

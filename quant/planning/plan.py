@@ -36,8 +36,8 @@ class LayerPlan:
     notes: tuple[Notice, ...] = ()
     full_precision: bool = False
     """ComfyUI dequantizes and multiplies in 16 bits."""
-    input_scale: bool = False
-    """A static scale of the inputs is written."""
+    input_scale: float | None = None
+    """Static scale of the inputs, which is written; None: none is."""
     inputs: InputStatistics = NOTHING_KNOWN
     """What a calibration knows of the layer's inputs."""
     fixed: bool = False
@@ -57,7 +57,7 @@ class LayerPlan:
     def layout(self) -> Layout:
         """Dtype and shape of every tensor that takes the weight's place."""
         tensors = {f"{self.name}.{suffix}": spec for suffix, spec in self.format.layout(self.shape).items()}
-        if self.input_scale:
+        if self.input_scale is not None:
             tensors[f"{self.name}.input_scale"] = (torch.float32, ())
         return tensors | {self.name + SUFFIX: (torch.uint8, tuple(self.marker.to_tensor().shape))}
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calibrated_rounding.quant.calibration.input_scales import INPUT_SCALE_METHODS, input_scale
+from calibrated_rounding.quant.calibration.input_scales import HEADROOM, INPUT_SCALE_METHODS, measure_input_scale
 from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.formats import FORMATS
 
@@ -13,35 +13,52 @@ def known(rows: torch.Tensor) -> InputStatistics:
     return InputStatistics(rows=rows, absmax=float(rows.abs().max()))
 
 
-def error(scale: torch.Tensor, rows: torch.Tensor) -> float:
+def error(scale: float | None, rows: torch.Tensor) -> float:
+    assert scale is not None
     return float((E4M3.grid.encode(rows / scale).float() * scale - rows).norm())
 
 
 def test_absmax_maps_the_largest_input_to_the_last_point() -> None:
     rows = torch.tensor([[1.0, -896.0]])
-    assert float(input_scale("absmax", known(rows), E4M3)) == 2.0
+    assert measure_input_scale("absmax", known(rows), E4M3) == 2.0
 
 
 def test_a_percentile_leaves_one_outlier_out() -> None:
     rows = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
     rows[0, 0] = 1e4
-    assert float(input_scale("percentile", known(rows), E4M3)) < 10 / 448
-    assert float(input_scale("absmax", known(rows), E4M3)) == pytest.approx(1e4 / 448)
+    assert measure_input_scale("percentile", known(rows), E4M3) < 10 / 448
+    assert measure_input_scale("absmax", known(rows), E4M3) == pytest.approx(1e4 / 448)
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 def test_least_error_is_never_worse_than_absmax(spread: float) -> None:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(256, 64, generator=generator) * torch.rand(64, generator=generator) ** spread
-    found = {name: error(input_scale(name, known(rows), E4M3), rows) for name in INPUT_SCALE_METHODS}
+    found = {name: error(measure_input_scale(name, known(rows), E4M3), rows) for name in INPUT_SCALE_METHODS}
     assert found["mse"] <= found["absmax"]
 
 
 @pytest.mark.parametrize("method", INPUT_SCALE_METHODS)
 def test_without_rows_the_absolute_maximum_counts(method: str) -> None:
-    assert float(input_scale(method, InputStatistics(absmax=448.0), E4M3)) == 1.0
+    assert measure_input_scale(method, InputStatistics(absmax=448.0), E4M3) == 1.0
 
 
 @pytest.mark.parametrize("method", INPUT_SCALE_METHODS)
 def test_inputs_that_are_all_zero_have_a_scale_that_divides(method: str) -> None:
-    assert float(input_scale(method, known(torch.zeros(4, 4)), E4M3)) > 0
+    scale = measure_input_scale(method, known(torch.zeros(4, 4)), E4M3)
+    assert scale is not None and scale > 0
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(1.0, None), (224.0, None), (300.0, 300 / 224), (4480.0, 20.0)])
+def test_auto_writes_scales_near_saturation(largest: float, scale: float | None) -> None:
+    """Scale 1 is what ComfyUI takes by itself; with a scale, inputs may be `HEADROOM` times as large as recorded."""
+    found = measure_input_scale("auto", InputStatistics(absmax=largest), E4M3)
+    assert found == (None if scale is None else pytest.approx(scale))
+    assert (found or 1.0) * E4M3.grid.maximum >= HEADROOM * largest * (1 - 1e-6)
+
+
+def test_formats_without_static_inputs_get_none() -> None:
+    for name in ("int8_row", "mxfp8", "int8_blockwise"):
+        assert measure_input_scale("absmax", InputStatistics(absmax=1e4), FORMATS[name]) is None
+    assert measure_input_scale("off", InputStatistics(absmax=1e4), E4M3) is None
+    assert measure_input_scale("auto", InputStatistics(), E4M3) is None

@@ -34,18 +34,24 @@ def test_rotated_int8_inputs_are_rotated_first() -> None:
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
-def test_fp8_inputs_share_one_scale_as_in_the_host(name: str) -> None:
+@pytest.mark.parametrize("scale", [None, 0.25, 3.0])
+def test_fp8_inputs_have_the_static_scale_or_one(name: str, scale: float | None) -> None:
     rows, fmt = drawn(), FORMATS[name]
-    scale = rows.abs().amax() / fmt.grid.maximum
-    wanted = host.quantize_per_tensor_fp8(rows, scale, fmt.grid.dtype).float() * scale
-    torch.testing.assert_close(quantize_rows(rows, fmt), wanted, rtol=1e-6, atol=0)
+    used = torch.tensor(scale or 1.0)
+    wanted = host.quantize_per_tensor_fp8(rows, used, fmt.grid.dtype).float() * used
+    torch.testing.assert_close(quantize_rows(rows, fmt, scale), wanted, rtol=1e-6, atol=0)
 
 
-def test_fp8_scales_come_from_every_input_where_more_than_the_sample_is_known() -> None:
-    rows, fmt = drawn(), FORMATS["float8_e4m3fn"]
-    largest = float(rows.abs().max()) * 8
-    codes = (rows / (largest / 448.0)).to(torch.float8_e4m3fn)
-    torch.testing.assert_close(quantize_rows(rows, fmt, largest), codes.float() * (largest / 448.0), rtol=1e-6, atol=0)
+def test_fp8_inputs_saturate_without_a_static_scale() -> None:
+    rows, fmt = drawn() * 1000, FORMATS["float8_e4m3fn"]
+    assert float(quantize_rows(rows, fmt).abs().max()) == 448.0
+    torch.testing.assert_close(quantize_rows(rows, fmt, 64.0), rows, rtol=0.07, atol=64.0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_full_precision_keeps_inputs_in_float(name: str) -> None:
+    inputs = InputRows.prepare(drawn(), 256, FORMATS[name], None, full_precision=True)
+    assert torch.equal(inputs.quantized, inputs.rows)
 
 
 @pytest.mark.parametrize(("name", "block"), [("mxfp8", 32), ("int8_blockwise", 128), ("int8_blockwise_64", 64)])
