@@ -37,6 +37,11 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.2f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def dimensions(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 

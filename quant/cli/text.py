@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..files.tensors import is_layer
 from ..notices import render
 from ..planning.plan import LayerPlan, Plan
-from ..text import dimensions, kept_lines, megabytes, table
+from ..text import counted, dimensions, kept_lines, megabytes, table
 
 
 def plan_text(plan: Plan) -> str:
@@ -29,7 +29,7 @@ def _summary(plan: Plan) -> str:
     kept_layers = sum(is_layer(entry.name, entry.source.shape) for entry in plan.kept.values())
     recognised = plan.profile if plan.certain else f"{plan.profile} (the model is not recognised)"
     return (
-        f"{recognised}: {len(plan.layers)} layers to quantize, {kept_layers} layers and "
-        f"{len(plan.kept) - kept_layers} other tensors to keep; "
+        f"{recognised}: {counted(len(plan.layers), 'layer')} to quantize, {counted(kept_layers, 'layer')} and "
+        f"{counted(len(plan.kept) - kept_layers, 'other tensor')} to keep; "
         f"{megabytes(before)} -> {megabytes(after)} MB ({after / before:.0%})"
     )

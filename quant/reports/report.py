@@ -11,7 +11,7 @@ from typing import Any
 from ..layer.layer_errors import PAIRS, ErrorPair, LayerErrors
 from ..notices import Notice, render
 from ..planning.size_curve import SizeCurve
-from ..text import dimensions, grouped, kept_lines, megabytes, table
+from ..text import counted, dimensions, grouped, kept_lines, megabytes, table
 from .entries import KeptReport, LayerReport, Totals
 
 TITLES = {
@@ -101,8 +101,8 @@ class Report:
         ratio = totals.bytes_after / totals.bytes_before if totals.bytes_before else 1.0
         output, weight = totals.output_w8a8, totals.weight
         parts = [
-            f"{totals.layers} layers quantized",
-            f"{totals.kept_layers} layers and {totals.other_tensors} other tensors kept",
+            f"{counted(totals.layers, 'layer')} quantized",
+            f"{counted(totals.kept_layers, 'layer')} and {counted(totals.other_tensors, 'other tensor')} kept",
             f"{megabytes(totals.bytes_before)} -> {megabytes(totals.bytes_after)} MB ({ratio:.0%})",
             *([f"{TITLES['output_w8a8']} {output.error:.4f} (nearest {output.nearest:.4f})"] if output else []),
             *([f"{TITLES['weight']} {weight.error:.4f}"] if weight else []),

@@ -88,7 +88,8 @@ def test_what_is_no_report_is_refused(damage: dict[str, Any]) -> None:
 
 
 def test_the_summary_leads_with_the_output_error() -> None:
-    plain = report(layer("a")).summary()
+    plain = report(layer("a"), kept=[kept("b.weight", (1, 1)), kept("a.bias", (1,)), kept("c", (1,))]).summary()
+    assert plain.startswith("flux: 1 layer quantized, 1 layer and 2 other tensors kept, ")
     assert "weight error 0.0100" in plain and "output error" not in plain
     calibrated = report(layer("a", output_w8a8=ErrorPair(0.0312, 0.05), fell_back=True)).summary()
     assert "output error (W8A8) 0.0312 (nearest 0.0500), weight error 0.0100, 1 fell back to nearest" in calibrated
