@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..api import plan_file, quantize_file
 from ..calibration.file import Calibration
+from ..device import AUTO_DEVICE, choose_device
 from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError, UnreadableLayerError
 from ..files import refuse_same_file
 from ..files.reader import INDEX_SUFFIX
@@ -19,9 +18,9 @@ from ..notices import render
 from ..recipe import Recipe
 from ..reports.report import Report
 from .bar import progress_bar
-from .choices import make_recipe, without_effect
+from .choices import list_unused, make_recipe
 from .console import fail, say
-from .options import converter
+from .options import make_parser
 from .signals import stop_on_signals
 from .text import plan_text
 
@@ -31,7 +30,7 @@ REPORT_SUFFIXES = (".json", ".txt")
 
 def convert(argv: Sequence[str]) -> int:
     """Run the converter; gives the exit code. Raises UsageError and QuantError for what the user can mend."""
-    parser = converter()
+    parser = make_parser()
     given = parser.given(argv)
     if "input" not in given:
         parser.error("An input is needed: -i FILE.safetensors")
@@ -39,7 +38,7 @@ def convert(argv: Sequence[str]) -> int:
     source, quiet = given["input"], given.get("quiet", False)
     target = output_path(source, given.get("output"), recipe)
     if not quiet:
-        for note in without_effect(given, recipe):
+        for note in list_unused(given, recipe):
             say(f"note: {render(note)}", sys.stderr)
     try:
         return _dry_run(given, recipe, source, target) if "dry_run" in given else _run(given, recipe, source, target)
@@ -74,7 +73,7 @@ def _dry_run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path
 
 
 def _run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
-    device = _checked_device(given.get("device", "cpu"))
+    device = choose_device(given.get("device", AUTO_DEVICE))
     sources = [given[name] for name in ("input", "calibration") if name in given]
     refuse_existing(sources, target, "overwrite" in given)
     report_path = _checked_report(given.get("report"), sources, "overwrite" in given)
@@ -107,15 +106,6 @@ def refuse_existing(sources: Sequence[str], target: Path, overwrite: bool) -> No
     refuse_same_file(sources, target)
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists; add --overwrite to replace it, or choose another name.")
-
-
-def _checked_device(name: str) -> str:
-    try:
-        torch.zeros((), dtype=torch.float64, device=name).item()  # sums of squares are taken in float64
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(f"The device '{name}' cannot be used: {reason}") from None
-    return name
 
 
 def _checked_report(name: str | None, sources: Sequence[str], overwrite: bool) -> Path | None:
