@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...quant.recipe import Recipe
-from ...quant.settings import Alternatives, Setting
+from ...quant.settings import Alternatives, Setting, When
 from ...quant.settings.kinds import Choice, Real, Whole
 
 NONE = "none"
@@ -77,11 +77,23 @@ def _arrange_option(parent: Setting | None = None, option: str = NONE) -> tuple[
 
 
 def _is_shown(setting: Setting, parent: Setting | None, option: str) -> bool:
-    when = setting.node.within or setting.when
-    choice = None if when is None else Recipe.declarations().get(when.setting)
+    choice, when = _find_choice(setting)
     if setting.level == "expert" or choice != parent:
         return False
     return choice is None or when is None or (option in when.values if when.values else option != NONE)
+
+
+def _find_choice(setting: Setting) -> tuple[Setting | None, When | None]:
+    """The choice that shows a setting and the condition for it.
+
+    Saved workflows hold values by position, so a later setting does not appear among the inputs of an older choice,
+    unless it brings an option of its own.
+    """
+    when = setting.node.within or setting.when
+    choice = None if when is None else Recipe.declarations().get(when.setting)
+    if choice is not None and setting.later and not (choice.later or setting.alternatives):
+        return None, when
+    return choice, when
 
 
 def _make_choice(alternatives: Alternatives, among: Sequence[Setting]) -> Entry:
@@ -108,4 +120,8 @@ def _write_help(setting: Setting) -> str:
     lines = [f"{value}: {text}" for value, text in setting.explanations.items() if value in list_options(setting)]
     if setting.node.empty is not None:
         lines.append(f"{setting.node.empty:g}: {setting.unset}")
-    return "\n".join([setting.help + (" One per line." if setting.repeated else ""), *lines])
+    choice, when = _find_choice(setting)
+    sentences = [setting.help, *(["One per line."] if setting.repeated else [])]
+    if choice is None and when is not None and when.values:
+        sentences.append(f"With {when.setting} {' or '.join(map(str, when.values))}.")
+    return "\n".join([" ".join(sentences), *lines])

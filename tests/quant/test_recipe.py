@@ -68,13 +68,23 @@ def test_json_gives_the_same_recipe(recipe: Recipe) -> None:
     assert Recipe.from_dict(json.loads(recipe.to_json())) == recipe
 
 
+def without_later(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of version 0.1.0 in their JSON form."""
+    return {
+        name: without_later(value, f"{name}.") if isinstance(value, dict) else value
+        for name, value in data.items()
+        if isinstance(value, dict) or not SETTINGS[f"{prefix}{name}"].later
+    }
+
+
 @pytest.mark.parametrize("text", STORED)
 def test_stored_recipes_load_and_keep_their_json(text: str) -> None:
-    assert Recipe.from_dict(json.loads(text)).to_json() == " ".join(text.split())
+    recipe = Recipe.from_dict(json.loads(text))
+    assert json.dumps(without_later(recipe.to_dict()), sort_keys=True) == " ".join(text.split())
 
 
 def test_default_recipe_is_rotated_int8_to_nearest() -> None:
-    assert Recipe().to_json() == " ".join(STORED[0].split())
+    assert Recipe.from_dict(json.loads(STORED[0])) == Recipe()
 
 
 def test_missing_settings_take_their_defaults() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from calibrated_rounding.nodes.recipe import layout
 from calibrated_rounding.nodes.recipe.layout import Entry, arrange, describe_number
-from calibrated_rounding.quant.recipe import Recipe
+from calibrated_rounding.quant.recipe import WITH_SVD, Recipe
 from calibrated_rounding.quant.settings import setting
 from calibrated_rounding.quant.settings.kinds import Real, Switch, Whole
 
@@ -82,11 +82,13 @@ def test_only_settings_that_are_always_shown_are_optional() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LaterRecipe(Recipe):
-    fresh: bool = setting(False, Switch(), "A setting of a later release.", group="format", later=True)
+    fresh: bool = setting(False, Switch(), "A setting.", later=True)
+    inner: bool = setting(False, Switch(), "Another one.", later=True, when=WITH_SVD)
 
 
-def test_later_settings_come_after_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [entry.name for entry in arrange()]
+def test_later_settings_move_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [entry.name for entry in walk(arrange())]
     monkeypatch.setattr(layout, "Recipe", LaterRecipe)
-    assert [entry.name for entry in arrange()] == before
-    assert [(entry.name, entry.optional) for entry in arrange(later=True)] == [("fresh", True)]
+    assert [entry.name for entry in walk(arrange())] == before
+    later = [(entry.name, entry.optional, entry.help) for entry in arrange(later=True)]
+    assert later == [("fresh", True, "A setting."), ("inner", True, "Another one. With rounding svd.")]
