@@ -29,16 +29,16 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
 
 def _read(values: Mapping[str, Any], entries: Iterable[Entry]) -> dict[str, Any]:
     """Values of settings, by full name."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for entry in entries:
         value = values.get(entry.name)
         if entry.options and value:
             option = value[entry.name]
-            found |= _read(value, entry.options.get(option, ()))
+            result |= _read(value, entry.options.get(option, ()))
             value = option
         if entry.setting is not None and value is not None:
-            found[entry.setting.name] = _read_value(entry.setting, value)
-    return found
+            result[entry.setting.name] = _read_value(entry.setting, value)
+    return result
 
 
 def _read_value(setting: Setting, value: Any) -> Any:

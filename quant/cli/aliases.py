@@ -60,7 +60,7 @@ ALIASES: Mapping[str, Alias] = {
     "--full-matrix": Spelling("svd.full"),
     "--manual-seed": Spelling("seed"),
     "--simple": Preset("rounding", "nearest"),
-    "--int8": FormatPart("int8", "INT8; with --scaling-mode row (int8_row) if that is not given."),
+    "--int8": FormatPart("int8", "INT8: int8_row, or as --scaling-mode says."),
     "--convrot": FormatPart("convrot", "INT8 with rotated inputs (int8_convrot)."),
     "--mxfp8": FormatPart("mxfp8", "MXFP8 (mxfp8)."),
     "--scaling-mode": FormatPart(
@@ -123,32 +123,32 @@ def get_target(name: str) -> str:
     return alias.name if isinstance(alias, FormatPart) else name
 
 
-def choose_default_format(given: Mapping[str, Any]) -> str:
+def choose_default_format(args: Mapping[str, Any]) -> str:
     """The format of a command line that names none."""
     compatible = (name for name, alias in ALIASES.items() if isinstance(alias, (FormatPart, Ignored)))
-    return COMPATIBLE_FORMAT if any(get_target(name) in given for name in compatible) else Recipe().format
+    return COMPATIBLE_FORMAT if any(get_target(name) in args for name in compatible) else Recipe().format
 
 
-def find_aliased_format(given: Mapping[str, Any], default: str) -> tuple[str, str] | None:
+def find_aliased_format(args: Mapping[str, Any], default: str) -> tuple[str, str] | None:
     """Find the format that the options of `FORMAT_PARTS` name.
 
     Args:
-        given: The command line's values.
+        args: The command line's values.
         default: The format that a scaling mode or block size without a kind refines.
 
     Returns:
-        One of the options and the format; None if none of the options is given.
+        One of the options and the format; None if none of the options is used.
 
     Raises:
         RecipeError: if there is no such format.
     """
-    named = [name for name, alias in ALIASES.items() if isinstance(alias, FormatPart) and alias.name in given]
+    named = [name for name, alias in ALIASES.items() if isinstance(alias, FormatPart) and alias.name in args]
     if not named:
         return None
-    flags = frozenset(given.keys() & {"int8", "convrot", "mxfp8"})
+    flags = frozenset(args.keys() & {"int8", "convrot", "mxfp8"})
     if flags not in KINDS:
         raise RecipeError(f"{' and '.join(f'--{flag}' for flag in sorted(flags))} exclude each other.")
-    mode, size, kind = given.get("scaling_mode"), given.get("block_size"), KINDS[flags]
+    mode, size, kind = args.get("scaling_mode"), args.get("block_size"), KINDS[flags]
     if kind is None:
         parts = next(((kind, mode) for (kind, mode, _), name in FORMAT_PARTS.items() if name == default), None)
         if parts is None:

@@ -14,62 +14,62 @@ from .aliases import ALIASES, Preset, choose_default_format, find_aliased_format
 from .options import name_option
 
 
-def make_recipe(given: Mapping[str, Any]) -> Recipe:
+def make_recipe(args: Mapping[str, Any]) -> Recipe:
     """Build the recipe; options take precedence over the recipe file, and the file over the defaults.
 
     Args:
-        given: The command line's values by target, without those that were not given.
+        args: The command line's values by target, without options that were not used.
 
     Raises:
         RecipeError: for settings that are unknown, out of range or contradict each other.
     """
-    base = Recipe.load(given["recipe"]) if "recipe" in given else Recipe(format=choose_default_format(given))
-    values = {name: _merge_value(declared, given, base) for name, declared in _select_given(given).items()}
-    values |= {name: _settle(name, claims) for name, claims in _collect_claims(given, base).items()}
-    if "calibration" in given:
+    base = Recipe.load(args["recipe"]) if "recipe" in args else Recipe(format=choose_default_format(args))
+    values = {name: _merge_value(declared, args, base) for name, declared in _select_used(args).items()}
+    values |= {name: _settle(name, claims) for name, claims in _collect_claims(args, base).items()}
+    if "calibration" in args:
         values.setdefault("rounding", "calibrated")
     return base.with_values(values)
 
 
-def list_unused(given: Mapping[str, Any], recipe: Recipe) -> list[Notice]:
-    """Notices of the options that were given and change nothing."""
-    unmet = {name_option(declared): recipe.find_unmet(declared) for declared in _select_given(given).values()}
+def list_unused(args: Mapping[str, Any], recipe: Recipe) -> list[Notice]:
+    """Notices of the options that were used and change nothing."""
+    unmet = {name_option(declared): recipe.find_unmet(declared) for declared in _select_used(args).values()}
     notes = [_explain(name, when, recipe) for name, when in unmet.items() if when is not None]
-    if "block_size" in given and not any(FORMATS[name].group_size for name in recipe.candidates):
+    if "block_size" in args and not any(FORMATS[name].group_size for name in recipe.candidates):
         notes.append(notice("block_size_unused", format=recipe.format))
-    if "calibration" in given and not recipe.learns:
+    if "calibration" in args and not recipe.learns:
         notes.append(notice("calibration_only_measures", rounding=recipe.rounding))
     return notes
 
 
-def _select_given(given: Mapping[str, Any]) -> dict[str, Setting]:
-    return {name: declared for name, declared in Recipe.declarations().items() if name in given}
+def _select_used(args: Mapping[str, Any]) -> dict[str, Setting]:
+    return {name: declared for name, declared in Recipe.declarations().items() if name in args}
 
 
-def _merge_value(declared: Setting, given: Mapping[str, Any], base: Recipe) -> Any:
+def _merge_value(declared: Setting, args: Mapping[str, Any], base: Recipe) -> Any:
     """What repeatable options give comes before what the recipe file has: the first match decides."""
-    value = declared.check(given[declared.name])
+    value = declared.check(args[declared.name])
     return (*value, *base.get(declared.name)) if declared.repeated else value
 
 
-def _collect_claims(given: Mapping[str, Any], base: Recipe) -> dict[str, dict[str, Any]]:
+def _collect_claims(args: Mapping[str, Any], base: Recipe) -> dict[str, dict[str, Any]]:
     """For each setting that more than its own option can choose: the options that do so, and their values."""
     claims: dict[str, dict[str, Any]] = {}
-    settings = _select_given(given)
+    settings = _select_used(args)
     for spelling, alias in ALIASES.items():
-        if isinstance(alias, Preset) and spelling in given:
+        if isinstance(alias, Preset) and spelling in args:
             claims.setdefault(alias.setting, {})[spelling] = alias.value
     for declared in settings.values():
         for when in Recipe.conditions(declared):
             if when.implied:
                 claims.setdefault(when.setting, {})[name_option(declared)] = when.values[0]
-    named = settings["format"].check(given["format"]) if "format" in given else AUTO
-    aliased = find_aliased_format(given, base.format if named == AUTO else named)
+    named = settings["format"].check(args["format"]) if "format" in args else AUTO
+    aliased = find_aliased_format(args, base.format if named == AUTO else named)
     if aliased is not None:
         claims.setdefault("format", {})[aliased[0]] = aliased[1]
     for name, declared in settings.items():
         if name in claims:
-            claims[name] = {name_option(declared): declared.check(given[name])} | claims[name]
+            claims[name] = {name_option(declared): declared.check(args[name])} | claims[name]
     return claims
 
 

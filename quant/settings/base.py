@@ -34,13 +34,13 @@ class Settings:
         self._check_alternatives()
 
     def _check_alternatives(self) -> None:
-        given: dict[Alternatives, list[str]] = {}
+        names: dict[Alternatives, list[str]] = {}
         for name, declared in self.declarations().items():
             if declared.alternatives and self.get(name) is not None:
-                given.setdefault(declared.alternatives, []).append(name)
-        for alternatives, names in given.items():
-            if len(names) > 1:
-                raise RecipeError(f"{' and '.join(names)} exclude each other; give one {alternatives.name}.")
+                names.setdefault(declared.alternatives, []).append(name)
+        for alternatives, group in names.items():
+            if len(group) > 1:
+                raise RecipeError(f"{' and '.join(group)} exclude each other; give one {alternatives.name}.")
 
     @classmethod
     def declarations(cls) -> Mapping[str, Setting]:
@@ -104,15 +104,15 @@ class Settings:
 
 @cache
 def _declarations(cls: type[Settings]) -> Mapping[str, Setting]:
-    found: dict[str, Setting] = {}
+    result: dict[str, Setting] = {}
     for entry in fields(cls):
         declared = entry.metadata[KEY]
         if isinstance(declared, Section):
-            found |= {name: declared.adopt(inner) for name, inner in declared.cls.declarations().items()}
+            result |= {name: declared.adopt(inner) for name, inner in declared.cls.declarations().items()}
         else:
             name = f"{cls.prefix}{entry.name}"
-            found[name] = replace(declared, name=name)
-    return found
+            result[name] = replace(declared, name=name)
+    return result
 
 
 def _to_json(value: Any) -> Any:

@@ -60,7 +60,7 @@ def test_it_implies_calibrated_rounding_unless_another_is_asked_for(
     ran = run("-i", tiny_path, "--calibration", calibration_path, *words)
     assert ran.code == 0
     assert rounding_of(written(tiny_path)) == rounding
-    assert ("--calibration only measures" in ran.err) == (rounding != "calibrated")
+    assert ("The calibration only measures" in ran.err) == (rounding != "calibrated")
 
 
 def test_it_serves_biases_and_input_scales_of_nearest_rounding(
