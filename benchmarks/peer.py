@@ -25,7 +25,7 @@ from _table import Row, arguments, emit
 from _weights import save, save_large, synthetic, trained
 from torch import Tensor
 
-OURS = (sys.executable, "-m", "calibrated_rounding.quant", "--quiet", "--overwrite")
+OURS = (sys.executable, "-m", "calibrated_rounding.quant", "--quiet", "--overwrite", "--device", "cpu")
 TOP_P, MAX_K = 0.2, 1280
 DIGITS = Path(__file__).parents[1] / "examples" / "models" / "diffusion_models" / "digits_wan.safetensors"
 

@@ -32,7 +32,10 @@ from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.rotation import rotate
 from calibrated_rounding.quant.layer.activations import quantize_rows
 
-OURS = (sys.executable, "-m", "calibrated_rounding.quant", "--quiet", "--overwrite", "--profile", "generic")
+OURS = (
+    *(sys.executable, "-m", "calibrated_rounding.quant", "--quiet", "--overwrite"),
+    *("--profile", "generic", "--device", "cpu"),
+)
 WANTED = ("float8_e4m3fn", "int8_row", "int8_convrot", "int8_blockwise", "mxfp8")
 METHODS: Mapping[str, tuple[str, ...]] = {
     "nearest": ("--simple",),

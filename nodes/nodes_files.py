@@ -31,6 +31,14 @@ def _prefix_input(default: str) -> io.Input:
     )
 
 
+def _name_input() -> io.Input:
+    return io.String.Input(
+        "name",
+        default="quantized",
+        tooltip="Name of the new file, in the output folder that the loaders list; a number is added.",
+    )
+
+
 class SaveQuantizedModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -113,15 +121,7 @@ class QuantizeFile(io.ComfyNode):
             search_aliases=["quantize checkpoint", "convert model", "fp8 convert", "int8 convert"],
             inputs=[
                 io.Combo.Input("file", options=files.model_files(), tooltip="The model file in 16 or 32 bits."),
-                *recipe_inputs(),
-                io.String.Input(
-                    "name",
-                    default="quantized",
-                    tooltip="Name of the new file, in the output folder that the loaders list; a number is added.",
-                ),
-                device_input(),
-                recipe_link(),
-                calibration_link(),
+                *recipe_inputs(then=(_name_input(), device_input(), recipe_link(), calibration_link())),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written."), report_output()],
             hidden=[io.Hidden.unique_id],

@@ -32,10 +32,7 @@ class QuantizeModel(io.ComfyNode):
             search_aliases=["quantize", "quantization", "fp8", "int8", "mxfp8", "convrot", "learned rounding"],
             inputs=[
                 io.Model.Input("model", tooltip="A diffusion model in 16 or 32 bits."),
-                *recipe_inputs("diffusion"),
-                device_input(),
-                recipe_link(),
-                calibration_link(),
+                *recipe_inputs("diffusion", then=(device_input(), recipe_link(), calibration_link())),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model."), report_output()],
             hidden=[io.Hidden.unique_id],
@@ -68,10 +65,7 @@ class QuantizeTextEncoder(io.ComfyNode):
             search_aliases=["quantize clip", "quantize t5", "fp8 text encoder", "int8 text encoder"],
             inputs=[
                 io.Clip.Input("clip", tooltip="A text encoder in 16 or 32 bits."),
-                *recipe_inputs("text_encoder"),
-                device_input(),
-                recipe_link(),
-                calibration_link(),
+                *recipe_inputs("text_encoder", then=(device_input(), recipe_link(), calibration_link())),
             ],
             outputs=[io.Clip.Output(tooltip="The quantized text encoder."), report_output()],
             hidden=[io.Hidden.unique_id],

@@ -1,186 +1,355 @@
-"""The user's choices as one value: what is written into a file's metadata, and enough to make the file again bit for
-bit.
+"""The settings of a run as one value. It is written into the file, and suffices to make the file again bit for bit.
+
+Every setting is declared once, here; see `settings`. The order of the fields is the order of the nodes' inputs. It
+stays, because saved workflows hold values by position: new settings come last, with ``later=True``.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from .errors import RecipeError
-from .formats import FLOATS, FORMATS, format_name
+from .formats import ALIASES, FLOATS, FORMATS
 from .formats.rotation import GROUP_SIZES
-from .formats.scales import SCALE_METHODS
-from .patterns import check_pattern
+from .settings import ALWAYS, Alternatives, NodeInput, Settings, When, section, setting
+from .settings.kinds import Choice, Many, Name, Pair, Pattern, Real, Switch, Whole
 
-ROUNDINGS = ("nearest", "svd", "calibrated")
-SOURCE = "source"
-AUTO = "auto"
-OFF = "off"
-SCALES = (*SCALE_METHODS, AUTO)
-BIAS_CORRECTIONS = (OFF, "measured", "synthetic")
-LISTS = ("formats", "exclude")
-TARGETS = ("target_gb", "target_share", "target_error")
-INPUT_SCALES = (OFF, "absmax", "percentile", "mse")
+SOURCE, AUTO, OFF = "source", "auto", "off"
+
+ROUNDINGS: Mapping[str, str] = {
+    "nearest": "each weight on its own, in seconds",
+    "svd": "learned against the leading singular directions of each weight, in minutes; never worse than nearest "
+    "on them",
+    "calibrated": "GPTQ/LDLQ against recorded inputs (needs a calibration); closest to the original",
+}
+OPTIMIZERS: Mapping[str, str] = {
+    "original": "gradient descent with adaptive steps",
+    "adamw": "AdamW",
+    "radam": "RAdam",
+    "prodigy": "needs the package prodigy-plus-schedule-free",
+    "feedback": "error feedback in LDLQ order, in closed form and fast",
+}
+METRICS: Mapping[str, str] = {
+    "weight": "singular directions of the weight",
+    "inputs": "principal directions of recorded inputs (needs a calibration)",
+}
+SCALES: Mapping[str, str] = {
+    "absmax": "the largest weight fits",
+    "mse": "smallest squared weight error",
+    AUTO: "for each layer the one with the smallest measured error",
+}
+INPUT_SCALES: Mapping[str, str] = {
+    OFF: "none",
+    "absmax": "the largest recorded input fits",
+    "percentile": "one input in ten thousand is clipped",
+    "mse": "smallest squared error of the recorded inputs",
+}
+BIAS_CORRECTIONS: Mapping[str, str] = {
+    OFF: "biases stay",
+    "measured": "from recorded input means (needs a calibration)",
+    "synthetic": "from random inputs, where none were recorded",
+}
+
+STEPPING = tuple(name for name in OPTIMIZERS if name != "feedback")
+"""Optimizers that take steps."""
+
+FORMAT_NAMES, FLOAT_NAMES = dict.fromkeys(FORMATS, ""), dict.fromkeys(FLOATS, "")
+FORMAT = Choice(FORMAT_NAMES, "a format", ALIASES, dict.fromkeys(FLOATS, "a floating-point format"))
+FORMAT_OR_FLOAT = Choice(FORMAT_NAMES | FLOAT_NAMES, "a format or a floating-point format", ALIASES)
+FALLBACK = Choice(
+    {SOURCE: ""} | FORMAT_NAMES | FLOAT_NAMES, f"`{SOURCE}`, a format or a floating-point format", ALIASES
+)
+FORMAT_OR_AUTO = Choice(
+    {name: fmt.title for name, fmt in FORMATS.items()}
+    | {AUTO: "for each layer the format with the smallest measured error; best with a calibration"},
+    f"a format or `{AUTO}`",
+    ALIASES,
+    FORMAT.misfits,
+)
+
+TARGET = Alternatives(
+    "target",
+    "A limit for auto. none: every layer is quantized, in its best format. Otherwise layers may also stay in floating "
+    "point: you get the smallest error for a size, or the smallest size for an error.",
+)
+WITH_AUTO = When(setting="format", values=(AUTO,))
+FOR_AUTO = When(setting="format", values=(AUTO,), implied=True)
+"""As `WITH_AUTO`; the option alone chooses ``auto``."""
+WITH_SVD = When(setting="rounding", values=("svd",), implied=True)
+WITH_CALIBRATED = When(setting="rounding", values=("calibrated",), implied=True)
+WITH_STEPS = When(setting="svd.optimizer", values=STEPPING)
 
 
-OPTIMIZERS = ("original", "adamw", "radam", "prodigy", "feedback")
-METRICS = ("weight", "inputs")
+@dataclass(frozen=True, kw_only=True)
+class SvdSettings(Settings):
+    """Settings of svd rounding."""
 
+    prefix: ClassVar[str] = "svd."
 
-@dataclass(frozen=True)
-class SvdSettings:
-    """optimizer: one of `OPTIMIZERS`. iterations and lr (None: the optimizer's own) steer all but feedback.
-
-    The number of directions k is ``top_p`` of the weight's smaller side, at least ``min_k`` and at most ``max_k``.
-    full: an exact SVD instead of the randomized one. metric: whose directions they are, one of `METRICS`.
-    """
-
-    optimizer: str = "original"
-    iterations: int = 60
-    lr: float | None = None
-    top_p: float = 0.2
-    min_k: int = 64
-    max_k: int = 256
-    full: bool = False
-    metric: str = "weight"
+    optimizer: str = setting("original", Choice(OPTIMIZERS), "Search method of svd rounding.")
+    iterations: int = setting(
+        60, Whole(1, 10**6), "Steps of the optimizer for each layer.", when=WITH_STEPS, node=NodeInput(maximum=10000)
+    )
+    lr: float | None = setting(
+        None,
+        Real(above=0),
+        "Learning rate: size of the first step.",
+        unset="the optimizer's own",
+        when=WITH_STEPS,
+        node=NodeInput(name="learning_rate", empty=0.0, minimum=0.0, maximum=100.0, step=0.001, round=0.000001),
+    )
+    top_p: float = setting(
+        0.2,
+        Real(above=0, maximum=1.0),
+        "Number of singular directions that count, as a share of the weight's smaller side, within min_k and max_k.",
+        node=NodeInput(minimum=0.01, step=0.01),
+    )
+    min_k: int = setting(64, Whole(1, 2**31 - 1), "Fewest singular directions.", node=NodeInput(maximum=8192))
+    max_k: int = setting(256, Whole(1, 2**31 - 1), "Most singular directions.", node=NodeInput(maximum=8192))
+    metric: str = setting("weight", Choice(METRICS), "Which directions count.")
+    full: bool = setting(
+        False,
+        Switch(),
+        "Compute an exact SVD instead of a randomized one: slow, and rarely better.",
+        node=NodeInput(name="exact_svd"),
+    )
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise RecipeError(f"Unknown optimizer '{self.optimizer}'; choose one of {', '.join(OPTIMIZERS)}.")
-        if self.metric not in METRICS:
-            raise RecipeError(f"Unknown metric '{self.metric}'; choose one of {', '.join(METRICS)}.")
-        checks = {
-            "iterations": (self.iterations >= 1, "at least 1"),
-            "lr": (self.lr is None or self.lr > 0, "above 0"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "min_k": (self.min_k >= 1, "at least 1"),
-            "max_k": (self.max_k >= self.min_k, "at least min_k"),
-        }
-        for name, (fine, range_text) in checks.items():
-            if not fine:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be {range_text}.")
+        super().__post_init__()
+        if self.max_k < self.min_k:
+            raise RecipeError(f"svd.max_k is {self.max_k}; it must be at least svd.min_k, {self.min_k}.")
 
     def rank(self, shape: tuple[int, int]) -> int:
+        """Number of directions that count for a weight of this shape ``(N, K)``."""
         smaller = min(shape)
         return min(smaller, self.max_k, max(self.min_k, int(self.top_p * smaller)))
 
 
-@dataclass(frozen=True)
-class CalibratedSettings:
-    """damping: added to the metric's diagonal, relative to its mean; None: found from the sample. held_out: share of
-    the sample that decides. passes: of coordinate descent after the error feedback, at most; the last is the one that
-    removes less than `LEAST_GAIN` of the cost, which for most INT8 layers is the first.
-    """
+@dataclass(frozen=True, kw_only=True)
+class CalibratedSettings(Settings):
+    """Settings of calibrated rounding."""
 
-    damping: float | None = None
-    held_out: float = 0.125
-    passes: int = 2
+    prefix: ClassVar[str] = "calibrated."
+
+    damping: float | None = setting(
+        None,
+        Real(above=0),
+        "Damping of the Hessian: addition to its diagonal, relative to the diagonal's mean.",
+        unset="estimated from the calibration rows",
+        level="advanced",
+        node=NodeInput(empty=0.0, minimum=0.0, maximum=10.0, step=0.001, round=0.0001),
+    )
+    held_out: float = setting(
+        0.125,
+        Real(above=0, below=1.0),
+        "Share of the calibration rows that are held out to validate codes, and never learned from.",
+        level="expert",
+        when=ALWAYS,
+    )
+    passes: int = setting(
+        2,
+        Whole(0, 10**6),
+        "Maximum passes of coordinate descent after LDLQ. A layer stops early when a pass gains little; each takes "
+        "about as long as LDLQ.",
+        level="advanced",
+        node=NodeInput(maximum=20),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Settings):
+    """How to quantize a model. Raises RecipeError for unknown or contradictory settings."""
+
+    format: str = setting(
+        "int8_convrot",
+        FORMAT_OR_AUTO,
+        "How weights are stored. Start with int8_convrot.",
+        group="format",
+    )
+    formats: tuple[str, ...] = setting(
+        ("int8_convrot", "float8_e4m3fn"),
+        Many(FORMAT),
+        "Formats that auto chooses from.",
+        group="format",
+        when=WITH_AUTO,
+    )
+    target_share: float | None = setting(
+        None,
+        Real(above=0),
+        "Largest size of the result, as a share of the model's size.",
+        group="format",
+        when=FOR_AUTO,
+        alternatives=TARGET,
+        node=NodeInput(label="share", default=0.6, minimum=0.01, maximum=1.0, step=0.01, round=0.0001),
+    )
+    target_gb: float | None = setting(
+        None,
+        Real(above=0),
+        "Largest size of the result in gigabytes (10^9 bytes).",
+        group="format",
+        when=FOR_AUTO,
+        alternatives=TARGET,
+        node=NodeInput(label="gigabytes", default=8.0, minimum=0.1, maximum=1000.0, step=0.1, round=0.001),
+    )
+    target_error: float | None = setting(
+        None,
+        Real(above=0),
+        "Largest relative output error of all layers together (W8A8; without a calibration, weight error).",
+        group="format",
+        when=FOR_AUTO,
+        alternatives=TARGET,
+        node=NodeInput(label="error", default=0.005, minimum=0.001, maximum=1.0, step=0.001, round=0.00001),
+    )
+    profile: str = setting(
+        AUTO,
+        Name(f"`{AUTO}`, a profile"),
+        "Which layers stay in floating point. auto recognises the model; a profile that does not describe the model is "
+        "refused.",
+        group="layers",
+        node=NodeInput(choices="profiles"),
+    )
+    rounding: str = setting("nearest", Choice(ROUNDINGS), "How codes are chosen.", group="rounding")
+    svd: SvdSettings = field(
+        default_factory=SvdSettings, metadata=section(SvdSettings, when=WITH_SVD, group="svd rounding")
+    )
+    calibrated: CalibratedSettings = field(
+        default_factory=CalibratedSettings,
+        metadata=section(CalibratedSettings, when=WITH_CALIBRATED, group="calibrated rounding"),
+    )
+    seed: int = setting(
+        0,
+        Whole(),
+        "Seed of the randomized SVD and of synthetic bias correction.",
+        group="rounding",
+        node=NodeInput(name="random_seed", minimum=0, maximum=2**31 - 1, within=WITH_SVD),
+    )
+    exclude: tuple[str, ...] = setting(
+        (),
+        Many(Pattern(), lines=True),
+        "Layers to keep in floating point: regular expressions that are searched in layer names.",
+        level="advanced",
+        group="layers",
+    )
+    scale: str = setting("absmax", Choice(SCALES), "How scales are chosen.", level="advanced", group="format")
+    rotation_group: int | str = setting(
+        GROUP_SIZES[0],
+        Choice(
+            dict.fromkeys(GROUP_SIZES, "") | {AUTO: "for each layer the one with the smallest measured error, or none"}
+        ),
+        "Largest group of inputs that the Hadamard rotation of rotated formats mixes.",
+        level="advanced",
+        group="format",
+        when=When(setting="rotates", notice="rotation_group_unused"),
+    )
+    overrides: tuple[tuple[str, str], ...] = setting(
+        (),
+        Many(Pair(Pattern(), FORMAT_OR_FLOAT, "REGEX=FORMAT"), lines=True),
+        "Formats of single layers: regular expressions that are searched in layer names; the first match decides. "
+        "bfloat16, float16 and float32 keep a layer.",
+        level="advanced",
+        group="layers",
+    )
+    fallback: str = setting(
+        SOURCE,
+        FALLBACK,
+        "Format of layers whose shape the chosen format cannot take; source keeps them.",
+        level="advanced",
+        group="layers",
+    )
+    keep_dtype: str = setting(
+        SOURCE,
+        Choice({SOURCE: "unchanged"} | FLOAT_NAMES, aliases=ALIASES),
+        "Dtype of tensors that stay in floating point.",
+        level="advanced",
+        group="layers",
+    )
+    upgrade: str | None = setting(
+        None,
+        FORMAT,
+        "Mixed precision: a layer whose weight error exceeds max_error takes this format, or stays in floating point. "
+        "Not with auto.",
+        level="advanced",
+        group="layers",
+    )
+    max_error: float | None = setting(
+        None,
+        Real(above=0),
+        "Largest relative weight error of a layer, with upgrade.",
+        group="layers",
+        when=When(setting="upgrade"),
+        node=NodeInput(default=0.05, minimum=0.0001, maximum=1.0, step=0.001),
+    )
+    heuristics: bool = setting(
+        False,
+        Switch(),
+        "Also keep layers whose shape gains nothing from quantization: a side below 256, or not divisible by 16.",
+        level="advanced",
+        group="layers",
+    )
+    embeddings: bool = setting(False, Switch(), "Quantize token embeddings too.", level="advanced", group="layers")
+    full_precision_matrix_mult: bool = setting(
+        False,
+        Switch(),
+        "Ask ComfyUI to dequantize weights and multiply in 16 bits (W8A16). ComfyUI before 0.38 ignores it for INT8.",
+        level="advanced",
+        group="format",
+    )
+    dequantize: bool = setting(
+        False,
+        Switch(),
+        "Accept a model that is quantized already, and dequantize it first.",
+        level="advanced",
+        group="files",
+    )
+    bias_correction: str = setting(
+        OFF,
+        Choice(BIAS_CORRECTIONS),
+        "Correct biases for the mean error of each layer's output.",
+        level="advanced",
+        group="rounding",
+        node=NodeInput(omitted=("synthetic",)),
+    )
+    input_scale: str = setting(
+        OFF,
+        Choice(INPUT_SCALES),
+        "Write static scales for FP8 inputs (W8A8), from a calibration.",
+        level="advanced",
+        group="format",
+        bare="absmax",
+    )
 
     def __post_init__(self) -> None:
-        checks = {
-            "damping": (self.damping is None or self.damping > 0, "above 0"),
-            "held_out": (0 < self.held_out < 1, "between 0 and 1"),
-            "passes": (self.passes >= 0, "0 or more"),
-        }
-        for name, (fine, range_text) in checks.items():
-            if not fine:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be {range_text}.")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to quantize a model.
-
-    format: a name of `formats.FORMATS` (or an alias), or ``auto``: for each layer one of ``formats``, so that the
-    summed measured error is least. With one of the targets layers may also stay, and the size is at most ``target_gb``
-    (10^9 bytes) or ``target_share`` of the source, or the error at most ``target_error``. profile: a profile's name, or
-    ``auto``. rounding: one of `ROUNDINGS`; ``svd`` and ``calibrated`` hold their settings. scale: ``absmax`` or
-    ``mse``. rotation_group: largest group that a rotated format uses, or ``auto``: the group of each layer that leaves
-    the least measured error, or none. overrides: (regular expression, format) pairs searched in layer names, the first
-    match decides; a floating-point format keeps the layer. exclude: expressions of layers to keep. fallback: the format
-    of layers that the chosen one cannot take, ``source`` to keep them. heuristics: also leave layers whose shape gains
-    nothing. embeddings: quantize token embeddings too. keep_dtype: dtype of what stays in floating point, ``source``
-    for no change. upgrade and max_error, given together: a layer whose relative weight error exceeds max_error takes
-    the upgrade format if that stays below, else it is kept. bias_correction: one of `BIAS_CORRECTIONS`.
-    full_precision_matrix_mult: ask the host to dequantize and multiply in 16 bits. input_scale: how static scales of
-    FP8 inputs are found from measured ones, one of `INPUT_SCALES`. dequantize: accept an input that is already
-    quantized and dequantize it first. seed: of everything random.
-
-    Raises RecipeError for an unknown or contradictory setting.
-    """
-
-    format: str = "int8_row"
-    formats: tuple[str, ...] = ("int8_convrot", "float8_e4m3fn")
-    target_gb: float | None = None
-    target_share: float | None = None
-    target_error: float | None = None
-    profile: str = "auto"
-    rounding: str = "nearest"
-    svd: SvdSettings = field(default_factory=SvdSettings)
-    calibrated: CalibratedSettings = field(default_factory=CalibratedSettings)
-    scale: str = "absmax"
-    rotation_group: int | str = 256
-    overrides: tuple[tuple[str, str], ...] = ()
-    exclude: tuple[str, ...] = ()
-    fallback: str = SOURCE
-    heuristics: bool = False
-    embeddings: bool = False
-    keep_dtype: str = SOURCE
-    upgrade: str | None = None
-    max_error: float | None = None
-    bias_correction: str = OFF
-    full_precision_matrix_mult: bool = False
-    input_scale: str = OFF
-    dequantize: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        normalised = {
-            "format": self.format if self.format == AUTO else _quantized(self.format),
-            "formats": tuple(dict.fromkeys(map(_quantized, self.formats))),
-            "overrides": tuple((check_pattern(pattern), format_name(fmt)) for pattern, fmt in self.overrides),
-            "exclude": tuple(check_pattern(pattern) for pattern in self.exclude),
-            "fallback": self.fallback if self.fallback == SOURCE else format_name(self.fallback),
-            "upgrade": None if self.upgrade is None else _quantized(self.upgrade),
-        }
-        for name, value in normalised.items():
-            object.__setattr__(self, name, value)
-        _choose("rounding", self.rounding, ROUNDINGS)
-        _choose("scale", self.scale, SCALES)
-        _choose("rotation_group", self.rotation_group, (*GROUP_SIZES, AUTO))
-        _choose("keep_dtype", self.keep_dtype, (SOURCE, *FLOATS))
-        _choose("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
-        _choose("input_scale", self.input_scale, INPUT_SCALES)
-        self._check_targets()
-        if (self.upgrade is None) != (self.max_error is None):
-            raise RecipeError("upgrade and max_error belong together: give both, or neither.")
-        if self.max_error is not None and not self.max_error > 0:
-            raise RecipeError(f"max_error is {self.max_error}; it is a relative error and must be above 0.")
-
-    def _check_targets(self) -> None:
-        targets = {name: value for name in TARGETS if (value := getattr(self, name)) is not None}
-        if len(targets) > 1:
-            raise RecipeError(f"{' and '.join(targets)} exclude each other; give one target.")
-        for name, value in targets.items():
-            if self.format != AUTO:
-                raise RecipeError(f"{name} needs the format {AUTO}; {self.format} leaves nothing to choose.")
-            if not value > 0:
-                raise RecipeError(f"{name} is {value}; it must be above 0.")
+        super().__post_init__()
+        targets = self._targets()
+        if targets and self.format != AUTO:
+            raise RecipeError(f"{targets[0]} needs the format {AUTO}; {self.format} leaves nothing to choose.")
         if self.format == AUTO and (not self.formats or self.upgrade is not None):
             raise RecipeError("The format auto needs at least one of formats to choose from, and takes no upgrade.")
+        if (self.upgrade is None) != (self.max_error is None):
+            raise RecipeError("upgrade and max_error belong together: give both, or neither.")
+
+    def _targets(self) -> list[str]:
+        alternatives = (name for name, declared in self.declarations().items() if declared.alternatives is TARGET)
+        return [name for name in alternatives if self.get(name) is not None]
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The formats that a layer may take if nothing else is said of it."""
+        """The formats that a layer may take, overrides and fallback aside."""
         return self.formats if self.format == AUTO else (self.format,)
 
     @property
     def has_target(self) -> bool:
-        return any(getattr(self, name) is not None for name in TARGETS)
+        return bool(self._targets())
+
+    @property
+    def rotates(self) -> bool:
+        """Whether a layer may take a rotated format."""
+        names = {*self.candidates, self.upgrade, self.fallback, *(fmt for _, fmt in self.overrides)}
+        return any(fmt.rotated for name, fmt in FORMATS.items() if name in names)
 
     @property
     def learns(self) -> bool:
@@ -189,56 +358,18 @@ class Recipe:
         measured = (self.bias_correction == "measured", self.input_scale != OFF, chosen)
         return self.rounding == "calibrated" or self.svd.metric == "inputs" or any(measured)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them: lists, numbers, strings."""
-        pairs = [list(pair) for pair in self.overrides]
-        lists = {name: list(getattr(self, name)) for name in LISTS}
-        return asdict(self) | lists | {"overrides": pairs}
-
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Recipe:
-        """The recipe that `to_dict` (or its JSON) describes; missing fields take their defaults."""
-        known = {f.name for f in fields(cls)}
-        for name in data:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                raise RecipeError(f"Unknown recipe field '{name}'." + (f" Did you mean '{close[0]}'?" if close else ""))
-        values = dict(data)
-        try:
-            for name, settings in (("svd", SvdSettings), ("calibrated", CalibratedSettings)):
-                if name in values:
-                    values[name] = settings(**values[name])
-            if "overrides" in values:
-                values["overrides"] = tuple((pattern, fmt) for pattern, fmt in values["overrides"])
-            values |= {name: tuple(values[name]) for name in LISTS if name in values}
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"The recipe cannot be read: {error}.") from None
-
-    @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Read a recipe from a JSON file."""
+        """Read a recipe from a JSON file. Raises RecipeError if it cannot be read or holds other settings."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise RecipeError(f"The recipe file '{path}' cannot be read: {error.strerror}.") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RecipeError(f"The recipe file '{path}' is not JSON.") from None
         if not isinstance(data, dict):
             raise RecipeError(f"The recipe file '{path}' must hold a JSON object.")
         return cls.from_dict(data)
-
-
-def _quantized(name: str) -> str:
-    full = format_name(name)
-    if full not in FORMATS:
-        raise RecipeError(f"'{name}' is a floating-point format; choose one of {', '.join(FORMATS)}.")
-    return full
-
-
-def _choose(name: str, value: object, options: tuple[object, ...]) -> None:
-    if value not in options:
-        raise RecipeError(f"{name} is '{value}'; choose one of {', '.join(map(str, options))}.")

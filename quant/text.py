@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 MOST_NAMES = 4
+LONGEST_VALUE = 60
 
 
 def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
@@ -25,6 +26,15 @@ def printable(text: str) -> str:
 def clipped(text: str, length: int) -> str:
     """``text`` cut to ``length`` characters, with the number of all of them."""
     return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
+
+
+def show_value(value: object) -> str:
+    """A value as a message shows it: short, and on one line."""
+    try:
+        text = f"'{value}'" if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # too many digits to print, or lists in lists
+        return f"of type {type(value).__name__}"
+    return printable(text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}...")
 
 
 def _cells(row: Sequence[str], widths: Sequence[int], right: frozenset[int]) -> Iterable[str]:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from calibrated_rounding.benchmarks.document import DOCUMENTS as WITH_FIGURES
 from calibrated_rounding.benchmarks.document import TABLE, TABLES, with_tables
-from calibrated_rounding.quant.cli.options import MODEL_FLAGS, OPTIONS
+from calibrated_rounding.quant.cli.options import list_options
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.planning.profiles import get_profile, profile_names
+from calibrated_rounding.quant.recipe import Recipe
+from calibrated_rounding.tools import manual
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "MANUAL.md", "BENCHMARKS.md", "DEVELOPMENT.md", "CHANGELOG.md")
@@ -59,12 +61,34 @@ def spans(name: str) -> list[str]:
     return SPAN.findall(FENCE.sub("", text(name)))
 
 
-OPTION_NAMES = [name for options in OPTIONS.values() for option in options for name in option.names]
+OPTION_NAMES = [name for options in list_options().values() for option in options for name in option.names]
 
 
-@pytest.mark.parametrize("name", [*OPTION_NAMES, "--profile", *(f"--{flag}" for flag in MODEL_FLAGS)])
+@pytest.mark.parametrize("name", OPTION_NAMES)
 def test_manual_names_every_option(name: str) -> None:
     assert f"`{name}`" in text("MANUAL.md")
+
+
+@pytest.mark.parametrize("table", manual.TABLES)
+def test_manual_has_every_generated_table(table: str) -> None:
+    assert f"<!-- generated: {table} -->" in text("MANUAL.md")
+
+
+def test_generated_tables_are_fresh() -> None:
+    assert manual.render(text("MANUAL.md")) == text("MANUAL.md"), "run: python tools/manual.py"
+
+
+def test_stale_tables_are_replaced_alone() -> None:
+    fresh = manual.render("before\n<!-- generated: options -->\n| old |\n<!-- end -->\nafter\n")
+    assert fresh.startswith("before\n<!-- generated: options -->\n| option |") and fresh.endswith(
+        "<!-- end -->\nafter\n"
+    )
+    assert "| old |" not in fresh
+
+
+@pytest.mark.parametrize("name", [name for name, s in Recipe.declarations().items() if s.level != "expert"])
+def test_manual_explains_every_setting_in_both_tables(name: str) -> None:
+    assert text("MANUAL.md").count(Recipe.declarations()[name].help) == 2
 
 
 @pytest.mark.parametrize("name", [*FORMATS, *profile_names()])

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..api import plan_file, quantize_file
 from ..calibration.file import Calibration
+from ..device import AUTO_DEVICE, choose_device
 from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError, UnreadableLayerError
 from ..files import refuse_same_file
 from ..files.reader import INDEX_SUFFIX
@@ -19,9 +18,9 @@ from ..notices import render
 from ..recipe import Recipe
 from ..reports.report import Report
 from .bar import progress_bar
-from .choices import make_recipe, without_effect
+from .choices import list_unused, make_recipe
 from .console import fail, say
-from .options import converter
+from .options import make_parser
 from .signals import stop_on_signals
 from .text import plan_text
 
@@ -31,18 +30,18 @@ REPORT_SUFFIXES = (".json", ".txt")
 
 def convert(argv: Sequence[str]) -> int:
     """Run the converter; gives the exit code. Raises UsageError and QuantError for what the user can mend."""
-    parser = converter()
-    given = parser.given(argv)
-    if "input" not in given:
+    parser = make_parser()
+    args = parser.given(argv)
+    if "input" not in args:
         parser.error("An input is needed: -i FILE.safetensors")
-    recipe = make_recipe(given)
-    source, quiet = given["input"], given.get("quiet", False)
-    target = output_path(source, given.get("output"), recipe)
+    recipe = make_recipe(args)
+    source, quiet = args["input"], args.get("quiet", False)
+    target = output_path(source, args.get("output"), recipe)
     if not quiet:
-        for note in without_effect(given, recipe):
+        for note in list_unused(args, recipe):
             say(f"note: {render(note)}", sys.stderr)
     try:
-        return _dry_run(given, recipe, source, target) if "dry_run" in given else _run(given, recipe, source, target)
+        return _dry_run(args, recipe, source, target) if "dry_run" in args else _run(args, recipe, source, target)
     except AlreadyQuantizedError as error:
         hint = "" if isinstance(error, UnreadableLayerError) else " (--dequantize does that.)"
         raise AlreadyQuantizedError(f"{source}: {error}{hint}") from None
@@ -63,8 +62,8 @@ def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
     return path
 
 
-def _dry_run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
-    if "report" in given:
+def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
+    if "report" in args:
         raise RecipeError("--dry-run writes nothing, so --report cannot go with it.")
     say(plan_text(plan_file(source, recipe)))
     if recipe.upgrade is not None:
@@ -73,22 +72,22 @@ def _dry_run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path
     return 0
 
 
-def _run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
-    device = _checked_device(given.get("device", "cpu"))
-    sources = [given[name] for name in ("input", "calibration") if name in given]
-    refuse_existing(sources, target, "overwrite" in given)
-    report_path = _checked_report(given.get("report"), sources, "overwrite" in given)
-    calibration = Calibration.load(given["calibration"]) if "calibration" in given else None
+def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
+    device = choose_device(args.get("device", AUTO_DEVICE))
+    sources = [args[name] for name in ("input", "calibration") if name in args]
+    refuse_existing(sources, target, "overwrite" in args)
+    report_path = _checked_report(args.get("report"), sources, "overwrite" in args)
+    calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
     with stop_on_signals() as stop:
         try:
-            with progress_bar(given.get("quiet", False)) as progress:
+            with progress_bar(args.get("quiet", False)) as progress:
                 report = quantize_file(
                     source,
                     target,
                     recipe,
                     device=device,
                     statistics=calibration,
-                    overwrite="overwrite" in given,
+                    overwrite="overwrite" in args,
                     progress=progress,
                     cancel=stop,
                 )
@@ -97,8 +96,8 @@ def _run(given: Mapping[str, Any], recipe: Recipe, source: str, target: Path) ->
             return 128 + (stop.number or 0)
     if report_path is not None:
         _write_report(report, report_path)
-    if "quiet" not in given:
-        say(report.table() if "verbose" in given else report.short())
+    if "quiet" not in args:
+        say(report.table() if "verbose" in args else report.short())
         say(f"Written: {target}")
     return 0
 
@@ -107,15 +106,6 @@ def refuse_existing(sources: Sequence[str], target: Path, overwrite: bool) -> No
     refuse_same_file(sources, target)
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists; add --overwrite to replace it, or choose another name.")
-
-
-def _checked_device(name: str) -> str:
-    try:
-        torch.zeros((), dtype=torch.float64, device=name).item()  # sums of squares are taken in float64
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(f"The device '{name}' cannot be used: {reason}") from None
-    return name
 
 
 def _checked_report(name: str | None, sources: Sequence[str], overwrite: bool) -> Path | None:

@@ -328,7 +328,7 @@ def test_the_command_line_does_the_same_with_the_encoder_s_own_file(
         made["saved"],
         "--report",
         tmp_path / "report.json",
-        "--quiet",
+        *("--quiet", "--device", "cpu"),
     ]
     assert main([str(word) for word in command]) == 0
 

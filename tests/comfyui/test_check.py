@@ -62,7 +62,7 @@ def test_calibrated_rounding_asks_for_a_calibration(server: Server) -> None:
 
 def test_settings_that_no_run_would_take_are_told(server: Server) -> None:
     (refused,) = ask(server, FILE, exclude="(")["notices"]
-    assert refused["level"] == "error" and "not a regular expression" in refused["values"]["text"]
+    assert refused["level"] == "error" and "must be a regular expression" in refused["values"]["text"]
 
 
 def test_the_formats_of_single_layers_count(server: Server) -> None:

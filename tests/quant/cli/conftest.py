@@ -33,6 +33,12 @@ class Ran:
 Run = Callable[..., Ran]
 
 
+@pytest.fixture(autouse=True)
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every machine gives the same bytes."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*argv: object) -> Ran:

@@ -32,8 +32,11 @@ def test_rotation_groups_can_be_chosen_too(run: Run, tiny_path: Path) -> None:
     [
         (("--target_gb", 1, "--int8"), "contradicts"),
         (("--target_share", 0.1), "cannot take this model below"),
-        (("--format", "int8_row", "--target_share", 0.5), "needs the format auto"),
-        (("--format", "auto", "--formats", "int9"), "Unknown format 'int9'"),
+        (
+            ("--format", "int8_row", "--target_share", 0.5),
+            "--format contradicts --target-share: format would be int8_row and auto",
+        ),
+        (("--format", "auto", "--formats", "int9"), "formats[0] is 'int9'; choose one of float8_e4m3fn"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(run: Run, tiny_path: Path, words: tuple[object, ...], message: str) -> None:

@@ -17,8 +17,16 @@ from safetensors.torch import load_file, save_file
 from .conftest import Run
 
 
-def test_the_default_is_fp8_beside_the_input(run: Run, tiny_path: Path) -> None:
+def test_default_is_the_default_recipe_beside_the_input(run: Run, tiny_path: Path) -> None:
     assert run("-i", tiny_path).code == 0
+    written = tiny_path.with_name("tiny_int8_convrot.safetensors")
+    assert load_file(written)["a.weight"].dtype == torch.int8
+    with safe_open(written, "pt") as file:
+        assert json.loads(file.metadata()[PROVENANCE_KEY])["recipe"] == Recipe().to_dict()
+
+
+def test_compatibility_flags_alone_give_fp8(run: Run, tiny_path: Path) -> None:
+    assert run("-i", tiny_path, "--comfy_quant").code == 0
     written = load_file(tiny_path.with_name("tiny_float8_e4m3fn.safetensors"))
     assert written["a.weight"].dtype == torch.float8_e4m3fn
 
@@ -33,7 +41,7 @@ def test_the_same_command_gives_the_same_bytes(run: Run, tiny_path: Path, tmp_pa
     contents = []
     for _ in range(2):
         assert run("-i", tiny_path, "--optimizer", "radam", "--num_iter", 3, "--overwrite").code == 0
-        contents.append((tmp_path / "tiny_float8_e4m3fn.safetensors").read_bytes())
+        contents.append((tmp_path / "tiny_int8_convrot.safetensors").read_bytes())
     assert contents[0] == contents[1]
 
 
@@ -49,7 +57,7 @@ def test_shards_become_one_file_named_after_the_index(run: Run, tmp_path: Path) 
     index = tmp_path / "m.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a.weight": "m-1.safetensors", "b.weight": "m-2.safetensors"}}))
     assert run("-i", index).code == 0
-    assert {"a.weight", "b.weight"} <= load_file(tmp_path / "m_float8_e4m3fn.safetensors").keys()
+    assert {"a.weight", "b.weight"} <= load_file(tmp_path / "m_int8_convrot.safetensors").keys()
 
 
 def test_what_was_done_is_told(run: Run, digits_path: Path, tmp_path: Path) -> None:
@@ -79,7 +87,7 @@ def test_a_dry_run_shows_every_layer_and_writes_nothing(run: Run, digits_path: P
     lines = ran.out.splitlines()
     layer = next(line for line in lines if line.startswith("blocks.0.ffn.2 "))
     assert "256x512" in layer
-    assert "float8_e4m3fn" in layer
+    assert "int8_convrot" in layer
     assert any("an override asks for this dtype" in line and "blocks.1." in line for line in lines)
     assert any("9 layers to quantize" in line for line in lines)
 

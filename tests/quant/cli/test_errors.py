@@ -113,7 +113,7 @@ def test_non_finite_weights(value: float, refused: Any, tiny_path: Path) -> None
 
 def test_an_input_that_is_already_quantized(run: Run, refused: Any, tiny_path: Path) -> None:
     assert run("-i", tiny_path).code == 0
-    path = tiny_path.with_name("tiny_float8_e4m3fn.safetensors")
+    path = tiny_path.with_name("tiny_int8_convrot.safetensors")
     refused("-i", path, names=(path, "already quantized", "'a'", "--dequantize"))
     refused("-i", path, "--dry-run", names=(path, "already quantized"))
 
@@ -173,6 +173,7 @@ SETTINGS = {
     "--format bf16": ("bfloat16", "int8_row"),
     "--profile wam": ("'wam'", "'wan'"),
     "--wan": ("'wan'", "generic"),
+    "--wan --t5xxl": ("--wan", "--t5xxl"),
     "--exclude_layers a(": ("'a('", "regular expression"),
     "--override a(=mxfp8": ("'a('", "regular expression"),
     "--override a=int9": ("int9",),
@@ -187,6 +188,8 @@ SETTINGS = {
     "--max_error 0.1": ("upgrade",),
     "--keep_dtype int8": ("keep_dtype", "bfloat16"),
     "--device nowhere": ("nowhere",),
+    "--target_gb inf": ("target_gb", "above 0"),
+    "--seed 99999999999999999999999": ("seed", "64 bits"),
     "--report made.csv": ("made.csv", ".json"),
     "--report none/made.json": ("none/made.json",),
     "--recipe none.json": ("none.json",),
@@ -214,7 +217,6 @@ def test_a_report_never_replaces_a_file_by_accident(refused: Any, tiny_path: Pat
 USAGE = {
     "": "-i FILE",
     "-i": "-i",
-    "-i in.safetensors --wan --t5xxl": "--wan",
     "-i in.safetensors --itn8": "--int8",
     "-i in.safetensors --num_iter many": "many",
     "-i in.safetensors stray": "stray",

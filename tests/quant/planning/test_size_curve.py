@@ -162,7 +162,7 @@ def test_the_file_and_its_report_tell_of_the_choice(
         ({"target_share": 0.5, "target_gb": 1.0}, "exclude each other"),
         ({"target_share": 0.0}, "above 0"),
         ({"formats": ()}, "at least one"),
-        ({"formats": ("int9",)}, "Unknown format 'int9'"),
+        ({"formats": ("int9",)}, r"formats\[0\] is 'int9'"),
         ({"exclude": (".",)}, "No layer|no layer"),
     ],
 )

@@ -33,7 +33,7 @@ def steps_moved(codes: torch.Tensor, nearest: torch.Tensor) -> int:
 def test_projected_error_on_the_grid_falls(optimizer: str, name: str, trained: torch.Tensor) -> None:
     fmt = FORMATS[name]
     scale = absmax(trained, fmt)
-    result = round_svd(trained, scale, fmt, SvdSettings(optimizer))
+    result = round_svd(trained, scale, fmt, SvdSettings(optimizer=optimizer))
     # The figures are measured here again, from the codes and exact singular vectors.
     projection = project_weight(trained, SvdSettings(full=True))
     nearest = round_nearest(trained, scale, fmt)
@@ -61,14 +61,14 @@ def test_default_optimizer_keeps_weight_error_low(name: str, trained: torch.Tens
     seed=st.integers(0, 1000),
     rows=st.integers(1, 24),
     columns=st.integers(1, 24),
-    optimizer=st.sampled_from(OPTIMIZERS),
+    optimizer=st.sampled_from([*OPTIMIZERS]),
     lr=st.sampled_from([None, 1e-6, 30.0]),
 )
 def test_never_worse_than_nearest(seed: int, rows: int, columns: int, optimizer: str, lr: float | None) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     fmt = FORMATS["int8_row"]
     scale = absmax(weight, fmt)
-    result = round_svd(weight, scale, fmt, SvdSettings(optimizer, iterations=5, lr=lr, min_k=1, top_p=0.5))
+    result = round_svd(weight, scale, fmt, SvdSettings(optimizer=optimizer, iterations=5, lr=lr, min_k=1, top_p=0.5))
     assert result.error <= result.nearest_error
     nearest = round_nearest(weight, scale, fmt)
     assert steps_moved(result.codes, nearest) <= 1
@@ -79,7 +79,7 @@ def test_never_worse_than_nearest(seed: int, rows: int, columns: int, optimizer:
 def test_useless_optimizer_falls_back_to_nearest(trained: torch.Tensor) -> None:
     fmt = FORMATS["int8_row"]
     # A step this long throws every code to a random side, and one iteration leaves no time to return.
-    result = round_svd(trained, absmax(trained, fmt), fmt, SvdSettings("adamw", iterations=1, lr=1e4))
+    result = round_svd(trained, absmax(trained, fmt), fmt, SvdSettings(optimizer="adamw", iterations=1, lr=1e4))
     assert torch.equal(result.codes, round_nearest(trained, absmax(trained, fmt), fmt))
     assert result.error == result.nearest_error
 
