@@ -234,7 +234,7 @@ def _notes(plan: Plan, run: Run) -> list[Notice]:
     if not plan.certain:
         notes.append(notice("not_recognised"))
     unscaled = sum(layer.input_scale is None for layer in layers)
-    if run.recipe.input_scale != OFF and unscaled:
+    if run.recipe.input_scale not in (AUTO, OFF) and unscaled:
         notes.append(notice("no_input_scale", layers=unscaled))
     unprobed = sum(layer.inputs.sensitivity is None for layer in layers)
     if run.recipe.format == AUTO and 0 < unprobed < len(layers):
