@@ -31,7 +31,7 @@ from calibrated_rounding.quant import Recipe, SvdSettings, plan_file, quantize_f
 from calibrated_rounding.quant.calibration.file import Calibration
 from calibrated_rounding.quant.formats import table as known
 from calibrated_rounding.quant.recipe import AUTO
-from calibrated_rounding.tests.comfyui.harness import PACK, Host, HostMissing, example_model, find_host
+from calibrated_rounding.tools.comfyui import Host, HostMissing, example_model, find_host
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -49,32 +49,6 @@ METHODS = {fmt: (*ROUNDINGS, CHOSEN, *(PEERS if fmt in _peer.FORMATS else ())) f
 
 GAIN = {"float8_e4m3fn": 8.0, "float8_e5m2": 8.0, "int8_convrot": 3.0}
 """Decibels that calibrated is to be above nearest."""
-
-CALIBRATE = """
-import folder_paths, pack_nodes
-pack = pack_nodes.load(root)
-folder_paths.set_output_directory(folder)
-model, _ = inside.load_unet(source)
-calibration = pack_nodes.call(
-    pack.CalibrateModel, model=model, positive=[[table[:10], {}]], negative=[[table[10:].expand(10, -1, -1), {}]],
-    latent_image={"samples": torch.zeros(10, 16, 1, 8, 8)}, seed=1000, runs=2, steps=20, cfg=3.0, sampler_name="euler",
-    scheduler="simple", rows=2048, budget_gib=2.0, probe_steps=4,
-).args[0]
-outputs["path"] = pack_nodes.call(pack.SaveCalibration, calibration=calibration, name="digits").args[0]
-"""
-
-VERSIONS = """
-from importlib.metadata import version
-outputs |= {package: version(package) for package in ("torch", "comfy-kitchen")}
-"""
-
-SAMPLE = """
-import pack_nodes
-pack_nodes.load(root)
-for name, path in paths.items():
-    model, _ = inside.load_unet(path)
-    outputs[name] = torch.stack([inside.sample(model, table, seed) for seed in range(seeds)])
-"""
 
 
 def main() -> None:
@@ -95,7 +69,7 @@ def main() -> None:
 
 def host_versions(host: Host) -> dict[str, str]:
     """Of what samples, which need not be what quantizes."""
-    return {"ComfyUI": host.version, **host.run(VERSIONS)}
+    return {"ComfyUI": host.version, **host.call("benchmarks._inside:read_versions")}
 
 
 def sampled(host: Host, seeds: int, peer: str | None) -> dict[str, Tensor]:
@@ -103,12 +77,12 @@ def sampled(host: Host, seeds: int, peer: str | None) -> dict[str, Tensor]:
     source = example_model("digits_wan.safetensors")
     with tempfile.TemporaryDirectory() as folder:
         table = load_file(example_model("digits_conditioning.safetensors"))["conditioning"]
-        recorded = host.run(CALIBRATE, root=str(PACK), folder=folder, source=str(source), table=table)
+        recorded = host.call("benchmarks._inside:calibrate", source=source, table=table, folder=folder)
         made = quantized(source, Path(folder), Calibration.load(recorded["path"]))
         if peer is not None:
             made |= quantized_by_peer(source, Path(folder), peer)
-        paths = {"float": str(source), **{case: str(path) for case, path in made.items()}}
-        return host.run(SAMPLE, timeout=3600, root=str(PACK), paths=paths, table=table, seeds=seeds)
+        paths = {"float": source, **made}
+        return host.call("benchmarks._inside:sample_files", timeout=3600, paths=paths, table=table, seeds=seeds)
 
 
 def quantized(source: Path, folder: Path, calibration: Calibration) -> dict[str, Path]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from calibrated_rounding.tests.comfyui.harness import PACK, Server, find_host
-from calibrated_rounding.tests.comfyui.workflows import api_format
+from calibrated_rounding.tools.comfyui import PACK, Server, find_host
+from calibrated_rounding.tools.comfyui.workflows import api_format
 from PIL import Image
 
 from example_prompts import SEEN, named

@@ -18,35 +18,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from calibrated_rounding.tests.comfyui.harness import PACK, Host, find_host
+from calibrated_rounding.tools.comfyui import Host, find_host
 
 FOLDER = Path(__file__).resolve().parents[1] / "locales"
 LANGUAGES = ("zh", "ja", "ko", "fr", "es")
 FILE = "nodeDefs.json"
 PREFIX = "CalibratedRounding"
 
-ASK = """
-import asyncio, pack_nodes
-from comfy_api.latest import io
-
-extension = pack_nodes.load(root)
-registered = asyncio.run(extension.CalibratedRounding().get_node_list())
-classes = [entry for entry in vars(extension).values() if isinstance(entry, type) and issubclass(entry, io.ComfyNode)]
-nodes = dict.fromkeys([*registered, *classes])
-outputs["info"] = {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in nodes}
-"""
-
 Tree = dict[str, Any]
 
 
-def node_info(host: Host) -> Tree:
-    """What ``/object_info`` says of the pack's nodes, of all that there are."""
-    info: Tree = host.run(ASK, root=str(PACK))["info"]
-    return info
+def read_node_info(host: Host) -> Tree:
+    """Ask ComfyUI for the ``/object_info`` of all of the pack's nodes."""
+    return host.call("tools.comfyui.inside.node_info:read_node_info")
 
 
 def english(info: Mapping[str, Any]) -> Tree:
-    """The texts of the pack's nodes, in the shape of the front end's own files, from `node_info`."""
+    """The texts of the pack's nodes, in the shape of the front end's own files, from `read_node_info`."""
     return {name: _node(node) for name, node in info.items() if name.startswith(PREFIX)}
 
 
@@ -127,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--words", nargs=2, action="append", default=[], metavar=("LANGUAGE", "FILE"))
     given = parser.parse_args()
-    new = english(node_info(find_host()))
+    new = english(read_node_info(find_host()))
     old, missing = read("en"), dict[str, dict[str, str]]()
     for language in LANGUAGES:
         words = known_words(old, read(language))

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from calibrated_rounding.tests.comfyui.browser.site import Site, launch
-from calibrated_rounding.tests.comfyui.harness import PACK, Server, find_host
+from calibrated_rounding.tools.comfyui import PACK, Server, find_host
+from calibrated_rounding.tools.comfyui.site import Site, launch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 

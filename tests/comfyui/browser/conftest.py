@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibrated_rounding.tests.comfyui.browser.site import CHROMIUM, Site, launch
-from calibrated_rounding.tests.comfyui.harness import Host, Server
+from calibrated_rounding.tools.comfyui import Host, Server
+from calibrated_rounding.tools.comfyui.site import CHROMIUM, Site, launch
 
 PACKAGE = "comfyui-frontend-package"
 FRONT_ENDS = ("asked", "newest")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from calibrated_rounding.quant import Recipe, plan_file
-from calibrated_rounding.tests.comfyui.browser.site import Site
-from calibrated_rounding.tests.comfyui.harness import example_model
+from calibrated_rounding.tools.comfyui import example_model
+from calibrated_rounding.tools.comfyui.site import Site
 
 LAYERS = len(plan_file(example_model("digits_wan.safetensors"), Recipe()).layers)
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from calibrated_rounding.tests.comfyui.browser.site import Site
 from calibrated_rounding.tests.comfyui.browser.test_first_run import LAYERS, taken
+from calibrated_rounding.tools.comfyui.site import Site
 
 SIZES = ((1280, 800), (1024, 768))
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from calibrated_rounding.tests.comfyui.harness import PACK_NAME, Server
+from .checkout import PACK_NAME
+from .server import Server
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = (
