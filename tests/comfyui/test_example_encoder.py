@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from calibrated_rounding.tools.comfyui import Host, HostError, Server, example_model
 from calibrated_rounding.tools.comfyui.graphs import pack_node, stock_node
 from calibrated_rounding.tools.example_data import from_model_latent, from_wan_latent, load_pictures
-from calibrated_rounding.tools.example_prompts import HELD_OUT, named
+from calibrated_rounding.tools.example_prompts import HELD_OUT, fill_template
 from torch import Tensor
 
 SHIPPED = "digits_gemma2.safetensors"
@@ -26,7 +26,7 @@ def quantized(host: Host) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def drawn(host: Host) -> dict[str, Any]:
-    batches = [[named(TEMPLATE, digit, numeral) for digit in range(10)] for numeral in (False, True)]
+    batches = [[fill_template(TEMPLATE, digit, numeral) for digit in range(10)] for numeral in (False, True)]
     model = example_model("digits_wan.safetensors")
     function = "tests.comfyui.programs.example_encoder:draw_prompts"
     return host.call(function, name=SHIPPED, model=model, batches=batches, strange=STRANGE)
