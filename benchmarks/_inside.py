@@ -1,4 +1,4 @@
-"""What benchmarks/sampling.py runs in ComfyUI's interpreter; see `Host.call` in tools/comfyui/host.py."""
+"""The part of benchmarks/sampling.py that runs in ComfyUI's interpreter; see `Host.call` in tools/comfyui/host.py."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ UNIT = 1 if sys.platform == "darwin" else 1024
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process used."""
+    """Time and memory of a process."""
 
     seconds: float
     """Wall time with start-up."""

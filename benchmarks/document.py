@@ -47,9 +47,8 @@ class Table:
         figures = read_figures(self.results)
         lines = [[self.head, *(column.title for column in self.columns)], ["---"] * (1 + len(self.columns))]
         for label, row in self.rows.items():
-            lines.append(
-                [label, *(_format_cell(figures, column.case.format(row), column.cell) for column in self.columns)]
-            )
+            cells = (_format_cell(figures, column.case.format(row), column.cell) for column in self.columns)
+            lines.append([label, *cells])
         return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""How much rounding changes the outputs of trained layers, on inputs that no rounding was calibrated with.
+"""Output errors of trained layers in every format and method, on held-out inputs.
 
     python benchmarks/quality.py [--json FILE] [--convert-to-quant PATH]
 

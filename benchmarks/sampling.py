@@ -1,4 +1,4 @@
-"""How close quantized models sample to the float model, in a real ComfyUI on the CPU, at seeds without calibration.
+"""Latents of quantized models against the float model's, in a real ComfyUI on the CPU, at held-out seeds.
 
     python benchmarks/sampling.py [--json FILE] [--seeds N] [--convert-to-quant PATH]
 

@@ -10,7 +10,7 @@ from calibrated_rounding.tools.comfyui import FP8_COMPUTE, Host, HostMissing, Se
 
 @pytest.fixture(scope="session")
 def host() -> Host:
-    """An installed ComfyUI; where there is none the test is skipped with the reason."""
+    """An installed ComfyUI; without one the test is skipped with the reason."""
     try:
         return find_host()
     except HostMissing as reason:

@@ -113,7 +113,7 @@ def test_slow_program_is_ended(host: Host) -> None:
 
 
 def test_every_called_program_exists() -> None:
-    """Also where there is no ComfyUI to call it."""
+    """Renamed functions are found without a ComfyUI, too."""
     references = {match for path in find_sources() for match in REFERENCE.findall(path.read_text(encoding="utf-8"))}
     assert len(references) > 20
     for module, function in references:

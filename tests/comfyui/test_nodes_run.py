@@ -1,4 +1,4 @@
-"""How a node runs the engine: progress for the page, an interrupt inside a layer, a full disk and a damaged cache."""
+"""The engine in a node: progress for the page, an interrupt inside a layer, a full disk and a damaged cache."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@
     with Server(host, folder) as server:                 # ComfyUI's server with the pack in custom_nodes
         server.execute({"1": {"class_type": ..., "inputs": {...}}})
 
-`Site` (site.py) is the server's page in a browser; it needs playwright. The folder ``inside`` holds what runs in
-ComfyUI's interpreter.
+`browser` opens the server's page; it needs playwright. `inside` has the modules for ComfyUI's interpreter.
 """
 
 from .checkout import PACK, PACK_NAME, example_model

@@ -193,7 +193,7 @@ def sample_with_weights(model: Any, quantized: Any, table: Tensor, reference: Te
 
 
 def quantize_again(model: Any, loaded: Any, table: Tensor) -> dict[str, str]:
-    """What the node shows for a calibration that it knows, for nearest rounding, and for another calibration."""
+    """Read the node's text for a cached result, for nearest rounding, and for another calibration."""
     recording, recorder = record(model)
     sample_briefly(recording, table)
     return {

@@ -1,4 +1,4 @@
-// What Site (site.py) does and reads in ComfyUI's page; loaded into every page before its own scripts.
+// The functions that Site (site.py) calls in ComfyUI's page; loaded before the page's own scripts.
 
 window.packPage = (() => {
   const graph = () => window.app.graph;

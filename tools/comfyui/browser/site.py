@@ -32,7 +32,7 @@ EMPTY = (300, 850)
 """A place on the canvas, in pixels, without a node."""
 
 Panel = dict[str, Any]
-"""What a node's panel shows, as `readPanel` in page.js reads it."""
+"""Texts and sizes of a node's panel; `readPanel` in page.js reads them."""
 
 
 def launch(playwright: Any) -> Any:
@@ -73,7 +73,7 @@ class Site:
         self.page.wait_for_function(CALL, arg=[name, args], timeout=60_000)
 
     def becomes_true(self, name: str, *args: Any, seconds: float = 1) -> bool:
-        """Whether a function of page.js returns something true within some seconds."""
+        """Wait some seconds; returns whether a function of page.js has returned something true."""
         from playwright.sync_api import TimeoutError as PlaywrightTimeout  # optional
 
         try:

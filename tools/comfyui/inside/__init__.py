@@ -1,1 +1,1 @@
-"""What runs in ComfyUI's interpreter: the runner of `Host.call`, and helpers for the functions that it calls."""
+"""Modules for ComfyUI's interpreter: the runner of `Host.call`, and helpers for the functions that it calls."""

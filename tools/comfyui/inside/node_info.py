@@ -1,4 +1,4 @@
-"""What ComfyUI says of the pack's nodes, for the locales."""
+"""ComfyUI's description of the pack's nodes, for tools/locales.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 
 def read_node_info() -> dict[str, Any]:
-    """Read what ``/object_info`` says of every node, also of nodes that this ComfyUI would not register."""
+    """Read the ``/object_info`` of every node, also of nodes that this ComfyUI would not register."""
     extension = load_extension()
     registered = asyncio.run(extension.CalibratedRounding().get_node_list())
     classes = [
