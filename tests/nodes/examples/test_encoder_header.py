@@ -11,7 +11,7 @@ import pytest
 import torch
 from calibrated_rounding.nodes.examples.encoder_header import stated
 from calibrated_rounding.quant import QuantError, Recipe, quantize_file
-from calibrated_rounding.tests.comfyui.harness import example_model
+from calibrated_rounding.tools.comfyui import example_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor

@@ -10,18 +10,19 @@ CONTROLS = ("fixed", "increment", "decrement", "randomize")
 
 
 def api_format(workflow: Mapping[str, Any]) -> dict[str, Any]:
-    """The API format of a workflow whose nodes are all enabled and store all their widgets."""
+    """Convert a workflow, whose nodes are all enabled and store all their widgets, to the API format."""
     sources = {link: [str(node), slot] for link, node, slot, *_ in workflow["links"]}
-    return {str(node["id"]): _api_node(node, sources) for node in workflow["nodes"]}
+    return {str(node["id"]): _convert_node(node, sources) for node in workflow["nodes"]}
 
 
 def table(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a table that a node shows as columns."""
+    """Read the rows of a table that a node shows as columns."""
     lists = {key: _spread(column) for key, column in columns.items()}
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
 def _spread(column: Any) -> list[Any]:
+    """List a column's values: as they are, by index, or objects by field."""
     if isinstance(column, list):
         return column
     if "fields" not in column:
@@ -30,14 +31,14 @@ def _spread(column: Any) -> list[Any]:
     return [next(objects) if present else None for present in _spread(column["present"])]
 
 
-def _api_node(node: Mapping[str, Any], sources: Mapping[int, list[Any]]) -> dict[str, Any]:
+def _convert_node(node: Mapping[str, Any], sources: Mapping[int, list[Any]]) -> dict[str, Any]:
     names = [entry["widget"]["name"] for entry in node["inputs"] if "widget" in entry]
-    inputs = dict(_pairs(names, node["widgets_values"]))
+    inputs = dict(_pair(names, node["widgets_values"]))
     inputs |= {entry["name"]: sources[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
     return {"class_type": node["type"], "inputs": inputs}
 
 
-def _pairs(names: list[str], values: list[Any]) -> Iterator[tuple[str, Any]]:
+def _pair(names: list[str], values: list[Any]) -> Iterator[tuple[str, Any]]:
     rest = iter(values)
     for name in names:
         yield name, next(rest)
