@@ -28,7 +28,7 @@ from _process import race
 from _table import Row, arguments, emit
 from calibrated_rounding.nodes.compare.latents import Closeness, closeness, span
 from calibrated_rounding.quant import Recipe, SvdSettings, plan_file, quantize_file
-from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.formats import table as known
 from calibrated_rounding.quant.recipe import AUTO
 from calibrated_rounding.tests.comfyui.harness import PACK, Host, HostMissing, example_model, find_host

@@ -8,8 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant import QuantError
-from ..quant.calibration.file import Calibration
-from ..quant.calibration.sample import BUDGET, ROWS
+from ..quant.calibration.calibration import Calibration
+from ..quant.calibration.collector import BUDGET, ROWS
 from .host import running
 from .host.encoding import calibrate_encoder
 from .host.probing import SamplingProbe

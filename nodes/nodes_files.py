@@ -9,7 +9,7 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from ..quant import QuantError, quantize_file
-from ..quant.calibration.file import Calibration
+from ..quant.calibration.calibration import Calibration
 from ..quant.notices import Notice
 from .host import running
 from .host.encoders import quantized_parts

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..quant.calibration.file import Calibration
+from ..quant.calibration.calibration import Calibration
 from ..quant.reports.report import merge_reports
 from .host.compiled import refuse_float_copies
 from .host.encoders import part_tensors, rebuild_clip, runnable_parts

@@ -8,7 +8,7 @@ from typing import Any
 
 import comfy.utils
 
-from ...quant.calibration.file import Calibration
+from ...quant.calibration.calibration import Calibration
 from ...quant.calibration.recorder import Recorder
 from . import running
 from .encoders import Part, part_tensors, runnable_parts

@@ -9,7 +9,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...quant.calibration.sensitivity import Perturbation, probe
+from ...quant.calibration.sensitivity import Perturbation, measure_sensitivities
 
 PROBING = "calibrated_rounding_probing"
 
@@ -29,7 +29,7 @@ class SamplingProbe:
         """A wrapper of the host's SAMPLER_SAMPLE: object patches are in place there, and every step is inside."""
         if self._perturbation is None:
             return executor(guider, *args, **kwargs)
-        with self._perturbation.inside(guider.model_patcher.model.diffusion_model):
+        with self._perturbation.apply(guider.model_patcher.model.diffusion_model):
             return executor(guider, *args, **kwargs)
 
     def sensitivities(self, layers: Sequence[str], sample: Sample) -> dict[str, float]:
@@ -40,7 +40,7 @@ class SamplingProbe:
             self._runs += 1
             return flat(sample(self._clone, index))
 
-        return probe(layers, run)
+        return measure_sensitivities(layers, run)
 
 
 def flat(latents: Any) -> Tensor:

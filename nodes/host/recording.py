@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...quant import QuantError
-from ...quant.calibration.file import Calibration
+from ...quant.calibration.calibration import Calibration
 from ...quant.calibration.recorder import Recorder
 from ...quant.calibration.statistics import fingerprint
 from ...quant.files.quantized import quantized_layers

@@ -13,7 +13,7 @@ import folder_paths
 from torch import Tensor
 
 from ...quant import Recipe, Report
-from ...quant.calibration.file import Calibration
+from ...quant.calibration.calibration import Calibration
 from ...quant.engine import Run, quantize
 from ...quant.errors import CheckpointError
 from ...quant.files.sinks import FileSink, Output, StateDictSink
