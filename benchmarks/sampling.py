@@ -26,7 +26,7 @@ from pathlib import Path
 import _peer
 from _process import race
 from _table import Row, arguments, emit
-from calibrated_rounding.nodes.compare.latents import Closeness, closeness, span
+from calibrated_rounding.nodes.compare.latents import Closeness, measure_closeness, value_range
 from calibrated_rounding.quant import Recipe, SvdSettings, plan_file, quantize_file
 from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.formats import table as known
@@ -183,10 +183,10 @@ def format_rows(fmt: str, latents: Mapping[str, Tensor]) -> list[Row]:
 
 def figures(made: Tensor, wanted: Tensor) -> Closeness:
     """Of latents ``[seeds, classes, ...]``: the mean of each latent's PSNR; cosine and relative error of all."""
-    peak = span(wanted)
+    peak = value_range(wanted)
     pairs = zip(made.flatten(0, 1), wanted.flatten(0, 1), strict=True)
-    psnr = statistics.mean(closeness(latent, other, peak).psnr_db for latent, other in pairs)
-    whole = closeness(made, wanted, peak)
+    psnr = statistics.mean(measure_closeness(latent, other, peak).psnr_db for latent, other in pairs)
+    whole = measure_closeness(made, wanted, peak)
     return Closeness(psnr, whole.cosine, whole.relative_error)
 
 

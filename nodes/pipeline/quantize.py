@@ -71,13 +71,14 @@ def quantize_weights(
     sizes = (spec.shape[0] * spec.shape[1] for spec in weights.tensors.values() if len(spec.shape) == 2)
     running.make_room(device, max(sizes, default=0))
     sink = _CacheSink(path)
-    report = running.run(
+    report = running.run_engine(
         lambda progress, cancel: quantize(
             weights,
             sink,
             Run(recipe=recipe, device=device, statistics=calibration or {}, on_progress=progress, cancel=cancel),
         ),
         node_id,
+        live.begin(node_id),
     )
     if sink.obstacle:
         report.notes.append(notice("not_kept_on_disk", reason=sink.obstacle))

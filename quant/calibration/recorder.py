@@ -70,7 +70,7 @@ class Recorder:
         """The calibration of all that was recorded up to now.
 
         Args:
-            fingerprints: `fingerprint` of each layer's original weight; None: those of the weights that ran.
+            fingerprints: `fingerprint` of each layer's original weight; None: of the weights that ran.
 
         Raises:
             QuantError: if nothing was recorded, or the layers of two models under one name.

@@ -1,4 +1,4 @@
-"""A bounded uniform sample of the rows that one layer is given."""
+"""A bounded uniform sample of one layer's input rows."""
 
 from __future__ import annotations
 

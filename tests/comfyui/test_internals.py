@@ -1,0 +1,43 @@
+"""ComfyUI's internals where versions differ: merged layers, and symbols that may be missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from calibrated_rounding.tools.comfyui import Host, example_model
+from safetensors.torch import load_file
+
+PROGRAMS = "tests.comfyui.programs.internals"
+
+
+def test_encoders_with_merged_layers_are_left_to_quantize_file(host: Host) -> None:
+    result = host.call(f"{PROGRAMS}:merge_weights", source=example_model("digits_gemma2.safetensors"))
+    assert result["refusal"] == (
+        "This ComfyUI has merged layers of the text encoder gemma2_2b that are separate in its file; quantize the file "
+        "with Quantize File."
+    )
+
+
+@pytest.fixture(scope="module")
+def lost(host: Host) -> dict[str, Any]:
+    table = load_file(example_model("digits_conditioning.safetensors"))["conditioning"]
+    return host.call(f"{PROGRAMS}:lose_symbols", source=example_model("digits_wan.safetensors"), table=table)
+
+
+def test_missing_symbols_cost_one_feature_each(lost: dict[str, Any]) -> None:
+    assert lost["picture"] is None
+    (compiled,) = lost["refusals"]
+    assert compiled.endswith("put the node that compiles after the one that quantizes.")
+
+
+def test_missing_symbols_are_logged_once(lost: dict[str, Any]) -> None:
+    names = ("ExecutionBlocker", "set_torch_compile_wrapper")
+    assert sorted(lost["warnings"]) == sorted(set(lost["warnings"]))
+    assert [sum(name in text for text in lost["warnings"]) for name in names] == [1, 1]
+
+
+def test_devices_are_asked_where_comfyui_can_tell(host: Host) -> None:
+    result = host.call(f"{PROGRAMS}:ask_devices")
+    assert result["none known"] == []
+    assert result["no int8"] == ["int8_tensor", "int8_row", "int8_convrot"]
