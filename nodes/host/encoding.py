@@ -12,6 +12,7 @@ from ...quant.calibration.calibration import Calibration
 from ...quant.calibration.recorder import Recorder
 from . import running
 from .encoders import Part, find_runnable_parts, read_part_tensors
+from .plain_forward import plain_forward
 from .recording import fingerprint_layers
 from .server import send_text
 
@@ -44,6 +45,7 @@ def calibrate_encoder(
     with ExitStack() as stack:
         for part, prefix in prefixes.items():
             encoder = clip.cond_stage_model.get_submodule(part.prefix.removesuffix("."))
+            stack.enter_context(plain_forward(encoder))
             stack.enter_context(recorder.watch(encoder, prefix, fingerprints))
         _encode(clip, prompts, node_id)
     return recorder.calibration(fingerprints)

@@ -10,6 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...quant.calibration.sensitivity import Perturbation, measure_sensitivities
+from .plain_forward import plain_forward
 
 PROBING = "calibrated_rounding_probing"
 """Key of the wrapper that perturbs a layer."""
@@ -29,10 +30,12 @@ class SamplingProbe:
     def wrap(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
         """A wrapper of ComfyUI's SAMPLER_SAMPLE: object patches are in place there, and every step is inside."""
         model = guider.model_patcher.model.diffusion_model
-        if self._perturbation is None:
-            return executor(guider, *args, **kwargs)
-        with self._perturbation.apply(model):
-            return executor(guider, *args, **kwargs)
+        # Also where nothing is perturbed, as the reference must be computed in the same way.
+        with plain_forward(model):
+            if self._perturbation is None:
+                return executor(guider, *args, **kwargs)
+            with self._perturbation.apply(model):
+                return executor(guider, *args, **kwargs)
 
     def measure(self, layers: Sequence[str], sample: Sample) -> dict[str, float]:
         """Measure sensitivities with one call of ``sample`` for each layer, and one more.

@@ -16,6 +16,7 @@ from ...quant.files.quantized import quantized_layers
 from ...quant.files.sources import StateDictSource
 from ...quant.files.tensors import WEIGHT
 from .origin import read_diffusion_tensors, read_origin
+from .plain_forward import plain_forward
 
 RECORDING = "calibrated_rounding_recording"
 """Key of the wrapper that records; a rebuilt model does not keep it."""
@@ -37,7 +38,7 @@ class SamplingRecorder:
     def wrap(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
         """A wrapper of ComfyUI's SAMPLER_SAMPLE: object patches are in place there, and every step is inside."""
         model = guider.model_patcher.model.diffusion_model
-        with self._recorder.watch(model, layers=self._fingerprints):
+        with plain_forward(model), self._recorder.watch(model, layers=self._fingerprints):
             return executor(guider, *args, **kwargs)
 
     def calibration(self) -> Calibration:
