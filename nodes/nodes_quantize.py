@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..quant.calibration.calibration import Calibration
 from ..quant.reports.provenance import Provenance
 from ..quant.reports.report import merge_reports
+from .host.bindings import refuse_bound
 from .host.compiled import refuse_float_copies
 from .host.encoders import find_runnable_parts, read_part_tensors, rebuild_clip
 from .host.encoding import select_part
@@ -46,6 +47,7 @@ class QuantizeModel(io.ComfyNode):
         cls, model: Any, device: str = "auto", calibration: Calibration | None = None, **values: Any
     ) -> io.NodeOutput:
         refuse_float_copies(model)
+        refuse_bound(model)
         recipe = make_recipe(values)
         weights = LoadedWeights(read_diffusion_tensors(read_origin(model)))
         result = quantize_weights(weights, stamp_source(model), recipe, device, cls.hidden.unique_id, calibration)
@@ -79,6 +81,7 @@ class QuantizeTextEncoder(io.ComfyNode):
     ) -> io.NodeOutput:
         recipe = make_recipe(values)
         parts = find_runnable_parts(clip)
+        refuse_bound(clip.patcher)
         stamp, results = stamp_source(clip.patcher), dict[str, Result]()
         for part in parts:
             weights = LoadedWeights(read_part_tensors(clip, part))

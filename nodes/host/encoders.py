@@ -91,7 +91,7 @@ def rebuild_clip(
         The quantized CLIP.
 
     Raises:
-        QuantError: if ComfyUI ignores that the weights are quantized.
+        QuantError: if ComfyUI ignores that the weights are quantized, or a patch cannot be bound to the new model.
     """
     origin = replace(read_origin(clip.patcher), options=_make_options(clip, kinds))
     prefixes = tuple(name + TRANSFORMER for name in tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,11 @@ def read_origin(patcher: Any) -> Origin:
 def read_original_tensors(origin: Origin) -> dict[str, Tensor]:
     """The model's weights as its checkpoint has them, whatever patches are applied now."""
     tensors: dict[str, Tensor] = dict(origin.model.state_dict())
-    weights, buffers = origin.override[:2]
+    weights, buffers, objects = origin.override[:3]
+    for name, module in objects.items():
+        if isinstance(module, torch.nn.Module):
+            tensors = {key: t for key, t in tensors.items() if not key.startswith(f"{name}.")}
+            tensors |= module.state_dict(prefix=f"{name}.")
     backups = [(key, weight) for key, (weight, *_) in origin.hook_backup.items()]
     backups += [(key, entry.weight) for key, entry in weights.items()]
     for key, weight in [*backups, *buffers.items()]:
@@ -77,6 +81,19 @@ def read_diffusion_tensors(origin: Origin) -> dict[str, Tensor]:
         )
     tensors = read_original_tensors(origin)
     return {key.removeprefix(PREFIX): t for key, t in tensors.items() if key.startswith(PREFIX)}
+
+
+def named_original_modules(origin: Origin) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The model's modules with their names, whatever object patches are applied now."""
+    replaced = origin.override[2]
+    inside = tuple(f"{name}." for name in replaced)
+    # A patch may put a module of the model into a second place.
+    for name, module in origin.model.named_modules(remove_duplicate=False):
+        if name not in replaced and not name.startswith(inside):
+            yield name, module
+    for name, module in replaced.items():
+        if isinstance(module, torch.nn.Module):
+            yield from module.named_modules(prefix=name)
 
 
 def read_loader_options(patcher: Any) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...quant.reports.provenance import Provenance
+from .bindings import rebind
 from .compiled import recompile
 from .origin import (
     METADATA,
@@ -44,6 +45,9 @@ def rebuild_model(patcher: Any, tensors: Mapping[str, Tensor], provenance: Prove
 
     Returns:
         The quantized MODEL.
+
+    Raises:
+        QuantError: if a patch is bound to the source's modules and cannot be bound to the new ones.
     """
     origin = read_origin(patcher)
     fresh = _load(origin, tensors, disable_dynamic=not patcher.is_dynamic())
@@ -120,6 +124,9 @@ def clone_onto(fresh: Any, patcher: Any, provenance: Provenance, reload: Reload,
         provenance: Of the new model.
         reload: Makes another patcher like ``fresh`` from the clone's `Origin`; ComfyUI calls it for deep copies.
         options: Of the clone's `Origin`.
+
+    Raises:
+        QuantError: if a patch is bound to the source's modules and cannot be bound to the new ones.
     """
     clone = patcher.clone(model_override=fresh.get_clone_model_override())
     clone.size = 0
@@ -131,6 +138,7 @@ def clone_onto(fresh: Any, patcher: Any, provenance: Provenance, reload: Reload,
     clone.remove_additional_models("multigpu")
     if hasattr(clone, "register_load_device"):
         clone.register_load_device(clone.load_device)
+    rebind(clone, read_origin(patcher))
     clone.set_attachments(PROVENANCE, provenance)
     clone.set_attachments(METADATA, read_source_metadata(patcher))
     clone.cached_patcher_init = (reload, (replace(read_origin(clone), options=options),))

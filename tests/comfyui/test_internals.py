@@ -27,14 +27,15 @@ def lost(host: Host) -> dict[str, Any]:
 
 def test_missing_symbols_cost_one_feature_each(lost: dict[str, Any]) -> None:
     assert lost["picture"] is None
-    (compiled,) = lost["refusals"]
+    compiled, bypassed = lost["refusals"]
     assert compiled.endswith("put the node that compiles after the one that quantizes.")
+    assert bypassed.startswith("The injection 'bypass_lora' of this model is bound to its float weights")
 
 
 def test_missing_symbols_are_logged_once(lost: dict[str, Any]) -> None:
-    names = ("ExecutionBlocker", "set_torch_compile_wrapper")
+    names = ("ExecutionBlocker", "BypassInjectionManager", "set_torch_compile_wrapper")
     assert sorted(lost["warnings"]) == sorted(set(lost["warnings"]))
-    assert [sum(name in text for text in lost["warnings"]) for name in names] == [1, 1]
+    assert [sum(name in text for text in lost["warnings"]) for name in names] == [1, 1, 1]
 
 
 def test_devices_are_asked_where_comfyui_can_tell(host: Host) -> None:

@@ -6,11 +6,14 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_management
+import comfy.sd
+import comfy.weight_adapter
 import comfy_api.torch_helpers
 import comfy_execution.graph_utils
 import torch
 from calibrated_rounding.tools.comfyui.inside.errors import error_message
-from calibrated_rounding.tools.comfyui.inside.models import capture_warnings, load_unet
+from calibrated_rounding.tools.comfyui.inside.models import capture_warnings, load_unet, random_lora
 from calibrated_rounding.tools.comfyui.inside.pack import call, load_extension, quantize_model
 from calibrated_rounding.tools.comfyui.inside.sampling import conditions
 from torch import Tensor
@@ -30,9 +33,11 @@ def merge_weights(source: str) -> dict[str, Any]:
 def lose_symbols(source: str, table: Tensor) -> dict[str, Any]:
     """Load and use the pack in a ComfyUI that has renamed what it uses for single features."""
     model, _ = load_unet(source)
+    bypassed = comfy.sd.load_bypass_lora_for_models(model, None, random_lora(model, r"blocks\.0\.ffn"), 1.0, 0.0)[0]
     compile_model = comfy_api.torch_helpers.set_torch_compile_wrapper
     del comfy_api.torch_helpers.set_torch_compile_wrapper
     del comfy_execution.graph_utils.ExecutionBlocker
+    del comfy.weight_adapter.BypassInjectionManager
     with capture_warnings() as warnings:
         extension = load_extension()
         quantized = [quantize_model(model, "int8_row").args[0] for _ in range(2)]
@@ -44,7 +49,7 @@ def lose_symbols(source: str, table: Tensor) -> dict[str, Any]:
         )  # fmt: skip
         compiled = model.clone()
         compile_model(compiled, backend="eager")
-        refusals = [error_message(partial(quantize_model, patched, "int8_row")) for patched in (compiled,)]
+        refusals = [error_message(partial(quantize_model, patched, "int8_row")) for patched in (compiled, bypassed)]
     return {
         "picture": node.args[0],
         "refusals": refusals,
