@@ -26,6 +26,7 @@ from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEnco
 from .nodes_quantize import QuantizeModel, QuantizeTextEncoder
 from .nodes_recipe import LoadRecipe, QuantizationRecipe
 from .page.routes import add_routes
+from .pipeline.quantize import cache
 
 NODES: list[type[io.ComfyNode]] = [
     QuantizeModel,
@@ -55,7 +56,16 @@ class CalibratedRounding(ComfyExtension):
             stock.apply_setting()
         except KernelError as error:
             logging.warning("calibrated-rounding: %s", error)
+        _clean_cache()
         add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [*NODES, LoadBlockwiseModel] if registration.needs_own_loader() else NODES
+
+
+def _clean_cache() -> None:
+    """Remove the unfinished files that a killed ComfyUI has left in the cache, each as large as a model."""
+    try:
+        cache().prune()
+    except OSError as error:
+        logging.warning("calibrated-rounding: the cache folder cannot be cleaned: %s", error)

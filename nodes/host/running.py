@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Generic, Protocol, TypeVar
@@ -17,6 +20,10 @@ from ...quant.reports.progress import Cancel, OnProgress
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 0.5
 """How long an interrupted node waits for the engine to remove its unfinished file."""
+EXIT_SECONDS = 60.0
+"""How long an ending ComfyUI waits for the engine: longer than the longest computation between two looks at ``cancel``,
+a factorization of a very wide layer.
+"""
 
 DEVICES = ("auto", "cpu")
 
@@ -84,10 +91,11 @@ class _Worker(Generic[T]):
     def __init__(self, work: Work[T]) -> None:
         self.future = Future[T]()
         self._work, self._stop, self._progress = work, threading.Event(), list[Progress]()
-        # A daemon, so that an ending ComfyUI does not wait for the layer at hand.
+        # Daemons, as Python waits for other threads before it calls `_end_workers`.
         self._thread = threading.Thread(target=self._run, name="calibrated-rounding", daemon=True)
 
     def start(self) -> None:
+        _workers.add(self)
         self._thread.start()
 
     def take_progress(self) -> list[Progress]:
@@ -96,16 +104,33 @@ class _Worker(Generic[T]):
         new, self._progress[:count] = self._progress[:count], []
         return new
 
-    def cancel(self, seconds: float) -> None:
-        """Ask the engine to stop, and wait for it."""
+    def cancel(self, seconds: float) -> bool:
+        """Ask the engine to stop and wait for it; says whether it has."""
         self._stop.set()
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
             self.future.set_result(self._work(self._progress.append, self._stop.is_set))
         except BaseException as error:
             self.future.set_exception(error)
+        finally:
+            _workers.discard(self)
+
+
+_workers: set[_Worker] = set()
+"""The threads that run the engine now, interrupted ones that have not ended yet included."""
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Stop the engine before the interpreter ends, which aborts where a thread still computes with torch."""
+    workers, deadline = list(_workers), time.monotonic() + EXIT_SECONDS
+    for worker in workers:
+        worker.cancel(0)
+    if not all([worker.cancel(max(0, deadline - time.monotonic())) for worker in workers]):
+        logging.warning("calibrated-rounding: a layer is still being quantized; its file is removed at the next start.")
 
 
 class _Bar:
