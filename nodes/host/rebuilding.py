@@ -58,8 +58,15 @@ def rebuild_model(patcher: Any, tensors: Mapping[str, Tensor], provenance: Prove
 
 
 def copy_tensors(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Copies on ``device``: two models never share a weight, as ComfyUI patches some in place."""
-    return {key: t.detach().to(device, copy=True) for key, t in tensors.items()}
+    """Copies on ``device``: two models never share a weight, as ComfyUI patches some in place.
+
+    Markers and other settings in bytes stay on the CPU, where ComfyUI reads them.
+    """
+    return {key: t.detach().to("cpu" if _is_bytes(t) else device, copy=True) for key, t in tensors.items()}
+
+
+def _is_bytes(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.uint8 and tensor.dim() == 1
 
 
 def _reload(origin: Origin, disable_dynamic: bool = False) -> Any:

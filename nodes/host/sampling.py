@@ -87,7 +87,9 @@ class SamplingBar:
         previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
         def show(step: int, predicted: Any, _: Any, __: int) -> None:
-            preview = previewer.decode_latent_to_preview_image("JPEG", predicted) if previewer else None
+            # Of several streams, ComfyUI's previewers take the first.
+            shown = predicted.unbind()[0] if predicted.is_nested else predicted
+            preview = previewer.decode_latent_to_preview_image("JPEG", shown) if previewer else None
             # Some samplers choose their own number of steps.
             done = index * self._steps + min(step + 1, self._steps)
             self._bar.update_absolute(done, self._total, preview)

@@ -1,4 +1,4 @@
-"""ComfyUI's internals where versions differ: merged layers, and symbols that may be missing."""
+"""ComfyUI's internals where versions differ: previews of nested latents, markers, and symbols that may be missing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from calibrated_rounding.tools.comfyui import Host, example_model
 from safetensors.torch import load_file
 
 PROGRAMS = "tests.comfyui.programs.internals"
+
+
+def test_nested_latents_are_previewed(host: Host) -> None:
+    result = host.call(f"{PROGRAMS}:preview_nested", source=example_model("digits_wan.safetensors"))
+    assert result["previews"] == [True, True]
+
+
+def test_markers_stay_on_the_cpu(host: Host) -> None:
+    assert host.call(f"{PROGRAMS}:copy_markers") == {
+        "layer.weight": "meta",
+        "packed.weight": "meta",
+        "layer.comfy_quant": "cpu",
+        "block.comfy_attention.config": "cpu",
+    }
 
 
 def test_encoders_with_merged_layers_are_left_to_quantize_file(host: Host) -> None:

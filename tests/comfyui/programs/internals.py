@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.sd
+import comfy.utils
 import comfy.weight_adapter
 import comfy_api.torch_helpers
 import comfy_execution.graph_utils
@@ -16,7 +17,25 @@ from calibrated_rounding.tools.comfyui.inside.errors import error_message
 from calibrated_rounding.tools.comfyui.inside.models import capture_warnings, load_unet, random_lora
 from calibrated_rounding.tools.comfyui.inside.pack import call, load_extension, quantize_model
 from calibrated_rounding.tools.comfyui.inside.sampling import conditions
+from comfy.nested_tensor import NestedTensor
 from torch import Tensor
+
+
+def preview_nested(source: str) -> dict[str, Any]:
+    """Show the steps of a sampling of one stream and of several, with previews on."""
+    from calibrated_rounding.nodes.host.sampling import SamplingBar
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    args.preview_method = LatentPreviewMethod.Latent2RGB
+    previews = list[bool]()
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id: previews.append(bool(preview)))
+    model, _ = load_unet(source)
+    show = SamplingBar(1, 2, None).follow(model, 0)
+    video, sound = torch.randn(1, 16, 1, 8, 8), torch.randn(1, 8, 4)
+    show(0, video, video, 2)
+    nested = NestedTensor([video, sound])
+    show(1, nested, nested, 2)
+    return {"previews": previews}
 
 
 def merge_weights(source: str) -> dict[str, Any]:
@@ -28,6 +47,20 @@ def merge_weights(source: str) -> dict[str, Any]:
     attention = next(m for name, m in clip.cond_stage_model.named_modules() if name.endswith("layers.0.self_attn"))
     attention.qkv_proj = attention._modules.pop("k_proj")
     return {"refusal": error_message(lambda: find_runnable_parts(clip))}
+
+
+def copy_markers() -> dict[str, Any]:
+    """Copy tensors to a device other than the CPU."""
+    from calibrated_rounding.nodes.host.rebuilding import copy_tensors
+
+    tensors = {
+        "layer.weight": torch.zeros(4, 4, dtype=torch.int8),
+        "packed.weight": torch.zeros(4, 4, dtype=torch.uint8),
+        "layer.comfy_quant": torch.tensor(list(b"{}"), dtype=torch.uint8),
+        "block.comfy_attention.config": torch.tensor(list(b"{}"), dtype=torch.uint8),
+    }
+    copies = copy_tensors(tensors, torch.device("meta"))
+    return {name: copy.device.type for name, copy in copies.items()}
 
 
 def lose_symbols(source: str, table: Tensor) -> dict[str, Any]:
