@@ -9,7 +9,7 @@ from pathlib import Path
 
 import _minilm
 import torch
-from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.calibration.recorder import Recorder
 from calibrated_rounding.quant.files import open_checkpoint
 from torch import Tensor

@@ -18,7 +18,7 @@ import torch
 from _networks import Network, load_digits
 from _table import Row, arguments, emit
 from calibrated_rounding.quant import Recipe, quantize_state_dict
-from calibrated_rounding.quant.calibration.sample import Collector
+from calibrated_rounding.quant.calibration.collector import Collector
 from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.layer.quantize import quantize_layer

@@ -25,9 +25,9 @@ from pathlib import Path
 import _convert_to_quant as converter
 from _process import race
 from _table import Row, arguments, emit
-from calibrated_rounding.nodes.compare.latents import Closeness, closeness, span
+from calibrated_rounding.nodes.compare.latents import Closeness, measure_closeness, value_range
 from calibrated_rounding.quant import Recipe, SvdSettings, plan_file, quantize_file
-from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.formats import FORMATS as PACK_FORMATS
 from calibrated_rounding.quant.recipe import AUTO
 from calibrated_rounding.tools.comfyui import Host, HostMissing, example_model, find_host
@@ -168,10 +168,10 @@ def format_rows(fmt: str, latents: Mapping[str, Tensor]) -> list[Row]:
 
 def compare(latents: Tensor, reference: Tensor) -> Closeness:
     """Compare latents ``[seeds, classes, ...]``: mean of each latent's PSNR; cosine and relative error of all."""
-    peak = span(reference)
+    peak = value_range(reference)
     pairs = zip(latents.flatten(0, 1), reference.flatten(0, 1), strict=True)
-    psnr = statistics.mean(closeness(latent, other, peak).psnr_db for latent, other in pairs)
-    whole = closeness(latents, reference, peak)
+    psnr = statistics.mean(measure_closeness(latent, other, peak).psnr_db for latent, other in pairs)
+    whole = measure_closeness(latents, reference, peak)
     return Closeness(psnr, whole.cosine, whole.relative_error)
 
 

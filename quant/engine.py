@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .calibration.statistics import NOTHING_KNOWN, Statistics, fingerprint
+from .calibration.statistics import NO_STATISTICS, Statistics
 from .errors import Cancelled, ProfileError, RecipeError
 from .files.dequantized import as_float
 from .files.sinks import Output, Sink
@@ -91,10 +91,17 @@ def plan_run(source: Source, run: Run) -> Plan:
         )
     plan = make_plan(source.tensors, run.recipe, run.statistics)
     inputs = [layer.inputs for layer in plan.layers.values()]
-    if run.statistics and all(known is NOTHING_KNOWN for known in inputs):
+    if run.statistics and all(known is NO_STATISTICS for known in inputs):
         raise ProfileError(
             f"The calibration is of another model: it knows the layer '{next(iter(run.statistics))}' and others, "
             "and none of those to quantize; record it again with this model."
+        )
+    entries: list[LayerPlan | KeptTensor] = [*plan.layers.values(), *plan.kept.values()]
+    misfits = [entry.name for entry in entries if not entry.inputs.fits_width(entry.source.shape)]
+    if misfits:
+        raise ProfileError(
+            f"The calibration is of another model: {len(misfits)} layers have inputs of another width "
+            f"({shortened(misfits)}); record it again with this model."
         )
     evaluator = Evaluator(
         recipe=run.recipe,
@@ -169,10 +176,10 @@ class _Execution:
 
     def _refuse_mismatch(self, layer: LayerPlan, weight: Tensor) -> None:
         """Raise ProfileError, naming every layer with another weight than the calibrated one, if this layer has one."""
-        if not _has_other_weight(layer, weight):
+        if layer.inputs.fits(weight):
             return
         layers = self.plan.layers
-        wrong = [other.name for key, other in layers.items() if _has_other_weight(other, self.source.read(key))]
+        wrong = [other.name for key, other in layers.items() if not other.inputs.fits(self.source.read(key))]
         raise ProfileError(
             f"The calibration is of another model: {len(wrong)} of {len(layers)} layers have other weights than those "
             f"that were calibrated ({shortened(wrong)}); record it again with this model."
@@ -220,10 +227,6 @@ class _Execution:
             last=report.layers[-1] if report.layers else None,
         )
         self.run.on_progress(progress)
-
-
-def _has_other_weight(layer: LayerPlan, weight: Tensor) -> bool:
-    return layer.inputs.fingerprint is not None and layer.inputs.fingerprint != fingerprint(weight)
 
 
 def _notes(plan: Plan, run: Run) -> list[Notice]:

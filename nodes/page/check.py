@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,14 @@ from ...quant.recipe import AUTO
 from ..recipe.inputs import recipe_inputs
 from ..recipe.values import make_recipe
 
-COMPUTE: Mapping[str, Callable[[Any], bool]] = {
-    "float8_e4m3fn": comfy.model_management.supports_fp8_compute,
-    "float8_e5m2": comfy.model_management.supports_fp8_compute,
-    "mxfp8": comfy.model_management.supports_mxfp8_compute,
+COMPUTE: Mapping[str, str] = {
+    "float8_e4m3fn": "supports_fp8_compute",
+    "float8_e5m2": "supports_fp8_compute",
+    "mxfp8": "supports_mxfp8_compute",
+    # Since 0.38; older versions compute INT8 on every device.
+    "int8_tensorwise": "supports_int8_compute",
 }
-"""How ComfyUI asks a device for the formats that it dequantizes where the device lacks them (comfy/ops.py)."""
+"""Marker's format -> the function of ComfyUI's model_management that says whether a device computes in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
 
 def is_emulated(fmt: Format) -> bool:
     """Whether the present device lacks the format, so that ComfyUI computes in 16 or 32 bits."""
-    native = COMPUTE.get(fmt.comfyui_name)
+    native = getattr(comfy.model_management, COMPUTE.get(fmt.comfyui_name, ""), None)
     return native is not None and not native(comfy.model_management.get_torch_device())
 
 

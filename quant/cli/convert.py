@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api import plan_file, quantize_file
-from ..calibration.file import Calibration
+from ..calibration.calibration import Calibration
 from ..device import AUTO_DEVICE, choose_device
 from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError, UnreadableLayerError
 from ..files import refuse_same_file

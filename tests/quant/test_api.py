@@ -28,8 +28,8 @@ from calibrated_rounding.quant import (
     quantize_state_dict,
     quantize_tensor,
 )
-from calibrated_rounding.quant.calibration.file import Calibration
-from calibrated_rounding.quant.calibration.sample import Collector
+from calibrated_rounding.quant.calibration.calibration import Calibration
+from calibrated_rounding.quant.calibration.collector import Collector
 from calibrated_rounding.quant.calibration.statistics import fingerprint
 from calibrated_rounding.quant.files.dequantized import as_float
 from calibrated_rounding.quant.files.sources import StateDictSource
