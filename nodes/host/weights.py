@@ -23,6 +23,8 @@ class LoadedWeights:
     The copy matters: a model's weights are inference tensors, with which no optimizer outside inference mode works.
     """
 
+    path = None
+
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._data = tensors
         self.tensors = {name: Spec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
