@@ -115,7 +115,7 @@ def test_readme_links_to_the_other_documents() -> None:
 
 def test_readme_names_every_supported_model() -> None:
     profiles = [get_profile(name) for name in profile_names()]
-    families = [p for p in profiles if p.name == p.family and p.name not in ("generic", "unsupported")]
+    families = [p for p in profiles if p.name == p.family and p.name != "generic"]
     # "Z-Image (large exclusion set)" is a rule set of Z-Image.
     titles = {re.sub(r" text encoder| \(large exclusion set\)", "", profile.title) for profile in families}
     readme = text("README.md")

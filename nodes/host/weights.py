@@ -20,6 +20,8 @@ SAMPLE = 1024
 class LoadedWeights:
     """A `Source` over the tensors of a loaded model, on whatever device each is."""
 
+    path = None
+
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._data = tensors
         self.tensors = {name: Spec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -18,6 +18,7 @@ from ...quant.files.tensors import is_layer
 from ...quant.formats import FORMATS, Format, pack_notice
 from ...quant.notices import Notice, notice
 from ...quant.planning.builder import make_plan
+from ...quant.planning.loading import check_source
 from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
 from ...quant.recipe import AUTO
@@ -130,17 +131,18 @@ def _plan_file(question: Question, recipe: Recipe) -> tuple[Plan | None, list[No
     except QuantError as error:
         # A loader may rename what is in the file, so that only the run can tell for sure.
         return None, [notice("refused", "error" if question.whole else "warning", text=str(error))]
-    return plan, [] if plan.certain else [notice("not_recognised")]
+    return plan, [*plan.warnings, *([] if plan.certain else [notice("not_recognised")])]
 
 
 def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
     """What the recipe makes of a file: of all of it, or of the diffusion model in it, as a loader takes it out."""
     with open_checkpoint(path) as checkpoint:
+        warnings = check_source(checkpoint, force=False) if whole else ()
         prefix = "" if whole else recognise(checkpoint.shapes).prefix
         quantized = whole or any(layer.startswith(prefix) for layer in quantized_layers(checkpoint))
         tensors = as_float(checkpoint, recipe.dequantize).tensors if quantized else checkpoint.tensors
         inside = {key.removeprefix(prefix): spec for key, spec in tensors.items() if key.startswith(prefix)}
-        return make_plan(inside, recipe)
+        return replace(make_plan(inside, recipe), warnings=warnings)
 
 
 def _formats(plan: Plan | None, recipe: Recipe) -> list[Format]:

@@ -75,7 +75,14 @@ def quantize_weights(
         lambda progress, cancel: quantize(
             weights,
             sink,
-            Run(recipe=recipe, device=device, statistics=calibration or {}, on_progress=progress, cancel=cancel),
+            Run(
+                recipe=recipe,
+                device=device,
+                statistics=calibration or {},
+                on_progress=progress,
+                cancel=cancel,
+                is_loaded_model=True,
+            ),
         ),
         node_id,
         live.begin(node_id),

@@ -128,6 +128,8 @@ class Plan:
     """By key, in the source's order."""
     size_curve: SizeCurve | None = None
     """Where the formats were chosen by measurement: what every size would cost."""
+    warnings: tuple[Notice, ...] = ()
+    """What may keep ComfyUI from loading the result."""
 
     @cached_property
     def layers(self) -> dict[str, LayerPlan]:
