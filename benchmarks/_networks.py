@@ -1,4 +1,4 @@
-"""Trained networks with the inputs that their layers see: a sample to learn from, and one that nothing learns from."""
+"""Trained networks with recorded inputs of their layers: one set for calibration, one held out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import _minilm
 import torch
-from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.calibration.recorder import Recorder
 from calibrated_rounding.quant.files import open_checkpoint
 from torch import Tensor
@@ -21,23 +21,25 @@ GUIDANCE = 3.0
 TEXTS, BATCH = 200, 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Network:
-    """weights: float32 ``[N, K]`` by layer. learned and unseen: the layers' inputs in two sets of runs."""
+    """A trained network."""
 
     name: str
     weights: dict[str, Tensor]
-    learned: Calibration
-    unseen: Calibration
+    """Float32 ``[N, K]`` by layer."""
+    calibration: Calibration
+    held_out: Calibration
+    """Inputs of other runs than the calibration's."""
 
 
 def networks() -> list[Network]:
-    """The shipped diffusion model, and a text encoder where its package is installed."""
-    return [digits(), *minilm()]
+    """Load the shipped diffusion model, and a text encoder if its package is installed."""
+    return [load_digits(), *load_minilm()]
 
 
-def digits() -> Network:
-    """The linear layers of the shipped model's blocks, while it draws every digit."""
+def load_digits() -> Network:
+    """Load the linear layers of the shipped model's blocks, recorded while it draws every digit."""
     sys.path.insert(0, str(ROOT / "tools"))
     from example_model import WanTransformer
     from train_example import sample
@@ -54,26 +56,26 @@ def digits() -> Network:
         torch.manual_seed(seed)
         sample(model, table, torch.arange(10).repeat(2), GUIDANCE)
 
-    return _recorded("digits", model, tensors, "blocks.", [run, run], seeds=(1000, 5000))
+    return _record("digits", model, tensors, "blocks.", [run, run], seeds=(1000, 5000))
 
 
-def minilm() -> list[Network]:
-    """Two of the six layers of MiniLM, reading Python's documentation; empty where it is not installed."""
-    folder = _minilm.folder()
+def load_minilm() -> list[Network]:
+    """Load two of the six layers of MiniLM, recorded on Python's documentation; empty if it is not installed."""
+    folder = _minilm.find_model()
     if folder is None:
         return []
-    model, texts = _minilm.encoder(folder), _minilm.texts(folder)
+    model, texts = _minilm.load_encoder(folder), _minilm.tokenize_topics(folder)
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
 
     def read(rows: Tensor) -> Callable[[int], None]:
         return lambda seed: [model(texts[part]) for part in rows.split(BATCH)] and None
 
     runs = [read(order[:TEXTS]), read(order[TEXTS : 2 * TEXTS])]
-    chosen = ("encoder.layer.1.", "encoder.layer.4.")
-    return [_recorded("MiniLM", model, _minilm.weights(folder), chosen, runs, seeds=(0, 0))]
+    layers = ("encoder.layer.1.", "encoder.layer.4.")
+    return [_record("MiniLM", model, _minilm.load_weights(folder), layers, runs, seeds=(0, 0))]
 
 
-def _recorded(
+def _record(
     name: str,
     model: torch.nn.Module,
     tensors: dict[str, Tensor],
@@ -83,11 +85,12 @@ def _recorded(
 ) -> Network:
     keys = [key for key, t in tensors.items() if key.startswith(prefixes) and key.endswith(".weight") and t.dim() == 2]
     layers = [key.removesuffix(".weight") for key in keys]
-    learned, unseen = (_watched(model, layers, run, seed) for run, seed in zip(runs, seeds, strict=True))
-    return Network(name, {layer: tensors[f"{layer}.weight"] for layer in layers}, learned, unseen)
+    calibration, held_out = (_record_run(model, layers, run, seed) for run, seed in zip(runs, seeds, strict=True))
+    weights = {layer: tensors[f"{layer}.weight"] for layer in layers}
+    return Network(name=name, weights=weights, calibration=calibration, held_out=held_out)
 
 
-def _watched(model: torch.nn.Module, layers: list[str], run: Callable[[int], None], seed: int) -> Calibration:
+def _record_run(model: torch.nn.Module, layers: list[str], run: Callable[[int], None], seed: int) -> Calibration:
     recorder = Recorder()
     with torch.inference_mode(), recorder.watch(model, layers=layers):
         run(seed)

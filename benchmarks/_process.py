@@ -1,7 +1,7 @@
-"""Whole processes, timed and weighed from outside: wall time, and the most memory that was resident.
+"""Wall time and peak resident memory of whole processes, measured from outside.
 
-Run as a script it is its own launcher: Linux counts the memory of whoever starts a process as the process's own until
-it has loaded its program, so a small interpreter stands between the benchmark and what is measured.
+Run as a script it is its own launcher: until a process has loaded its program, Linux counts its parent's memory as its
+own, so a small interpreter starts the command.
 """
 
 from __future__ import annotations
@@ -16,19 +16,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in one unit of ru_maxrss."""
+"""Bytes per unit of ru_maxrss."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """seconds: wall time, start-up included. megabytes: peak resident memory, in 10^6 bytes."""
+    """Time and memory of a process."""
 
     seconds: float
+    """Wall time with start-up."""
     megabytes: float
+    """Peak resident memory in 10^6 bytes."""
 
 
 def measure(command: Sequence[str]) -> Usage:
-    """Run a command to its end. Raises RuntimeError with its last words if it fails."""
+    """Run a command to its end.
+
+    Raises:
+        RuntimeError: The command failed; the message has the end of its error output.
+    """
     launched = subprocess.run(
         [sys.executable, "-S", __file__, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
     )
@@ -39,19 +45,19 @@ def measure(command: Sequence[str]) -> Usage:
 
 
 def race(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, Usage]:
-    """The median of some runs of each command, taken in turn so that all meet the same conditions.
+    """Run commands in turn, so that all meet the same conditions; returns the median usage of each.
 
-    A command that fails is left out of the result, and the reason printed.
+    A command that fails is missing in the result, and the reason is printed.
     """
-    taken: dict[str, list[Usage]] = {name: [] for name in commands}
+    measured: dict[str, list[Usage]] = {name: [] for name in commands}
     for _ in range(runs):
-        for name in list(taken):
+        for name in list(measured):
             try:
-                taken[name].append(measure(commands[name]))
+                measured[name].append(measure(commands[name]))
             except RuntimeError as reason:
                 print(reason, file=sys.stderr)
-                del taken[name]
-    return {name: _median(usages) for name, usages in taken.items()}
+                del measured[name]
+    return {name: _median(usages) for name, usages in measured.items()}
 
 
 def _median(usages: Sequence[Usage]) -> Usage:

@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: rows of figures, as a readable table and as JSON."""
+"""The output of every benchmark: rows of figures, as a readable table and as JSON."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ HEAD = ("case", "metric", "value", "unit", "target", "reached")
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. value: None where it could not be measured. target, reached: None where no target is set."""
+    """One figure."""
 
     case: str
     metric: str
     value: float | None
+    """None if it could not be measured."""
     unit: str
     target: float | None = None
+    """None if no target is set."""
     reached: bool | None = None
 
 
 def arguments(doc: str | None) -> ArgumentParser:
-    """The command line that all benchmarks share; ``doc`` is the script's own documentation."""
+    """Make the command line that all benchmarks share; ``doc`` is the script's own documentation."""
     parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     return parser
@@ -42,18 +44,18 @@ def emit(
     device: str = "cpu",
     extra_versions: Mapping[str, str] | None = None,
 ) -> None:
-    """Print the rows under a title and, if asked, write {"device", "versions", "rows"} as JSON."""
-    name = device_name(device)
-    used = versions() | dict(extra_versions or {})
-    print(f"{title}\n{name}; " + ", ".join(f"{package} {number}" for package, number in used.items()) + "\n")
-    print(table(rows))
+    """Print the rows under a title and, with ``json_path``, write {"device", "versions", "rows"}."""
+    name = describe_device(device)
+    packages = versions() | dict(extra_versions or {})
+    print(f"{title}\n{name}; " + ", ".join(f"{package} {number}" for package, number in packages.items()) + "\n")
+    print(format_table(rows))
     if json_path is not None:
-        document = {"device": name, "versions": used, "rows": [asdict(row) for row in rows]}
+        document = {"device": name, "versions": packages, "rows": [asdict(row) for row in rows]}
         json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows in columns, numbers to the right; target and reached only where some row has one."""
+def format_table(rows: Sequence[Row]) -> str:
+    """Format rows in columns, numbers to the right; target and reached only if some row has a target."""
     shown = HEAD if any(row.target is not None for row in rows) else HEAD[:4]
     cells = [shown, *(tuple(_cell(getattr(row, column)) for column in shown) for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
@@ -66,14 +68,14 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def device_name(device: str) -> str:
-    """The processor or the accelerator in words."""
+def describe_device(device: str) -> str:
+    """Name the processor or the accelerator."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{_describe_processor()}, {torch.get_num_threads()} threads"
 
 
-def _processor() -> str:
+def _describe_processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

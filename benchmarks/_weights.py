@@ -1,4 +1,4 @@
-"""The weights that benchmarks run on: synthetic layers with the traits of trained ones, and trained layers."""
+"""Weights for the benchmarks: synthetic layers that resemble trained layers, and trained layers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 RANK = 256
 DECAY = 0.5
 TAIL = 5
-"""Degrees of freedom of the noise, Student's t: a row's largest weight lies at 5 to 6 standard deviations."""
+"""Degrees of freedom of the noise (Student's t): a row's largest weight lies at 5 to 6 standard deviations."""
 
 NOISE = 0.7
-"""Share of the squared norm that has no spectrum of its own."""
+"""Share of the noise in the squared norm."""
 
 LARGE = (30, 4096, 8192)
 """Layers, outputs and inputs of the 2 GB file."""
 
 
-def synthetic(shape: tuple[int, int], seed: int = 1) -> Tensor:
-    """A bfloat16 weight ``[N, K]``: `RANK` directions whose singular values fall as i^-`DECAY`, in heavy-tailed noise.
+def make_synthetic(shape: tuple[int, int], seed: int = 1) -> Tensor:
+    """Make a bfloat16 weight ``[N, K]``: `RANK` directions with singular values i^-`DECAY`, in heavy-tailed noise.
 
     The same shape and seed give the same weight.
     """
@@ -35,8 +35,8 @@ def synthetic(shape: tuple[int, int], seed: int = 1) -> Tensor:
     return weight.mul_(shape[1] ** -0.5).to(torch.bfloat16)
 
 
-def trained(path: Path, most: int = 2) -> dict[str, Tensor]:
-    """Up to ``most`` linear weights from the numbered blocks of a checkpoint, evenly spread over them."""
+def load_trained(path: Path, most: int = 2) -> dict[str, Tensor]:
+    """Read up to ``most`` linear weights from the numbered blocks of a checkpoint, evenly spread over them."""
     with open_checkpoint(path) as checkpoint:
         names = [
             name
@@ -57,9 +57,9 @@ def save(tensors: Mapping[str, Tensor], path: Path) -> Path:
 
 
 def save_large(path: Path) -> Path:
-    """A bfloat16 checkpoint of the `LARGE` size: one synthetic weight, in each layer with its rows moved on by one."""
+    """Write a bfloat16 checkpoint of the `LARGE` size: one synthetic weight, its rows shifted by one in each layer."""
     count, *shape = LARGE
-    weight = synthetic((shape[0], shape[1]))
+    weight = make_synthetic((shape[0], shape[1]))
     names = [f"blocks.{i}.ffn.weight" for i in range(count)]
     with CheckpointWriter(path, {name: (weight.dtype, tuple(shape)) for name in names}, {}) as writer:
         for i, name in enumerate(names):
@@ -69,7 +69,7 @@ def save_large(path: Path) -> Path:
 
 
 def _student(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Student's t of unit variance."""
+    """Draw Student's t of unit variance."""
     chi = torch.zeros(shape)
     for _ in range(TAIL):
         chi.add_(torch.randn(shape, generator=generator).square_())

@@ -1,11 +1,11 @@
-"""What calibrated rounding costs in time and a calibration in memory, as ratios within one run.
+"""Time of calibrated rounding and memory of a calibration, as ratios within one run.
 
     python benchmarks/cost.py [--json FILE] [--runs N]
 
-The time of one wide layer is given in Cholesky factorizations of its inputs' second moment, which is the least that the
-method needs; that of the shipped model in times of nearest rounding, without start-up. All are medians of runs taken in
-turn, on as many threads as torch takes (OMP_NUM_THREADS). The memory is what a recording holds, over its budget, at its
-fullest, for the layers of a model like Flux.1 fed with far more rows than fit.
+One wide layer is timed in units of a Cholesky factorization of its Hessian, the least work that the method needs; the
+shipped model in units of nearest rounding, without start-up. All times are medians of runs taken in turn, with torch's
+number of threads (OMP_NUM_THREADS). The memory is the peak of a recording relative to its budget, for the layers of a
+model like Flux.1 with far more rows than fit.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-from _networks import Network, digits
+from _networks import Network, load_digits
 from _table import Row, arguments, emit
 from calibrated_rounding.quant import Recipe, quantize_state_dict
-from calibrated_rounding.quant.calibration.sample import Collector
+from calibrated_rounding.quant.calibration.collector import Collector
 from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.layer.quantize import quantize_layer
@@ -29,85 +29,85 @@ KINDS = ("float8_e4m3fn", "int8_row", "int8_convrot")
 ROWS = 2048
 IN_CHOLESKYS, IN_NEARESTS = 8.0, 5.0
 BUDGET = 64 << 20
-FED = {"in": 3072, "out": 12288}
+INPUT_WIDTHS = {"in": 3072, "out": 12288}
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--runs", type=int, default=3, help="of which the median counts (default 3)")
     options = parser.parse_args()
-    rows = [*_wide(options.runs), *_shipped(digits(), options.runs), _memory()]
+    rows = [*_measure_wide(options.runs), *_measure_shipped(load_digits(), options.runs), _measure_memory()]
     emit(rows, options.json, "What calibration costs")
 
 
-def _wide(runs: int) -> list[Row]:
+def _measure_wide(runs: int) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(WIDE, generator=generator).mul_(0.02).to(torch.bfloat16)
     rank = 512
     inputs = torch.randn(ROWS, rank, generator=generator) @ torch.randn(rank, WIDE[1], generator=generator)
-    known = InputStatistics(rows=inputs.to(torch.bfloat16), absmax=float(inputs.abs().max()))
-    moment = (inputs.T @ inputs).div_(ROWS)
-    moment.diagonal().add_(0.01 * float(moment.diagonal().mean()))
+    stats = InputStatistics(rows=inputs.to(torch.bfloat16), absmax=float(inputs.abs().max()))
+    hessian = (inputs.T @ inputs).div_(ROWS)
+    hessian.diagonal().add_(0.01 * float(hessian.diagonal().mean()))
 
-    def calibrated(name: str) -> Callable[[], object]:
+    def calibrate(name: str) -> Callable[[], object]:
         fmt = FORMATS[name]
         group, recipe = 256 if fmt.rotated else None, Recipe(rounding="calibrated")
-        task = LayerTask(name="wide", weight=weight, format=fmt, group=group, recipe=recipe, inputs=known)
+        task = LayerTask(name="wide", weight=weight, format=fmt, group=group, recipe=recipe, inputs=stats)
         return lambda: quantize_layer(task)
 
     factor = "factor"
-    taken = _race({factor: lambda: torch.linalg.cholesky(moment)} | {name: calibrated(name) for name in KINDS}, runs)
+    medians = _race({factor: lambda: torch.linalg.cholesky(hessian)} | {name: calibrate(name) for name in KINDS}, runs)
     case = f"{WIDE[0]} x {WIDE[1]}"
-    times = [Row(f"{case}, Cholesky of {WIDE[1]} x {WIDE[1]}", "time", taken.pop(factor), "s")]
-    for name, seconds in taken.items():
+    times = [Row(f"{case}, Cholesky of {WIDE[1]} x {WIDE[1]}", "time", medians.pop(factor), "s")]
+    for name, seconds in medians.items():
         times.append(Row(f"{case}, {name}, calibrated", "time", seconds, "s"))
         times.append(
-            _aimed(f"{case}, {name}, calibrated", "time, in Choleskys", seconds / times[0].value, IN_CHOLESKYS)
+            _at_most(f"{case}, {name}, calibrated", "time, in Choleskys", seconds / times[0].value, IN_CHOLESKYS)
         )
     return times
 
 
-def _shipped(network: Network, runs: int) -> list[Row]:
+def _measure_shipped(network: Network, runs: int) -> list[Row]:
     tensors = {f"{layer}.weight": weight for layer, weight in network.weights.items()}
 
-    def quantized(name: str, rounding: str) -> Callable[[], object]:
+    def quantize(name: str, rounding: str) -> Callable[[], object]:
         recipe = Recipe(format=name, rounding=rounding, profile="generic")
-        known = network.learned if rounding == "calibrated" else None
-        return lambda: quantize_state_dict(tensors, recipe, statistics=known)
+        stats = network.calibration if rounding == "calibrated" else None
+        return lambda: quantize_state_dict(tensors, recipe, statistics=stats)
 
-    found = []
+    rows = []
     for name in KINDS:
-        taken = _race({rounding: quantized(name, rounding) for rounding in ("nearest", "calibrated")}, runs)
-        found += [
-            Row(f"shipped model, {name}, {rounding}", "time", seconds, "s") for rounding, seconds in taken.items()
+        medians = _race({rounding: quantize(name, rounding) for rounding in ("nearest", "calibrated")}, runs)
+        rows += [
+            Row(f"shipped model, {name}, {rounding}", "time", seconds, "s") for rounding, seconds in medians.items()
         ]
-        ratio = taken["calibrated"] / taken["nearest"]
-        found.append(_aimed(f"shipped model, {name}, calibrated", "time, in nearest's", ratio, IN_NEARESTS))
-    return found
+        ratio = medians["calibrated"] / medians["nearest"]
+        rows.append(_at_most(f"shipped model, {name}, calibrated", "time, in nearest's", ratio, IN_NEARESTS))
+    return rows
 
 
-def _memory() -> Row:
-    collector, fullest = Collector(budget=BUDGET), 0
+def _measure_memory() -> Row:
+    collector, peak = Collector(budget=BUDGET), 0
     for _ in range(4):
         for block in range(19):
-            for name, width in FED.items():
+            for name, width in INPUT_WIDTHS.items():
                 collector.add(f"{block}.{name}", torch.randn(512, width, dtype=torch.bfloat16))
-                fullest = max(fullest, collector.nbytes)
-    return _aimed("recording of 38 layers", "memory of rows, over the budget", fullest / BUDGET, 1.0)
+                peak = max(peak, collector.nbytes)
+    return _at_most("recording of 38 layers", "memory of rows, over the budget", peak / BUDGET, 1.0)
 
 
 def _race(works: Mapping[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each, run in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    """Run functions in turn; returns the median seconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name, work in works.items():
             started = time.perf_counter()
             work()
-            taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def _aimed(case: str, metric: str, value: float, target: float) -> Row:
+def _at_most(case: str, metric: str, value: float, target: float) -> Row:
     return Row(case, metric, value, "ratio", target, value <= target)
 
 

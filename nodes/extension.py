@@ -1,4 +1,4 @@
-"""What ComfyUI loads: the list of nodes."""
+"""What ComfyUI loads: the pack's nodes, and what the pack adds to ComfyUI at its start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..kernels.errors import KernelError
 from ..kernels.layouts import stock
-from .examples import folders as examples
+from .examples.folders import add_example_folders
 from .host import registration
 from .nodes_blockwise import LoadBlockwiseModel
 from .nodes_calibration import (
@@ -25,36 +25,47 @@ from .nodes_example_encoder import LoadExampleTextEncoder
 from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEncoder
 from .nodes_quantize import QuantizeModel, QuantizeTextEncoder
 from .nodes_recipe import LoadRecipe, QuantizationRecipe
-from .page import routes
+from .page.routes import add_routes
+from .pipeline.quantize import cache
+
+NODES: list[type[io.ComfyNode]] = [
+    QuantizeModel,
+    QuantizeTextEncoder,
+    SaveQuantizedModel,
+    SaveQuantizedTextEncoder,
+    QuantizeFile,
+    QuantizationRecipe,
+    LoadRecipe,
+    RecordCalibration,
+    CollectCalibration,
+    CalibrateModel,
+    CalibrateTextEncoder,
+    SaveCalibration,
+    LoadCalibration,
+    CompareModels,
+    LoadClassConditioning,
+    LoadExampleTextEncoder,
+]
 
 
 class CalibratedRounding(ComfyExtension):
     async def on_load(self) -> None:
-        examples.register()
+        add_example_folders()
         registration.register()
         try:
             stock.apply_setting()
         except KernelError as error:
             logging.warning("calibrated-rounding: %s", error)
-        routes.register()
+        _clean_cache()
+        add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        nodes: list[type[io.ComfyNode]] = [
-            QuantizeModel,
-            QuantizeTextEncoder,
-            SaveQuantizedModel,
-            SaveQuantizedTextEncoder,
-            QuantizeFile,
-            QuantizationRecipe,
-            LoadRecipe,
-            RecordCalibration,
-            CollectCalibration,
-            CalibrateModel,
-            CalibrateTextEncoder,
-            SaveCalibration,
-            LoadCalibration,
-            CompareModels,
-            LoadClassConditioning,
-            LoadExampleTextEncoder,
-        ]
-        return [*nodes, LoadBlockwiseModel] if registration.needs_own_loader() else nodes
+        return [*NODES, LoadBlockwiseModel] if registration.needs_own_loader() else NODES
+
+
+def _clean_cache() -> None:
+    """Remove the unfinished files that a killed ComfyUI has left in the cache, each as large as a model."""
+    try:
+        cache().prune()
+    except OSError as error:
+        logging.warning("calibrated-rounding: the cache folder cannot be cleaned: %s", error)

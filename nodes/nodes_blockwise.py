@@ -1,4 +1,4 @@
-"""Loads diffusion models with ``int8_blockwise`` layers where ComfyUI's own loaders cannot be taught the format."""
+"""The node that loads ``int8_blockwise`` models where ComfyUI's own loaders cannot be taught the format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from comfy_api.latest import io
 
 from ..quant import QuantError
 from ..quant.formats import BLOCKWISE
-from .host import registration
-from .pipeline import files
+from .host import folders, registration
 
 FOLDER = "diffusion_models"
 
@@ -34,7 +33,9 @@ class LoadBlockwiseModel(io.ComfyNode):
             search_aliases=["load int8_blockwise", "load quantized model", "block-wise int8"],
             inputs=[
                 io.Combo.Input(
-                    "file", options=files.names(FOLDER), tooltip="A diffusion model file with int8_blockwise layers."
+                    "file",
+                    options=folders.list_models(FOLDER),
+                    tooltip="A diffusion model file with int8_blockwise layers.",
                 )
             ],
             outputs=[io.Model.Output()],
@@ -42,11 +43,19 @@ class LoadBlockwiseModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(load(files.model_path(f"{FOLDER}/{file}")[1]))
+        return io.NodeOutput(load(folders.find_model(f"{FOLDER}/{file}")[1]))
 
 
 def load(path: str, disable_dynamic: bool = False) -> Any:
-    """A patcher as ComfyUI's loader makes it, with `operations` for layers. Raises QuantError for an unknown model."""
+    """Load a MODEL as ComfyUI's loader does, with the operations of `make_operations`.
+
+    Args:
+        path: The file.
+        disable_dynamic: As ComfyUI's loaders take it.
+
+    Raises:
+        QuantError: if ComfyUI does not recognise the model.
+    """
     tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
     prefixes = {comfy.model_detection.unet_prefix_from_state_dict(tensors): ""}
     tensors = comfy.utils.state_dict_prefix_replace(dict(tensors), prefixes, filter_keys=True) or tensors
@@ -55,15 +64,15 @@ def load(path: str, disable_dynamic: bool = False) -> Any:
         raise QuantError(f"ComfyUI does not recognise the model in {path}.")
     device = comfy.model_management.get_torch_device()
     dtype = comfy.model_management.unet_manual_cast(None, device, config.supported_inference_dtypes)
-    options = {"custom_operations": operations(dtype)}
+    options = {"custom_operations": make_operations(dtype)}
     patcher = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata, disable_dynamic)
     patcher.cached_patcher_init = (load, (path,))
     return patcher
 
 
-def operations(dtype: torch.dtype) -> Any:
-    """ComfyUI's operations for quantized layers, computing in ``dtype``, with linear layers that know the format."""
-    # Layers look up here that their inputs are not to be quantized.
+def make_operations(dtype: torch.dtype) -> Any:
+    """ComfyUI's operations for quantized layers, with linear layers that know the format; they compute in ``dtype``."""
+    # Where layers look up that ComfyUI must not quantize their inputs.
     comfy.quant_ops.QUANT_ALGOS.setdefault(BLOCKWISE, registration.LAYERS_ONLY)
     stock = comfy.ops.mixed_precision_ops({}, dtype)
 

@@ -1,4 +1,4 @@
-"""Calibration in the graph: recording the inputs of a model's layers in any sampling, and keeping them as a file."""
+"""The nodes that record calibrations and keep them as files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant import QuantError
-from ..quant.calibration.file import Calibration
-from ..quant.calibration.sample import BUDGET, ROWS
-from .host import running
+from ..quant.calibration.calibration import Calibration
+from ..quant.calibration.collector import BUDGET, ROWS
+from .host import folders
 from .host.encoding import calibrate_encoder
 from .host.probing import SamplingProbe
-from .host.recording import SamplingRecorder, record
-from .host.sampling import RunsBar, Sampling, condition_inputs, step_inputs
-from .pipeline import files
+from .host.recording import SamplingRecorder, attach_recorder
+from .host.sampling import Sampling, SamplingBar, condition_inputs, step_inputs
+from .host.server import send_text
 from .prompts import PROMPTS
 from .recipe.inputs import QuantCalibration
 from .recipe.values import lines
@@ -25,8 +25,8 @@ CalibrationRecorder = io.Custom("CALIBRATION_RECORDER")
 
 GIB = 2**30
 FOR_QUANTIZING = "For the calibration input of quantize nodes."
-ROWS_OF_SAMPLING = "Input rows kept of each layer: a uniform sample over all steps, prompts and runs."
-ROWS_OF_ENCODING = "Input rows kept of each layer: a uniform sample over all tokens of all prompts."
+ROWS_OF_SAMPLING = "Calibration rows of each layer: a uniform sample of its inputs over all steps, prompts and runs."
+ROWS_OF_ENCODING = "Calibration rows of each layer: a uniform sample of its inputs over all tokens of all prompts."
 
 
 def size_inputs(rows: str = ROWS_OF_SAMPLING) -> list[io.Input]:
@@ -47,13 +47,13 @@ def size_inputs(rows: str = ROWS_OF_SAMPLING) -> list[io.Input]:
             step=0.25,
             round=0.01,
             advanced=True,
-            tooltip="Memory that all rows together may take, in GiB of the computer's memory, however many steps there "
-            "are; beyond it, fewer rows of every layer are kept.",
+            tooltip="Memory budget of all rows together, in GiB of RAM, for any number of steps. Beyond it, fewer rows "
+            "of every layer are kept.",
         ),
     ]
 
 
-def given(calibration: Calibration) -> io.NodeOutput:
+def to_node_output(calibration: Calibration) -> io.NodeOutput:
     text = calibration.summary()
     return io.NodeOutput(calibration, text, ui={"text": [text]})
 
@@ -61,7 +61,7 @@ def given(calibration: Calibration) -> io.NodeOutput:
 def calibration_outputs() -> list[io.Output]:
     return [
         QuantCalibration.Output("calibration", tooltip=FOR_QUANTIZING),
-        io.String.Output("report", tooltip="How many layers and rows, and how large."),
+        io.String.Output("report", tooltip="Number of layers and rows, the size, and layers that were not recorded."),
     ]
 
 
@@ -72,20 +72,21 @@ class RecordCalibration(io.ComfyNode):
             node_id="CalibratedRoundingRecordCalibration",
             display_name="Record Calibration",
             category=CATEGORY,
-            description="Passes a diffusion model on so that every sampling with it also records what its layers are "
-            "fed. Images stay the same, bit for bit. Recordings add up while this node stays as it is: queue again "
-            "with other seeds and prompts to widen the sample; change an input here, or restart, to begin anew.",
+            description="Passes a diffusion model on. Every sampling with it also records the inputs of its layers. "
+            "Images stay the same, bit for bit unless ComfyUI runs with --fast. Recordings add up while this node is "
+            "not changed: queue again with other seeds and prompts to widen the sample. To start over, change an input "
+            "of this node or restart ComfyUI.",
             search_aliases=["calibration", "activation statistics", "quantization calibration"],
             inputs=[io.Model.Input("model", tooltip="The float diffusion model, with its LoRAs."), *size_inputs()],
             outputs=[
-                io.Model.Output(tooltip="Sample with this one; any sampler, any number of times."),
+                io.Model.Output(tooltip="Sample with this model, with any sampler, any number of times."),
                 CalibrationRecorder.Output("recorder", tooltip="For Collect Calibration."),
             ],
         )
 
     @classmethod
     def execute(cls, model: Any, rows: int, budget_gib: float) -> io.NodeOutput:
-        return io.NodeOutput(*record(model, rows, int(budget_gib * GIB)))
+        return io.NodeOutput(*attach_recorder(model, rows, int(budget_gib * GIB)))
 
 
 class CollectCalibration(io.ComfyNode):
@@ -95,14 +96,14 @@ class CollectCalibration(io.ComfyNode):
             node_id="CalibratedRoundingCollectCalibration",
             display_name="Collect Calibration",
             category=CATEGORY,
-            description="Takes what Record Calibration has recorded when the sampling is done.",
+            description="Gives the calibration that Record Calibration has recorded, when the sampling is done.",
             search_aliases=["calibration", "finish calibration"],
             inputs=[
                 CalibrationRecorder.Input("recorder", tooltip="From Record Calibration."),
                 io.AnyType.Input(
                     "after",
-                    tooltip="Anything that comes out of the sampling (the last one, if there are several): collecting "
-                    "waits for it, and is done again whenever it changes, with all that was recorded by then.",
+                    tooltip="Any output of the sampling, or of the last one if there are several. Collecting waits for "
+                    "it, and runs again when it changes, with everything that was recorded by then.",
                 ),
             ],
             outputs=calibration_outputs(),
@@ -111,7 +112,7 @@ class CollectCalibration(io.ComfyNode):
 
     @classmethod
     def execute(cls, recorder: SamplingRecorder, after: Any) -> io.NodeOutput:
-        return given(recorder.calibration())
+        return to_node_output(recorder.calibration())
 
 
 class CalibrateModel(io.ComfyNode):
@@ -121,8 +122,8 @@ class CalibrateModel(io.ComfyNode):
             node_id="CalibratedRoundingCalibrateModel",
             display_name="Calibrate Model",
             category=CATEGORY,
-            description="Samples a few times and records what the model's layers are fed. For samplings of your own, "
-            "several prompts or other samplers take Record Calibration and Collect Calibration.",
+            description="Samples a few times and records the inputs of the model's layers. For your own samplings, "
+            "with several prompts or other samplers, use Record Calibration and Collect Calibration.",
             search_aliases=["calibration", "activation statistics", "quantization calibration"],
             inputs=[
                 io.Model.Input("model", tooltip="The float diffusion model, with its LoRAs."),
@@ -133,7 +134,7 @@ class CalibrateModel(io.ComfyNode):
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=True,
-                    tooltip="Of the first run; each further one takes the next.",
+                    tooltip="Seed of the first run; every further run uses the next one.",
                 ),
                 io.Int.Input("runs", default=1, min=1, max=1000, tooltip="How many times to sample."),
                 *step_inputs(),
@@ -144,9 +145,10 @@ class CalibrateModel(io.ComfyNode):
                     min=0,
                     max=10000,
                     optional=True,
-                    tooltip="Measure by how much the result changes with each layer, so that the format auto spends "
-                    "bytes where they matter: every layer is perturbed in a sampling of its own of so many steps. "
-                    "Takes layers x probe_steps more steps; 4 to 8 tell the layers apart. 0: do not.",
+                    tooltip="Measure the sensitivity of every layer: how strongly the result reacts when the layer is "
+                    "perturbed. The format auto then spends bytes where they matter. Each layer is perturbed in a "
+                    "sampling of this many steps, so this takes layers x probe_steps more steps; 4 to 8 tell the "
+                    "layers apart. 0: do not measure.",
                 ),
             ],
             outputs=calibration_outputs(),
@@ -158,30 +160,29 @@ class CalibrateModel(io.ComfyNode):
     def execute(
         cls, model: Any, seed: int, runs: int, rows: int, budget_gib: float, probe_steps: int = 0, **settings: Any
     ) -> io.NodeOutput:
-        recording, recorder = record(model, rows, int(budget_gib * GIB))
+        recording, recorder = attach_recorder(model, rows, int(budget_gib * GIB))
         sampling = Sampling(**settings)
-        bar = RunsBar(runs, sampling.steps, cls.hidden.unique_id)
+        bar = SamplingBar(runs, sampling.steps, cls.hidden.unique_id)
         for run in range(runs):
-            running.send_text(f"run {run + 1} of {runs}", cls.hidden.unique_id)
-            sampling.run(recording, (seed + run) % 2**64, bar.follow(recording, run))
+            send_text(f"run {run + 1} of {runs}", cls.hidden.unique_id)
+            sampling.sample(recording, (seed + run) % 2**64, bar.follow(recording, run))
         calibration = recorder.calibration()
         if probe_steps:
             probing = replace(sampling, steps=probe_steps)
-            calibration = replace(
-                calibration, sensitivities=cls._sensitivities(model, list(calibration), probing, seed)
-            )
-        return given(calibration)
+            sensitivities = cls._measure_sensitivities(model, list(calibration), probing, seed)
+            calibration = replace(calibration, sensitivities=sensitivities)
+        return to_node_output(calibration)
 
     @classmethod
-    def _sensitivities(cls, model: Any, layers: list[str], sampling: Sampling, seed: int) -> dict[str, float]:
+    def _measure_sensitivities(cls, model: Any, layers: list[str], sampling: Sampling, seed: int) -> dict[str, float]:
         node_id, titles = cls.hidden.unique_id, ["nothing perturbed", *layers]
-        bar = RunsBar(len(titles), sampling.steps, node_id)
+        bar = SamplingBar(len(titles), sampling.steps, node_id)
 
         def sample(probing: Any, index: int) -> Any:
-            running.send_text(f"probing {index} of {len(layers)} layers: {titles[index]}", node_id)
-            return sampling.run(probing, seed, bar.follow(probing, index))
+            send_text(f"probing {index} of {len(layers)} layers: {titles[index]}", node_id)
+            return sampling.sample(probing, seed, bar.follow(probing, index))
 
-        return SamplingProbe(model).sensitivities(layers, sample)
+        return SamplingProbe(model).measure(layers, sample)
 
 
 class CalibrateTextEncoder(io.ComfyNode):
@@ -191,8 +192,9 @@ class CalibrateTextEncoder(io.ComfyNode):
             node_id="CalibratedRoundingCalibrateTextEncoder",
             display_name="Calibrate Text Encoder",
             category=CATEGORY,
-            description="Encodes prompts and records what the layers of a T5-XXL or llama-style text encoder are fed. "
-            "Others are refused, as Quantize Text Encoder refuses them; beside one that is recorded they are left out.",
+            description="Encodes prompts and records the inputs of the layers of a T5-XXL or llama-style text encoder. "
+            "Other encoders are refused, as by Quantize Text Encoder; beside an encoder that is recorded, they are "
+            "left out.",
             search_aliases=["calibration", "calibrate clip", "calibrate t5", "activation statistics"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The float text encoder, with its LoRAs."),
@@ -200,8 +202,8 @@ class CalibrateTextEncoder(io.ComfyNode):
                     "prompts",
                     default=PROMPTS,
                     multiline=True,
-                    tooltip="One a line. Like those that you will use, long and short, and also what you write to "
-                    "avoid; a dozen do.",
+                    tooltip="One per line. Use prompts like your own, long and short, and also negative prompts; a "
+                    "dozen are enough.",
                 ),
                 *size_inputs(ROWS_OF_ENCODING),
             ],
@@ -214,8 +216,8 @@ class CalibrateTextEncoder(io.ComfyNode):
     def execute(cls, clip: Any, prompts: str, rows: int, budget_gib: float) -> io.NodeOutput:
         texts = lines(prompts)
         if not texts:
-            raise QuantError("There is no prompt to calibrate with; write some, one a line.")
-        return given(calibrate_encoder(clip, texts, rows, int(budget_gib * GIB), cls.hidden.unique_id))
+            raise QuantError("There is no prompt to calibrate with; write some, one per line.")
+        return to_node_output(calibrate_encoder(clip, texts, rows, int(budget_gib * GIB), cls.hidden.unique_id))
 
 
 class SaveCalibration(io.ComfyNode):
@@ -233,7 +235,7 @@ class SaveCalibration(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="calibration",
-                    tooltip=f"Name of the file in output/{files.CALIBRATIONS}; a number is added.",
+                    tooltip=f"Name of the file in output/{folders.CALIBRATIONS}; a number is added.",
                 ),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written.")],
@@ -242,7 +244,7 @@ class SaveCalibration(io.ComfyNode):
 
     @classmethod
     def execute(cls, calibration: Calibration, name: str) -> io.NodeOutput:
-        path = files.output_file(f"{files.CALIBRATIONS}/{name}")
+        path = folders.choose_output_path(f"{folders.CALIBRATIONS}/{name}")
         calibration.save(path, overwrite=False)
         return io.NodeOutput(str(path), ui={"text": [f"{path}\n{calibration.summary()}"]})
 
@@ -254,12 +256,12 @@ class LoadCalibration(io.ComfyNode):
             node_id="CalibratedRoundingLoadCalibration",
             display_name="Load Calibration",
             category=CATEGORY,
-            description="A calibration that Save Calibration has written. It serves the model that it was recorded "
-            "with, and is refused for any other.",
+            description="Loads a calibration that Save Calibration has written. Use it with the model that it was "
+            "recorded with; for any other model it is refused.",
             search_aliases=["import calibration"],
             inputs=[
                 io.Combo.Input(
-                    "file", options=files.calibration_files(), tooltip=f"A file in output/{files.CALIBRATIONS}."
+                    "file", options=folders.list_calibrations(), tooltip=f"A file in output/{folders.CALIBRATIONS}."
                 )
             ],
             outputs=calibration_outputs(),
@@ -268,9 +270,9 @@ class LoadCalibration(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None) -> Any:
-        stat = files.calibration_path(file).stat() if file else None
+        stat = folders.find_calibration(file).stat() if file else None
         return stat and (stat.st_mtime_ns, stat.st_size)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return given(Calibration.load(files.calibration_path(file)))
+        return to_node_output(Calibration.load(folders.find_calibration(file)))

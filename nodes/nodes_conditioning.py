@@ -1,4 +1,4 @@
-"""A table of class conditionings as CONDITIONING, for models that are asked for a class instead of a text."""
+"""The node that loads class conditionings, for models that take a class instead of a text."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import folder_paths
 from comfy_api.latest import io
 from safetensors import SafetensorError, safe_open
 
-from .schema import CATEGORY
+from .schema import EXAMPLES
 
 SHIPPED = Path(__file__).resolve().parents[1] / "examples" / "models" / "conditioning"
 KEY = "conditioning"
 
 
-def tables() -> dict[str, Path]:
-    """Menu name -> file: the tables that the pack ships, then every other safetensors file in the input folder."""
-    found: dict[str, Path] = {}
+def list_tables() -> dict[str, Path]:
+    """Menu name -> file: the pack's tables, then every other safetensors file in ComfyUI's input folder."""
+    files: dict[str, Path] = {}
     for folder in (SHIPPED, Path(folder_paths.get_input_directory())):
         for path in sorted(folder.glob("*.safetensors")):
-            found.setdefault(path.name, path)
-    return found
+            files.setdefault(path.name, path)
+    return files
 
 
 class LoadClassConditioning(io.ComfyNode):
@@ -30,13 +30,14 @@ class LoadClassConditioning(io.ComfyNode):
         return io.Schema(
             node_id="CalibratedRoundingLoadClassConditioning",
             display_name="Load Class Conditioning",
-            category=CATEGORY,
-            description="Takes a row of a table of class conditionings, for models that draw a class and know no text.",
+            category=EXAMPLES,
+            description="Loads one class of a table of class conditionings, for models that take a class instead of a "
+            "text.",
             search_aliases=["class label", "digits"],
             inputs=[
                 io.Combo.Input(
                     "table",
-                    options=list(tables()),
+                    options=list(list_tables()),
                     tooltip=f"A safetensors file with a tensor '{KEY}' [classes, tokens, width], from the pack's "
                     "examples or ComfyUI's input folder.",
                 ),
@@ -45,7 +46,7 @@ class LoadClassConditioning(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1_000_000,
-                    tooltip="The row. In the example model's table, 0 to 9 are the digits and 10 asks for nothing.",
+                    tooltip="Row of the table. In the example model's table, 0 to 9 are the digits and 10 is no class.",
                 ),
             ],
             outputs=[io.Conditioning.Output()],
@@ -53,12 +54,12 @@ class LoadClassConditioning(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, table: str, class_index: int) -> tuple[str, int, float | None]:
-        path = tables().get(table)
+        path = list_tables().get(table)
         return table, class_index, os.path.getmtime(path) if path else None
 
     @classmethod
     def execute(cls, table: str, class_index: int) -> io.NodeOutput:
-        path = tables().get(table)
+        path = list_tables().get(table)
         if path is None:
             raise ValueError(f"The conditioning table '{table}' is gone; put it into ComfyUI's input folder.")
         try:

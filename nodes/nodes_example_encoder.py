@@ -1,4 +1,4 @@
-"""Loads text encoders that are smaller than those that ComfyUI's own loader takes a file for."""
+"""The node that loads the examples' text encoder, which is smaller than ComfyUI's own loader assumes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from .examples import encoder_header
-from .pipeline import files
+from .examples.encoder_header import read_encoder_options
+from .host import folders
+from .schema import EXAMPLES
 
 FOLDER = "text_encoders"
 SHIPPED = "digits_gemma2.safetensors"
@@ -23,17 +24,17 @@ class LoadExampleTextEncoder(io.ComfyNode):
         return io.Schema(
             node_id="CalibratedRoundingLoadExampleTextEncoder",
             display_name="Load Example Text Encoder",
-            category="model/loaders",
-            description="Loads the small text encoder of the examples, or what was quantized of it. It needs a loader "
-            "of its own, because Load CLIP takes every Gemma 2 for one of full size.",
+            category=EXAMPLES,
+            description="Loads the small text encoder of the examples, also quantized. It needs its own loader, "
+            "because Load CLIP takes every Gemma 2 for the full-size model.",
             search_aliases=["load clip", "digits", "gemma"],
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=files.names(FOLDER),
+                    options=folders.list_models(FOLDER),
                     default=SHIPPED,
-                    tooltip="A file of ComfyUI's text encoder folders that states its sizes in its header; any other "
-                    "is refused.",
+                    tooltip="A file in ComfyUI's text encoder folders whose header holds the encoder's sizes; any "
+                    "other file is refused.",
                 )
             ],
             outputs=[io.Clip.Output()],
@@ -49,8 +50,12 @@ class LoadExampleTextEncoder(io.ComfyNode):
 
 
 def load(path: str) -> Any:
-    """The CLIP of a file that states its sizes, quantized or not. Raises QuantError for any other file."""
-    options = encoder_header.stated(Path(path))
+    """Load the CLIP of a file whose header holds the encoder's sizes, quantized or not.
+
+    Raises:
+        QuantError: for any other file.
+    """
+    options = read_encoder_options(Path(path))
     clip = comfy.sd.load_clip(
         [path],
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
@@ -63,4 +68,4 @@ def load(path: str) -> Any:
 
 
 def _path(file: str) -> str:
-    return files.model_path(f"{FOLDER}/{file}")[1]
+    return folders.find_model(f"{FOLDER}/{file}")[1]

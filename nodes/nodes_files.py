@@ -1,4 +1,4 @@
-"""The nodes that read and write files: saving what was quantized, and quantizing a file without loading the model."""
+"""The nodes that write files: saving quantized models, and quantizing a file without loading the model."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from ..quant import QuantError, quantize_file
-from ..quant.calibration.file import Calibration
+from ..quant.calibration.calibration import Calibration
 from ..quant.notices import Notice
-from .host import running
-from .host.encoders import quantized_parts
-from .host.models import ATTACHMENT, source_metadata
+from .host import folders, running
+from .host.encoders import find_quantized_parts
+from .host.origin import read_provenance, read_source_metadata
+from .page import live
 from .page.shown import show_files, show_report
-from .pipeline import files
+from .pipeline import saving
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe.values import make_recipe, unused_note
-from .schema import CATEGORY, device_input, report_output
+from .schema import CATEGORY, SEARCH_WORDS, device_input, report_output
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
 
@@ -27,7 +28,7 @@ def _prefix_input(default: str) -> io.Input:
     return io.String.Input(
         "filename_prefix",
         default=default,
-        tooltip="Name in the output folder; a number is added. Keep the folder in it, so that the loaders list it.",
+        tooltip="Name in the output folder; a number is added. Keep its folder, so that the loaders list the file.",
     )
 
 
@@ -47,7 +48,7 @@ class SaveQuantizedModel(io.ComfyNode):
             display_name="Save Quantized Model",
             category=CATEGORY,
             description="Writes a quantized diffusion model for Load Diffusion Model. LoRAs on it are merged into the "
-            "file: ComfyUI rounds the layers that they touch anew, to nearest.",
+            "file: ComfyUI then rounds the changed layers to nearest.",
             search_aliases=["save model", "export quantized", "save fp8", "save int8"],
             inputs=[
                 io.Model.Input("model", tooltip="A quantized diffusion model."),
@@ -60,13 +61,13 @@ class SaveQuantizedModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, filename_prefix: str) -> io.NodeOutput:
-        path = files.output_file(filename_prefix)
+        path = folders.choose_output_path(filename_prefix)
         comfy.model_management.load_models_gpu([model])
         tensors = {key.removeprefix(CHECKPOINT_PREFIX): t for key, t in model.state_dict_for_saving().items()}
-        made = model.get_attachment(ATTACHMENT)
-        metadata = files.header(tensors, made, source_metadata(model), len(model.patches))
-        files.write(path, tensors, metadata | files.workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo))
-        notices = files.loading_notices(path, "diffusion_models", metadata)
+        metadata = saving.make_header(tensors, read_provenance(model), read_source_metadata(model), len(model.patches))
+        workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        saving.write_tensors(path, tensors, metadata | workflow)
+        notices = saving.loading_notices(path, "diffusion_models", metadata)
         return io.NodeOutput(str(path), ui=show_files([str(path)], notices))
 
 
@@ -77,35 +78,36 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
             node_id="CalibratedRoundingSaveTextEncoder",
             display_name="Save Quantized Text Encoder",
             category=CATEGORY,
-            description="Writes a quantized text encoder for Load CLIP. Of several encoders only the quantized ones "
-            "are written, each to a file of its own. LoRAs on it are merged into the file.",
+            description="Writes a quantized text encoder for Load CLIP. If there are several encoders, only the "
+            "quantized ones are written, each to its own file. LoRAs on it are merged into the file.",
             search_aliases=["save clip", "save t5", "export quantized text encoder"],
             inputs=[
                 io.Clip.Input("clip", tooltip="A quantized text encoder."),
                 _prefix_input("clip/quantized"),
             ],
-            outputs=[io.String.Output("path", tooltip="The files that were written, one a line.")],
+            outputs=[io.String.Output("path", tooltip="The files that were written, one per line.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
-        made = clip.patcher.get_attachment(ATTACHMENT)
-        parts = quantized_parts(clip)
+        provenance, source = read_provenance(clip.patcher), read_source_metadata(clip.patcher)
+        parts = find_quantized_parts(clip)
         if not parts:
             raise QuantError("Nothing in this text encoder is quantized; connect the output of a quantize node.")
         clip.load_model()
         tensors = clip.patcher.model_state_dict_for_saving()
+        workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         written, notices = list[str](), list[Notice]()
         for part in parts:
-            path = files.output_file(filename_prefix if len(parts) == 1 else f"{filename_prefix}_{part.name}")
+            path = folders.choose_output_path(filename_prefix if len(parts) == 1 else f"{filename_prefix}_{part.name}")
             own = {key.removeprefix(part.prefix): t for key, t in tensors.items() if key.startswith(part.prefix)}
             own |= clip.tokenizer.state_dict()
-            metadata = files.header(own, made, source_metadata(clip.patcher), len(clip.patcher.patches))
-            files.write(path, own, metadata | files.workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo))
+            metadata = saving.make_header(own, provenance, source, len(clip.patcher.patches))
+            saving.write_tensors(path, own, metadata | workflow)
             written.append(str(path))
-            notices = files.loading_notices(path, "text_encoders", metadata)
+            notices = saving.loading_notices(path, "text_encoders", metadata)
         return io.NodeOutput("\n".join(written), ui=show_files(written, notices))
 
 
@@ -118,9 +120,9 @@ class QuantizeFile(io.ComfyNode):
             category=CATEGORY,
             description="Quantizes a model file into another one, layer by layer, without loading the model: for "
             "models larger than memory.",
-            search_aliases=["quantize checkpoint", "convert model", "fp8 convert", "int8 convert"],
+            search_aliases=["quantize checkpoint", "convert model", *SEARCH_WORDS],
             inputs=[
-                io.Combo.Input("file", options=files.model_files(), tooltip="The model file in 16 or 32 bits."),
+                io.Combo.Input("file", options=folders.list_model_files(), tooltip="The model file in 16 or 32 bits."),
                 *recipe_inputs(then=(_name_input(), device_input(), recipe_link(), calibration_link())),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written."), report_output()],
@@ -130,7 +132,7 @@ class QuantizeFile(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> Any:
-        stat = os.stat(files.model_path(file)[1]) if file else None
+        stat = os.stat(folders.find_model(file)[1]) if file else None
         return stat and (stat.st_mtime_ns, stat.st_size)
 
     @classmethod
@@ -138,10 +140,10 @@ class QuantizeFile(io.ComfyNode):
         cls, file: str, name: str, device: str = "auto", calibration: Calibration | None = None, **values: Any
     ) -> io.NodeOutput:
         recipe = make_recipe(values)
-        kind, source = files.model_path(file)
-        target = files.output_file(f"{files.OUTPUT_NAMES.get(kind, kind)}/{name}")
+        kind, source = folders.find_model(file)
+        target = folders.choose_output_path(f"{folders.OUTPUT_NAMES.get(kind, kind)}/{name}")
         where = running.device_name(device)
-        report = running.run(
+        report = running.run_engine(
             lambda progress, cancel: quantize_file(
                 source,
                 target,
@@ -153,6 +155,7 @@ class QuantizeFile(io.ComfyNode):
                 cancel=cancel,
             ),
             cls.hidden.unique_id,
+            live.begin(cls.hidden.unique_id),
         )
         ui = show_report(report, unused_note(recipe, calibration), file=str(target))
         return io.NodeOutput(str(target), report.table(), ui=ui)

@@ -1,4 +1,4 @@
-"""The nodes that quantize what a loader node has loaded."""
+"""The nodes that quantize a loaded model."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..quant.calibration.file import Calibration
+from ..quant.calibration.calibration import Calibration
+from ..quant.reports.provenance import Provenance
 from ..quant.reports.report import merge_reports
+from .host.bindings import refuse_bound
 from .host.compiled import refuse_float_copies
-from .host.encoders import part_tensors, rebuild_clip, runnable_parts
-from .host.encoding import calibration_of
-from .host.models import Made, diffusion_tensors, origin_of, rebuild_model, source_metadata, source_stamp
+from .host.encoders import find_runnable_parts, read_part_tensors, rebuild_clip
+from .host.encoding import select_part
+from .host.origin import read_diffusion_tensors, read_origin, stamp_source
+from .host.rebuilding import rebuild_model
 from .host.weights import LoadedWeights
 from .page.shown import show_report
 from .pipeline.quantize import Result, quantize_weights
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe.values import make_recipe, unused_note
-from .schema import CATEGORY, device_input, report_output
+from .schema import CATEGORY, SEARCH_WORDS, device_input, report_output
 
 
 class QuantizeModel(io.ComfyNode):
@@ -27,9 +30,9 @@ class QuantizeModel(io.ComfyNode):
             node_id="CalibratedRoundingQuantizeModel",
             display_name="Quantize Model",
             category=CATEGORY,
-            description="Quantizes a diffusion model to FP8 or INT8. The result runs at once and can be saved; the "
-            "loaded model stays as it was. LoRAs and other patches of the input are kept, as patches.",
-            search_aliases=["quantize", "quantization", "fp8", "int8", "mxfp8", "convrot", "learned rounding"],
+            description="Quantizes a diffusion model to FP8 or INT8. The result runs immediately and can be saved; the "
+            "loaded model is not changed. LoRAs and other patches of the input are kept as patches.",
+            search_aliases=[*SEARCH_WORDS],
             inputs=[
                 io.Model.Input("model", tooltip="A diffusion model in 16 or 32 bits."),
                 *recipe_inputs("diffusion", then=(device_input(), recipe_link(), calibration_link())),
@@ -44,11 +47,11 @@ class QuantizeModel(io.ComfyNode):
         cls, model: Any, device: str = "auto", calibration: Calibration | None = None, **values: Any
     ) -> io.NodeOutput:
         refuse_float_copies(model)
+        refuse_bound(model)
         recipe = make_recipe(values)
-        weights = LoadedWeights(diffusion_tensors(origin_of(model)))
-        result = quantize_weights(weights, source_stamp(model), recipe, device, cls.hidden.unique_id, calibration)
-        made = Made(recipe, result.report, source_metadata(model))
-        quantized = rebuild_model(model, result.tensors, made)
+        weights = LoadedWeights(read_diffusion_tensors(read_origin(model)))
+        result = quantize_weights(weights, stamp_source(model), recipe, device, cls.hidden.unique_id, calibration)
+        quantized = rebuild_model(model, result.tensors, Provenance(recipe=recipe.to_dict()))
         ui = show_report(result.report, unused_note(recipe, calibration), from_disk=result.from_disk)
         return io.NodeOutput(quantized, result.report.table(), ui=ui)
 
@@ -60,9 +63,9 @@ class QuantizeTextEncoder(io.ComfyNode):
             node_id="CalibratedRoundingQuantizeTextEncoder",
             display_name="Quantize Text Encoder",
             category=CATEGORY,
-            description="Quantizes a T5-XXL or llama-style text encoder. Others are refused, because ComfyUI does not "
-            "run them quantized; beside one that it does run (as in Flux) they stay as they are.",
-            search_aliases=["quantize clip", "quantize t5", "fp8 text encoder", "int8 text encoder"],
+            description="Quantizes a T5-XXL or llama-style text encoder. Other encoders are refused, because ComfyUI "
+            "does not run them quantized; beside an encoder that it does run, as in Flux, they are kept unchanged.",
+            search_aliases=["quantize clip", "quantize t5", "text encoder", *SEARCH_WORDS],
             inputs=[
                 io.Clip.Input("clip", tooltip="A text encoder in 16 or 32 bits."),
                 *recipe_inputs("text_encoder", then=(device_input(), recipe_link(), calibration_link())),
@@ -77,16 +80,17 @@ class QuantizeTextEncoder(io.ComfyNode):
         cls, clip: Any, device: str = "auto", calibration: Calibration | None = None, **values: Any
     ) -> io.NodeOutput:
         recipe = make_recipe(values)
-        parts = runnable_parts(clip)
-        stamp, results = source_stamp(clip.patcher), dict[str, Result]()
+        parts = find_runnable_parts(clip)
+        refuse_bound(clip.patcher)
+        stamp, results = stamp_source(clip.patcher), dict[str, Result]()
         for part in parts:
-            weights = LoadedWeights(part_tensors(clip, part))
-            share = calibration and calibration_of(part, calibration)
+            weights = LoadedWeights(read_part_tensors(clip, part))
+            share = calibration and select_part(calibration, part)
             results[part.name] = quantize_weights(weights, stamp, recipe, device, cls.hidden.unique_id, share)
         report = merge_reports({name: result.report for name, result in results.items()})
-        made = Made(recipe, report, source_metadata(clip.patcher))
         tensors = {name: result.tensors for name, result in results.items()}
-        quantized = rebuild_clip(clip, tensors, {part.name: part.kind for part in parts}, made)
+        kinds = {part.name: part.kind for part in parts}
+        quantized = rebuild_clip(clip, tensors, kinds, Provenance(recipe=recipe.to_dict()))
         from_disk = all(result.from_disk for result in results.values())
         ui = show_report(report, unused_note(recipe, calibration), from_disk=from_disk)
         return io.NodeOutput(quantized, report.table(), ui=ui)

@@ -1,4 +1,4 @@
-"""Recipes as values in the graph: one choice that serves several nodes."""
+"""The nodes that make and load recipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..quant.files import read_header
 from ..quant.reports.provenance import read_recipe
-from .pipeline import files
+from .host import folders
 from .recipe.inputs import QuantRecipe, recipe_inputs
 from .recipe.values import make_recipe
 from .schema import CATEGORY
@@ -21,7 +21,7 @@ class QuantizationRecipe(io.ComfyNode):
             node_id="CalibratedRoundingRecipe",
             display_name="Quantization Recipe",
             category=CATEGORY,
-            description="One choice of format, profile and rounding for several quantize nodes.",
+            description="Format, profile, rounding and all other settings for several quantize nodes.",
             search_aliases=["quantization settings", "quantize options"],
             inputs=recipe_inputs(),
             outputs=[QuantRecipe.Output("recipe", tooltip="For the recipe input of quantize nodes.")],
@@ -39,12 +39,14 @@ class LoadRecipe(io.ComfyNode):
             node_id="CalibratedRoundingLoadRecipe",
             display_name="Load Quantization Recipe",
             category=CATEGORY,
-            description="The recipe that a file of this pack was made with.",
+            description="Loads the recipe from a file that this pack has written.",
             search_aliases=["recipe from file", "quantization metadata"],
-            inputs=[io.Combo.Input("file", options=files.model_files(), tooltip="A file that this pack has written.")],
+            inputs=[
+                io.Combo.Input("file", options=folders.list_model_files(), tooltip="A file that this pack has written.")
+            ],
             outputs=[QuantRecipe.Output("recipe", tooltip="For the recipe input of quantize nodes.")],
         )
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(read_recipe(read_header(files.model_path(file)[1]).metadata, file))
+        return io.NodeOutput(read_recipe(read_header(folders.find_model(file)[1]).metadata, file))

@@ -1,4 +1,4 @@
-"""The prompts that a text encoder is calibrated with, unless others are given."""
+"""The default prompts for calibrating a text encoder."""
 
 PROMPTS = """\
 a red bicycle leaning against a whitewashed wall, late afternoon light
@@ -20,4 +20,4 @@ brick red, every part numbered.
 ein verschneites Bergdorf bei Nacht, warme Fenster, Sternenhimmel
 abstract composition of overlapping translucent circles, 1960s print, off-register ink
 """
-"""One a line: short and long, plain sentences and tags, one for what to avoid."""
+"""One per line: short and long, plain sentences and tags, and a negative prompt."""

@@ -1,4 +1,4 @@
-"""What the schemas of several nodes share."""
+"""Parts of the nodes' schemas that several nodes share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from comfy_api.latest import io
 from .host.running import DEVICES
 
 CATEGORY = "model/quantization"
+EXAMPLES = f"{CATEGORY}/examples"
+"""Category of the nodes that only the examples need."""
+
+SEARCH_WORDS = (
+    *("quantize", "quantization", "fp8", "int8", "mxfp8", "convrot", "hadamard", "gptq", "ldlq", "w8a8", "w8a16"),
+    *("calibrated rounding", "learned rounding", "gguf alternative"),
+)
+"""What people search for who want to quantize."""
 
 
 def device_input() -> io.Input:
@@ -21,4 +29,4 @@ def device_input() -> io.Input:
 
 
 def report_output() -> io.Output:
-    return io.String.Output("report", tooltip="What was done, layer by layer, and what it cost.")
+    return io.String.Output("report", tooltip="Format, size and errors of every layer, and the totals.")

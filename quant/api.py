@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .files.sinks import FileSink, StateDictSink
 from .files.sources import StateDictSource
 from .files.tensors import WEIGHT
 from .planning.builder import make_plan
+from .planning.loading import check_source
 from .planning.plan import Plan
 from .recipe import Recipe
 from .reports.progress import Cancel, OnProgress
@@ -30,6 +32,7 @@ def quantize_file(
     device: str = "cpu",
     statistics: Statistics | None = None,
     overwrite: bool = True,
+    force: bool = False,
     progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Report:
@@ -45,6 +48,7 @@ def quantize_file(
         device: where layers are computed.
         statistics: a calibration of this model, by layer name.
         overwrite: replace a file that is there already, or appears during the run.
+        force: quantize also what ComfyUI would not load as a quantized model.
         progress: called before the first layer and after each.
         cancel: asked often, also within a layer; True stops the run.
 
@@ -53,7 +57,7 @@ def quantize_file(
     """
     with open_checkpoint(source) as checkpoint:
         refuse_same_file(checkpoint.paths, target)
-        run = _run(recipe, device, statistics, progress, cancel)
+        run = _run(recipe, device, statistics, force, progress, cancel)
         return quantize(checkpoint, FileSink(target, overwrite=overwrite), run)
 
 
@@ -63,6 +67,7 @@ def quantize_state_dict(
     *,
     device: str = "cpu",
     statistics: Statistics | None = None,
+    force: bool = False,
     progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> tuple[dict[str, Tensor], Report]:
@@ -71,7 +76,7 @@ def quantize_state_dict(
     Kept tensors share memory with ``tensors``. Parameters and errors as in `quantize_file`.
     """
     sink = StateDictSink()
-    report = quantize(StateDictSource(tensors), sink, _run(recipe, device, statistics, progress, cancel))
+    report = quantize(StateDictSource(tensors), sink, _run(recipe, device, statistics, force, progress, cancel))
     return sink.tensors, report
 
 
@@ -87,25 +92,34 @@ def quantize_tensor(
         LayerError: the weight holds NaN or infinity.
         ProfileError: the format cannot take the shape.
     """
-    tensors, _ = quantize_state_dict({f"{name}{WEIGHT}": weight}, recipe or Recipe(profile="generic"))
+    # One tensor is no model that ComfyUI loads, whatever it is called.
+    tensors, _ = quantize_state_dict({f"{name}{WEIGHT}": weight}, recipe or Recipe(profile="generic"), force=True)
     floats = as_float(StateDictSource(tensors), dequantize=True, dtype=torch.float32)
     return {key.removeprefix(f"{name}."): t for key, t in tensors.items()}, floats.read(f"{name}{WEIGHT}")
 
 
-def plan_file(source: str | os.PathLike[str], recipe: Recipe | None = None) -> Plan:
+def plan_file(source: str | os.PathLike[str], recipe: Recipe | None = None, *, force: bool = False) -> Plan:
     """What `quantize_file` would do, from the header alone: without what the recipe leaves to measurement."""
     recipe = recipe or Recipe()
     with open_checkpoint(source) as checkpoint:
-        return make_plan(as_float(checkpoint, recipe.dequantize).tensors, recipe)
+        warnings = check_source(checkpoint, force=force)
+        plan = make_plan(as_float(checkpoint, recipe.dequantize).tensors, recipe)
+    return replace(plan, warnings=warnings)
 
 
 def _run(
     recipe: Recipe | None,
     device: str,
     statistics: Statistics | None,
+    force: bool,
     progress: OnProgress | None,
     cancel: Cancel | None,
 ) -> Run:
     return Run(
-        recipe=recipe or Recipe(), device=device, statistics=statistics or {}, on_progress=progress, cancel=cancel
+        recipe=recipe or Recipe(),
+        device=device,
+        statistics=statistics or {},
+        on_progress=progress,
+        cancel=cancel,
+        force=force,
     )

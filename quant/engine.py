@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .calibration.statistics import NOTHING_KNOWN, Statistics, fingerprint
+from .calibration.statistics import NO_STATISTICS, Statistics
 from .errors import Cancelled, ProfileError, RecipeError
 from .files.dequantized import as_float
 from .files.sinks import Output, Sink
@@ -27,6 +27,7 @@ from .layer.task import QuantizedLayer
 from .notices import Notice, notice
 from .planning.builder import make_plan
 from .planning.candidates import Evaluator, make_task
+from .planning.loading import check_source
 from .planning.mixed_precision import settle_plan
 from .planning.plan import KeptTensor, LayerPlan, Plan
 from .recipe import AUTO, OFF, Recipe
@@ -55,6 +56,10 @@ class Run:
     """Called before the first layer and after each."""
     cancel: Cancel | None = None
     """Asked often, also within a layer; True stops the run."""
+    force: bool = False
+    """Quantize also what ComfyUI would not load: for those who load it with code of their own."""
+    is_loaded_model: bool = False
+    """The source is a model that ComfyUI has loaded, so that its names are ComfyUI's own."""
 
     def check_cancelled(self) -> None:
         """Raise Cancelled if the caller asked to stop."""
@@ -66,6 +71,7 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
     """Quantize every tensor of ``source`` into ``sink``; each is read once, in the source's order.
 
     Raises:
+        UnloadableError: ComfyUI would not read quantized layers under these names, and ``run`` does not force it.
         AlreadyQuantizedError: the source holds quantized layers, and the recipe does not ask to dequantize them.
         ProfileError: the profile or the calibration is not this model's, or no layer would be quantized.
         RecipeError: the recipe asks for what cannot be had, such as a target that no choice of formats meets.
@@ -73,8 +79,9 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
         CheckpointError: the source cannot be read, or the sink not be written.
         Cancelled: ``run.cancel`` asked to stop.
     """
+    warnings = () if run.is_loaded_model else check_source(source, force=run.force)
     floats = as_float(source, run.recipe.dequantize)
-    plan = plan_run(floats, run)
+    plan = replace(plan_run(floats, run), warnings=warnings)
     with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
         report = _Execution(run, plan, floats, output).execute()
         run.check_cancelled()
@@ -91,10 +98,17 @@ def plan_run(source: Source, run: Run) -> Plan:
         )
     plan = make_plan(source.tensors, run.recipe, run.statistics)
     inputs = [layer.inputs for layer in plan.layers.values()]
-    if run.statistics and all(known is NOTHING_KNOWN for known in inputs):
+    if run.statistics and all(known is NO_STATISTICS for known in inputs):
         raise ProfileError(
             f"The calibration is of another model: it knows the layer '{next(iter(run.statistics))}' and others, "
             "and none of those to quantize; record it again with this model."
+        )
+    entries: list[LayerPlan | KeptTensor] = [*plan.layers.values(), *plan.kept.values()]
+    misfits = [entry.name for entry in entries if not entry.inputs.fits_width(entry.source.shape)]
+    if misfits:
+        raise ProfileError(
+            f"The calibration is of another model: {len(misfits)} layers have inputs of another width "
+            f"({shortened(misfits)}); record it again with this model."
         )
     evaluator = Evaluator(
         recipe=run.recipe,
@@ -107,7 +121,7 @@ def plan_run(source: Source, run: Run) -> Plan:
 
 def _header(plan: Plan, source: Source, run: Run, source_sha256: str | None) -> dict[str, str]:
     provenance = Provenance(recipe=run.recipe.to_dict(), source_sha256=source_sha256)
-    return build_header(source.metadata, plan.markers, provenance)
+    return build_header(source.metadata, plan.markers, provenance, prefix=plan.prefix)
 
 
 @dataclass(frozen=True)
@@ -169,10 +183,10 @@ class _Execution:
 
     def _refuse_mismatch(self, layer: LayerPlan, weight: Tensor) -> None:
         """Raise ProfileError, naming every layer with another weight than the calibrated one, if this layer has one."""
-        if not _has_other_weight(layer, weight):
+        if layer.inputs.fits(weight):
             return
         layers = self.plan.layers
-        wrong = [other.name for key, other in layers.items() if _has_other_weight(other, self.source.read(key))]
+        wrong = [other.name for key, other in layers.items() if not other.inputs.fits(self.source.read(key))]
         raise ProfileError(
             f"The calibration is of another model: {len(wrong)} of {len(layers)} layers have other weights than those "
             f"that were calibrated ({shortened(wrong)}); record it again with this model."
@@ -222,19 +236,15 @@ class _Execution:
         self.run.on_progress(progress)
 
 
-def _has_other_weight(layer: LayerPlan, weight: Tensor) -> bool:
-    return layer.inputs.fingerprint is not None and layer.inputs.fingerprint != fingerprint(weight)
-
-
 def _notes(plan: Plan, run: Run) -> list[Notice]:
     """What was asked for and could not be done, and what was assumed."""
     layers = list(plan.layers.values())
     needed = pack_notice(layer.format.comfyui_name for layer in layers)
-    notes = [needed] if needed is not None else []
+    notes = [*plan.warnings, *([needed] if needed is not None else [])]
     if not plan.certain:
         notes.append(notice("not_recognised"))
     unscaled = sum(layer.input_scale is None for layer in layers)
-    if run.recipe.input_scale != OFF and unscaled:
+    if run.recipe.input_scale not in (AUTO, OFF) and unscaled:
         notes.append(notice("no_input_scale", layers=unscaled))
     unprobed = sum(layer.inputs.sensitivity is None for layer in layers)
     if run.recipe.format == AUTO and 0 < unprobed < len(layers):

@@ -21,6 +21,10 @@ class MarkerError(CheckpointError):
     """A layer's marker is not one that ComfyUI could read."""
 
 
+class UnloadableError(QuantError):
+    """ComfyUI's loaders would not read quantized layers under the source's names, or the source is no whole model."""
+
+
 class ProfileError(QuantError):
     """A profile is unknown, or does not describe the model at hand."""
 

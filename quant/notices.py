@@ -58,6 +58,8 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "fell_back": ("info", "fell back to nearest"),
     "output_error_overflow": ("warning", "output error unknown: it overflows float32"),
     # A run.
+    "forced": ("warning", "Forced, although ComfyUI will not load the result. {reason}"),
+    "not_known": ("warning", "ComfyUI may not load the result: it is no model that ComfyUI is known to load."),
     "needs_pack": ("warning", "ComfyUI loads {formats} only while calibrated-rounding is installed."),
     "not_recognised": ("info", "The model is not recognised: general rules decide which layers stay in float."),
     "no_input_scale": (

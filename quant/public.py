@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from .api import plan_file, quantize_file, quantize_state_dict, quantize_tensor
 from .calibration.statistics import InputStatistics
-from .errors import AlreadyQuantizedError, Cancelled, CheckpointError, LayerError, ProfileError, QuantError, RecipeError
+from .errors import (
+    AlreadyQuantizedError,
+    Cancelled,
+    CheckpointError,
+    LayerError,
+    ProfileError,
+    QuantError,
+    RecipeError,
+    UnloadableError,
+)
 from .recipe import Recipe, SvdSettings
 from .reports.entries import KeptReport, LayerReport
 from .reports.progress import Progress
@@ -25,6 +34,7 @@ __all__ = [
     "RecipeError",
     "Report",
     "SvdSettings",
+    "UnloadableError",
     "plan_file",
     "quantize_file",
     "quantize_state_dict",

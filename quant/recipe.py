@@ -43,6 +43,7 @@ SCALES: Mapping[str, str] = {
     AUTO: "for each layer the one with the smallest measured error",
 }
 INPUT_SCALES: Mapping[str, str] = {
+    AUTO: "only where inputs near or above 448 were recorded, which saturate without one",
     OFF: "none",
     "absmax": "the largest recorded input fits",
     "percentile": "one input in ten thousand is clipped",
@@ -314,7 +315,7 @@ class Recipe(Settings):
         node=NodeInput(omitted=("synthetic",)),
     )
     input_scale: str = setting(
-        OFF,
+        AUTO,
         Choice(INPUT_SCALES),
         "Write static scales for FP8 inputs (W8A8), from a calibration.",
         level="advanced",
@@ -355,7 +356,7 @@ class Recipe(Settings):
     def learns(self) -> bool:
         """Whether anything is made from measured inputs; if not, a calibration only measures."""
         chosen = AUTO in (self.format, self.scale, self.rotation_group)
-        measured = (self.bias_correction == "measured", self.input_scale != OFF, chosen)
+        measured = (self.bias_correction == "measured", self.input_scale not in (AUTO, OFF), chosen)
         return self.rounding == "calibrated" or self.svd.metric == "inputs" or any(measured)
 
     def to_json(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from calibrated_rounding.tests.comfyui.harness import HostMissing, find_host
+from calibrated_rounding.tools.comfyui import HostMissing, find_host
 from hypothesis import settings
 
 # No test may depend on how fast the machine is.

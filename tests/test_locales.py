@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from calibrated_rounding.quant.layer.layer_errors import PAIRS
 from calibrated_rounding.quant.notices import TEMPLATES
-from calibrated_rounding.tools.locales import FILE, FOLDER, LANGUAGES, leaves, translated
+from calibrated_rounding.tools.locales import FILE, FOLDER, LANGUAGES, leaves, translate
 
 ROOT = FOLDER.parent
 FILES = (FILE, "main.json")
@@ -83,7 +83,7 @@ def test_the_page_knows_every_error_of_a_layer() -> None:
 
 def test_what_is_not_translated_is_left_out() -> None:
     tree = {"node": {"display_name": "one", "inputs": {"a": {"name": "two"}}}}
-    assert translated(tree, {"one": "eins"}) == {"node": {"display_name": "eins"}}
+    assert translate(tree, {"one": "eins"}) == {"node": {"display_name": "eins"}}
 
 
 def test_the_front_end_loads_nothing_from_elsewhere_and_names_no_folder() -> None:

@@ -2,12 +2,11 @@
 
     python tools/architectures.py COMFYUI_PATH [NAME ...]
 
-Run it with ComfyUI's interpreter. Every list must be recognised by ComfyUI's detection as the model that it claims to
-be, and for a diffusion model what the detection tells must build the very same list again.
+Run it with ComfyUI's interpreter. ComfyUI must detect every list as the model that it claims to be, and a diffusion
+model built from the detected configuration must have the same list.
 
-One line a tensor, ``{0-18}`` standing for a range of block numbers: name, shape, flags.
-``L``: the module is the host's quantizable Linear. ``E``: its quantizable Embedding. ``S``: the host's detection reads
-the tensor's shape.
+A line has the name, shape and flags of a tensor; ``{0-18}`` is a range of block numbers. Flags: ``L``, the module is
+ComfyUI's quantizable Linear; ``E``, its quantizable Embedding; ``S``, ComfyUI's detection reads the tensor's shape.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from typing import Any
 OUT = Path(__file__).parents[1] / "tests" / "data" / "architectures"
 
 Config = dict[str, Any]
+Tensors = dict[str, tuple[tuple[int, ...], str]]
+"""Name -> (shape, flags)."""
 
 FLUX: Config = dict(
     image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=3072,
@@ -110,7 +111,7 @@ UNET_MODEL = "comfy.ldm.modules.diffusionmodules.openaimodel:UNetModel"
 HUNYUAN_MODEL, LTX_MODEL = "comfy.ldm.hunyuan_video.model:HunyuanVideo", "comfy.ldm.lightricks.av_model:LTXAVModel"
 QWEN_MODEL = "comfy.ldm.qwen_image.model:QwenImageTransformer2DModel"
 
-# name: (class, configuration, the model of comfy.supported_models that the host must take it for)
+# name: (class, configuration, class of comfy.supported_models that ComfyUI must detect)
 DIFFUSION: dict[str, tuple[str, Config, str]] = {
     "flux_dev": (FLUX_MODEL, FLUX, "Flux"),
     "flux_schnell": (FLUX_MODEL, FLUX | {"guidance_embed": False}, "FluxSchnell"),
@@ -160,7 +161,7 @@ DIFFUSION: dict[str, tuple[str, Config, str]] = {
 
 T5, UMT5 = "t5_config_xxl.json", "umt5_config_xxl.json"
 LLAMA, QWEN35, QWEN3VL, GEMMA4 = (f"comfy.text_encoders.{name}" for name in ("llama", "qwen35", "qwen3vl", "gemma4"))
-# name: (class, configuration or its file, the member of comfy.sd.TEModel that the host must take it for)
+# name: (class, configuration or its file, member of comfy.sd.TEModel that ComfyUI must detect)
 ENCODERS: dict[str, tuple[str, Config | str, str]] = {
     "t5xxl": ("comfy.text_encoders.t5:T5", T5, "T5_XXL"),
     "t5xxl_with_decoder": ("transformers:T5ForConditionalGeneration", T5, "T5_XXL"),
@@ -191,12 +192,12 @@ ENCODERS: dict[str, tuple[str, Config | str, str]] = {
     "gemma4_e4b": (f"{GEMMA4}:Gemma4_E4B", {}, "GEMMA_4_E4B"),
     "gemma4_12b": (f"{GEMMA4}:Gemma4_12B", {}, "GEMMA_4_12B"),
 }  # fmt: skip
-# The names in the files where the host renames them while loading.
+# Prefix in ComfyUI -> prefix in the files, which ComfyUI renames while loading.
 FILE_NAMES = {"model.": "model.language_model.", "visual.": "model.visual."}
 
 
-class Traced:
-    """Stands in for a tensor of which only the shape may be asked, and remembers that it was."""
+class ShapeProbe:
+    """Stands in for a tensor and records that its shape was read; it has nothing else."""
 
     def __init__(self, name: str, shape: tuple[int, ...], reads: set[str]) -> None:
         self._name, self._shape, self._reads = name, shape, reads
@@ -214,86 +215,87 @@ class Traced:
         return self.shape[dim]
 
 
-def load(path: str) -> type:
+def load_class(path: str) -> type:
+    """Import "module:class" or "module:class@model_type"."""
     module, _, name = path.partition(":")
     name, _, model_type = name.partition("@")
-    found = getattr(importlib.import_module(module), name)
-    return type(name, (found,), {"model_type": model_type}) if model_type else found
+    kind = getattr(importlib.import_module(module), name)
+    return type(name, (kind,), {"model_type": model_type}) if model_type else kind
 
 
-def tensors(module: Any, operations: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> (shape, flags) of everything that the module loads from a file."""
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
+def list_tensors(module: Any, operations: Any) -> Tensors:
+    """List everything that a module loads from a file."""
+    tensors: Tensors = {}
     kinds = {operations.Linear: "L", operations.Embedding: "E"}
     for path, child in module.named_modules():
         flag = next((flag for kind, flag in kinds.items() if isinstance(child, kind)), "")
         for name, tensor in itertools.chain(child.named_parameters(recurse=False), child.named_buffers(recurse=False)):
             if name not in child._non_persistent_buffers_set:
-                found[f"{path}.{name}".lstrip(".")] = (tuple(tensor.shape), flag if name == "weight" else "")
+                tensors[f"{path}.{name}".lstrip(".")] = (tuple(tensor.shape), flag if name == "weight" else "")
         if flag == "L":
-            found[f"{path}.weight"] = (tuple(child._orig_shape), flag)
-    return found
+            tensors[f"{path}.weight"] = (tuple(child._orig_shape), flag)
+    return tensors
 
 
 def build(path: str, *args: Any, **kwargs: Any) -> Any:
     import torch
 
     with torch.device("meta"):
-        return load(path)(*args, **kwargs)
+        return load_class(path)(*args, **kwargs)
 
 
-def host_operations(text_encoder: bool) -> Any:
+def mixed_precision_operations(text_encoder: bool) -> Any:
     import comfy.ops
     import torch
 
     return comfy.ops.mixed_precision_ops({}, torch.bfloat16, full_precision_mm=text_encoder)
 
 
-def diffusion(path: str, config: Config, expected: str) -> dict[str, tuple[tuple[int, ...], str]]:
+def list_diffusion_model(path: str, config: Config, expected: str) -> Tensors:
     import comfy.model_detection as detection
     import torch
 
-    operations = host_operations(False)
+    operations = mixed_precision_operations(False)
     make = partial(build, path, dtype=torch.bfloat16, device="meta", operations=operations)
-    found = tensors(make(**config), operations)
+    tensors = list_tensors(make(**config), operations)
     reads: set[str] = set()
-    state = {name: Traced(name, shape, reads) for name, (shape, _) in found.items()}
-    # LTX-2's files tell in their header what their shapes do not.
+    state = {name: ShapeProbe(name, shape, reads) for name, (shape, _) in tensors.items()}
+    # LTX-2's files have their configuration in the header.
     metadata = {"config": json.dumps({"transformer": config})} if config.get("image_model") == "ltxav" else None
     detected = detection.detect_unet_config(state, "", metadata=metadata)
     if "image_model" not in config:
         detected.pop("image_model", None)
     matched = detection.model_config_from_unet_config(detected, state)
     if type(matched).__name__ != expected:
-        raise SystemExit(f"the host takes {path} for {type(matched).__name__}, not {expected}")
-    if tensors(make(**matched.unet_config), operations) != found:
-        raise SystemExit(f"what the host detects of {path} builds another list")
-    return flagged(found, reads)
+        raise SystemExit(f"ComfyUI detects {path} as {type(matched).__name__}, not {expected}")
+    if list_tensors(make(**matched.unet_config), operations) != tensors:
+        raise SystemExit(f"the configuration that ComfyUI detects of {path} builds another list")
+    return flag_reads(tensors, reads)
 
 
-def encoder(path: str, config: Config | str, expected: str) -> dict[str, tuple[tuple[int, ...], str]]:
+def list_encoder(path: str, config: Config | str, expected: str) -> Tensors:
     import comfy.sd
     import torch
 
-    operations = host_operations(True)
+    operations = mixed_precision_operations(True)
     if isinstance(config, str):
         config = json.loads((Path(comfy.sd.__file__).parent / "text_encoders" / config).read_text())
-    found = tensors(build("comfy.text_encoders.t5:T5" if path.startswith("transformers") else path,
-                          config, torch.bfloat16, "meta", operations), operations)  # fmt: skip
+    kind = "comfy.text_encoders.t5:T5" if path.startswith("transformers") else path
+    tensors = list_tensors(build(kind, config, torch.bfloat16, "meta", operations), operations)
     if path.startswith("transformers"):
-        found = with_decoder(path, config, found)
+        tensors = add_decoder(path, config, tensors)
     if "@" in path:
-        found = {rename(name): value for name, value in found.items()}
+        tensors = {rename(name): value for name, value in tensors.items()}
     reads: set[str] = set()
-    model = comfy.sd.detect_te_model({name: Traced(name, shape, reads) for name, (shape, _) in found.items()})
+    model = comfy.sd.detect_te_model({name: ShapeProbe(name, shape, reads) for name, (shape, _) in tensors.items()})
     if model is None or model.name != expected:
-        raise SystemExit(f"the host takes {path} for {model}, not {expected}")
-    return flagged(found, reads)
+        raise SystemExit(f"ComfyUI detects {path} as {model}, not {expected}")
+    return flag_reads(tensors, reads)
 
 
-def with_decoder(path: str, config: Config, encoder: dict[str, Any]) -> dict[str, Any]:
-    """The published encoder-decoder file: transformers' class, with the host's flags where the host has the layer."""
-    kind = load(path)
+def add_decoder(path: str, config: Config, encoder: Tensors) -> Tensors:
+    """List the published encoder-decoder file by transformers' class, with the flags of ComfyUI's encoder."""
+    kind = load_class(path)
     whole = {**config, "feed_forward_proj": "gated-gelu"}
     model = build(path, kind.config_class(**whole))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -307,20 +309,20 @@ def rename(name: str) -> str:
     return next((new + name.removeprefix(old) for old, new in FILE_NAMES.items() if name.startswith(old)), name)
 
 
-def flagged(found: dict[str, tuple[tuple[int, ...], str]], reads: set[str]) -> dict[str, tuple[tuple[int, ...], str]]:
-    return {name: (shape, flags + ("S" if name in reads else "")) for name, (shape, flags) in found.items()}
+def flag_reads(tensors: Tensors, reads: set[str]) -> Tensors:
+    return {name: (shape, flags + ("S" if name in reads else "")) for name, (shape, flags) in tensors.items()}
 
 
-def runs(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
+def format_ranges(numbers: list[int]) -> str:
+    """Format numbers: [0, 1, 2, 5] -> "0-2,5"."""
     groups = itertools.groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
     spans = [[number for _, number in group] for _, group in groups]
     return ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
 
 
-def collapse(found: dict[str, tuple[tuple[int, ...], str]]) -> Iterator[str]:
-    """One line a tensor, tensors that differ in a block number alone sharing theirs."""
-    rows = {(*name.split("."),): value for name, value in found.items()}
+def format_lines(tensors: Tensors) -> Iterator[str]:
+    """Format one line per tensor; tensors that differ only in a block number share a line."""
+    rows = {(*name.split("."),): value for name, value in tensors.items()}
     for position in range(max(map(len, rows))):
         groups: dict[Any, list[str]] = defaultdict(list)
         for parts, value in rows.items():
@@ -329,7 +331,8 @@ def collapse(found: dict[str, tuple[tuple[int, ...], str]]) -> Iterator[str]:
             groups[key].append(parts[position] if numbered else "")
         rows = {}
         for (head, tail, numbered, value), texts in groups.items():
-            middle = (f"{{{runs([int(text) for text in texts])}}}" if len(texts) > 1 else texts[0],) if numbered else ()
+            number = f"{{{format_ranges([int(text) for text in texts])}}}" if len(texts) > 1 else texts[0]
+            middle = (number,) if numbered else ()
             rows[(*head, *middle, *tail)] = value
     for parts, (shape, flags) in rows.items():
         yield " ".join(filter(None, (".".join(parts), "x".join(map(str, shape)) or "scalar", flags)))
@@ -345,16 +348,15 @@ def main(arguments: list[str]) -> None:
     comfy.options.enable_args_parsing()
 
     OUT.mkdir(parents=True, exist_ok=True)
-    jobs = {name: (diffusion, job) for name, job in DIFFUSION.items()} | {
-        name: (encoder, job) for name, job in ENCODERS.items()
-    }
+    jobs = {name: (list_diffusion_model, job) for name, job in DIFFUSION.items()}
+    jobs |= {name: (list_encoder, job) for name, job in ENCODERS.items()}
     for name in names or jobs:
-        make, job = jobs[name]
-        found = make(*job)
+        list_model, job = jobs[name]
+        tensors = list_model(*job)
         head = f"# {job[2]} of ComfyUI {comfyui_version.__version__}: {job[0]}"
-        lines = [head, *collapse(found)]
+        lines = [head, *format_lines(tensors)]
         (OUT / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{name}: {len(found)} tensors, {len(lines) - 1} lines")
+        print(f"{name}: {len(tensors)} tensors, {len(lines) - 1} lines")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Judge digits that `example_sample.py` made, and draw them on one sheet.
+"""Classify the digits that `example_sample.py` sampled, and draw them on one sheet.
 
     python tools/example_check.py digits.safetensors --sheet examples/models/samples.png
 
-The judge is a support vector machine that knows the real digits alone. It sees the decoded picture, and separately the
-latent folded back into a picture, so that a fault of the autoencoder shows.
+The classifier is a support vector machine trained on the real digits. It classifies the decoded pictures, and
+separately the latents folded back into pictures, so that an error of the autoencoder shows.
 """
 
 from __future__ import annotations
@@ -26,34 +26,41 @@ def main() -> None:
     parser.add_argument("samples", type=Path, nargs="+", help="files that example_sample.py wrote")
     parser.add_argument("--sheet", type=Path, help="PNG to draw the first file's pictures on, a row for each digit")
     options = parser.parse_args()
-    judge = fitted_judge()
+    classifier = fit_classifier()
     for path in options.samples:
-        made = load_file(path)
-        seen = {
-            "decoded": made["pictures"].mean(-1)[:, None],
-            "latent": from_model_latent(from_wan_latent(made["latents"])),
+        samples = load_file(path)
+        pictures = {
+            "decoded": samples["pictures"].mean(-1)[:, None],
+            "latent": from_model_latent(from_wan_latent(samples["latents"])),
         }
-        shares = (f"{name} {recognised_share(judge, gray, made['asked']):.1%}" for name, gray in seen.items())
-        print(f"{path.name}: recognised {', '.join(shares)}")
+        shares = {name: share_recognised(classifier, gray, samples["asked"]) for name, gray in pictures.items()}
+        print(f"{path.name}: recognised {', '.join(f'{name} {share:.1%}' for name, share in shares.items())}")
     if options.sheet:
         draw_sheet(load_file(options.samples[0])["pictures"], options.sheet)
 
 
-def fitted_judge() -> SVC:
+def fit_classifier() -> SVC:
     pictures, classes = load_pictures()
     rows, targets = pictures.flatten(1).numpy(), classes.numpy()
-    judge = SVC(gamma=0.05, C=10)
-    print(f"the judge is right on {cross_val_score(judge, rows, targets, cv=5).mean():.1%} of real digits held out")
-    return judge.fit(rows, targets)
+    classifier = SVC(gamma=0.05, C=10)
+    accuracy = cross_val_score(classifier, rows, targets, cv=5).mean()
+    print(f"the classifier recognises {accuracy:.1%} of held-out real digits")
+    return classifier.fit(rows, targets)
 
 
-def recognised_share(judge: SVC, gray: Tensor, asked: Tensor) -> float:
-    """Share of gray pictures [N, 1, H, W] in [0, 1] that the judge takes for the digit asked for."""
-    return float(judge.score(F.adaptive_avg_pool2d(gray, 8).flatten(1).numpy(), asked.numpy()))
+def share_recognised(classifier: SVC, gray: Tensor, asked: Tensor) -> float:
+    """Compute the share of pictures that are classified as the requested digit.
+
+    Args:
+        classifier: From `fit_classifier`.
+        gray: Pictures ``[N, 1, H, W]`` in [0, 1].
+        asked: Requested digits, int64 ``[N]``.
+    """
+    return float(classifier.score(F.adaptive_avg_pool2d(gray, 8).flatten(1).numpy(), asked.numpy()))
 
 
 def draw_sheet(pictures: Tensor, path: Path) -> None:
-    """Pictures [CLASSES * each, 64, 64, 3], classes in order, as a grid of `each` columns, half as large."""
+    """Draw pictures ``[CLASSES * each, 64, 64, 3]``, classes in order, as a grid of ``each`` columns, half as large."""
     from PIL import Image
 
     framed = F.pad(F.avg_pool2d(pictures.mean(-1), 2), (1, 1, 1, 1), value=0.3)

@@ -1,8 +1,8 @@
-"""A Gemma 2 text encoder, as small as it can be, with the parameter names of the published checkpoints.
+"""A Gemma 2 text encoder of the least possible size, with the parameter names of the published checkpoints.
 
-Written for training; encoding is ComfyUI's work. Source of the architecture: Gemma Team, "Gemma 2: Improving Open
-Language Models at a Practical Size" (2024), and what ComfyUI 0.29 makes of a checkpoint with these names: heads of 256,
-no soft capping, no sliding window, and the hidden state after the last block but one for the prompt's encoding.
+It is for training; ComfyUI runs the result. Sources of the architecture: Gemma Team, "Gemma 2: Improving Open Language
+Models at a Practical Size" (2024), and ComfyUI 0.29's model for checkpoints with these names: heads of 256, no soft
+capping, no sliding window, and the hidden state after the last block but one as the prompt's encoding.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ HEAD_DIM = 256
 EPS = 1e-6
 ROPE_BASE = 10000.0
 PAD = 0
-"""The token that fills up a prompt: it attends to the tokens before it, and none attends to it."""
+"""Padding token: it attends to the tokens before it, and no token attends to it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Named as ComfyUI's configuration of the model names them."""
+    """Sizes under the names of ComfyUI's configuration."""
 
     vocab_size: int
     hidden_size: int
@@ -33,7 +33,7 @@ class Sizes:
 
 
 class Norm(nn.Module):
-    """Root mean square normalization; the weight is stored as its difference from one."""
+    """Root mean square normalization; checkpoints store the weight minus one."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Norm(nn.Module):
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Turn x [N, heads, tokens, HEAD_DIM] by its position: channel i with channel i + HEAD_DIM / 2."""
+    """Rotate ``x [N, heads, tokens, HEAD_DIM]`` by its position, channel i with channel i + HEAD_DIM / 2."""
     frequency = ROPE_BASE ** (-torch.arange(0, HEAD_DIM, 2, device=x.device).float() / HEAD_DIM)
     angles = torch.arange(x.shape[2], device=x.device).float()[:, None] * frequency
     cos, sin = angles.cos(), angles.sin()
@@ -53,7 +53,7 @@ def rotate(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Attention of x [N, tokens, hidden] where ``mask`` [N, 1, tokens, tokens] is true, several queries to a key."""
+    """Grouped-query attention of ``x [N, tokens, hidden]`` where ``mask [N, 1, tokens, tokens]`` is true."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -101,13 +101,13 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Token ids [N, tokens] -> the hidden states [N, tokens, hidden] after the last block but one, and the last."""
+    """Token ids ``[N, tokens]`` -> hidden states ``[N, tokens, hidden]`` after the last block but one, and the last."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
         self.layers = nn.ModuleList(Block(sizes) for _ in range(sizes.num_hidden_layers))
-        self.norm = Norm(sizes.hidden_size)  # in every checkpoint; neither of the two states goes through it
+        self.norm = Norm(sizes.hidden_size)  # in every checkpoint; neither of the two states passes it
         nn.init.normal_(self.embed_tokens.weight, std=sizes.hidden_size**-0.5)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ class Backbone(nn.Module):
 
 
 class GemmaEncoder(nn.Module):
-    """`Backbone` under the name that it has in checkpoints."""
+    """`Backbone` under its name in checkpoints."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A WAN 2.1 text-to-video transformer, as small as it can be, with the parameter names of the published checkpoints.
+"""A WAN 2.1 text-to-video transformer of the least possible size, with the parameter names of published checkpoints.
 
-Written for training; sampling is ComfyUI's work. Source of the architecture: Wan-AI/Wan2.1, and what ComfyUI 0.29
-makes of a checkpoint with these names: heads of 128, patches of (1, 2, 2), sinusoids of 256, normalised queries, keys.
+It is for training; ComfyUI runs the result. Sources of the architecture: Wan-AI/Wan2.1, and ComfyUI 0.29's model for
+checkpoints with these names: heads of 128, patches of (1, 2, 2), sinusoids of 256, normalised queries and keys.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ FREQUENCY_DIM = 256
 CHANNELS = 16
 PATCH = 2
 EPS = 1e-6
-TIMESTEPS = 1000  # the model is told sigma * TIMESTEPS
+TIMESTEPS = 1000  # the model's timestep is sigma * TIMESTEPS
 
 
 def sinusoids(timestep: Tensor) -> Tensor:
-    """Timesteps [N] -> [N, FREQUENCY_DIM]: all cosines, then all sines."""
+    """Embed timesteps ``[N]``: ``[N, FREQUENCY_DIM]``, all cosines, then all sines."""
     half = FREQUENCY_DIM // 2
     frequency = torch.exp(-math.log(10000) * torch.arange(half, device=timestep.device) / half)
     angle = timestep.float()[:, None] * frequency
@@ -29,7 +29,7 @@ def sinusoids(timestep: Tensor) -> Tensor:
 
 
 def rotary_angles(frames: int, height: int, width: int) -> Tensor:
-    """Angles [frames * height * width, HEAD_DIM / 2]; each axis turns its own share of the channel pairs."""
+    """Compute angles ``[frames * height * width, HEAD_DIM / 2]``; each axis rotates a share of the channel pairs."""
     sixth = 2 * (HEAD_DIM // 6)
     shares = (HEAD_DIM - 2 * sixth, sixth, sixth)
     positions = torch.cartesian_prod(*(torch.arange(n).double() for n in (frames, height, width)))
@@ -38,14 +38,14 @@ def rotary_angles(frames: int, height: int, width: int) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs of x [N, tokens, heads, HEAD_DIM] by angles [tokens, HEAD_DIM / 2]."""
+    """Rotate neighbouring channel pairs of ``x [N, tokens, heads, HEAD_DIM]`` by angles ``[tokens, HEAD_DIM / 2]``."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 class Attention(nn.Module):
-    """Attention of x [N, tokens, dim] over `source` [N, other tokens, dim], rotary where angles are given."""
+    """Attention of ``x [N, tokens, dim]`` over ``source [N, other tokens, dim]``, rotary with angles."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward; time shifts, scales and gates the first and the last."""
+    """Self-attention, cross-attention and feed-forward; the time modulates the first and the last."""
 
     def __init__(self, dim: int, ffn_dim: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Tokens [N, tokens, dim] and time [N, dim] -> patches [N, tokens, PATCH * PATCH * CHANNELS]."""
+    """Tokens ``[N, tokens, dim]``, time ``[N, dim]`` -> patches ``[N, tokens, PATCH * PATCH * CHANNELS]``."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -101,11 +101,7 @@ class Head(nn.Module):
 
 
 class WanTransformer(nn.Module):
-    """Predicts the velocity `noise - latent` of a noisy latent.
-
-    forward: latent [N, 16, frames, height, width] (height and width even), timestep [N] in [0, TIMESTEPS],
-    context [N, tokens, text_dim] -> like latent.
-    """
+    """Predicts the velocity ``noise - latent`` of a noisy latent."""
 
     def __init__(self, dim: int, ffn_dim: int, blocks: int, text_dim: int) -> None:
         super().__init__()
@@ -120,6 +116,13 @@ class WanTransformer(nn.Module):
         nn.init.zeros_(self.head.head.weight)
 
     def forward(self, latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """Predict the velocity, of the latent's shape.
+
+        Args:
+            latent: ``[N, 16, frames, height, width]``, height and width even.
+            timestep: ``[N]`` in [0, TIMESTEPS].
+            context: ``[N, tokens, text_dim]``.
+        """
         x = self.patch_embedding(latent)
         grid = tuple(x.shape[2:])
         angles = rotary_angles(*grid).to(x)
@@ -139,7 +142,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def unpatch(patches: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Patches [N, tokens, PATCH * PATCH * CHANNELS] of a (frames, height, width) grid -> latent."""
+    """Arrange patches ``[N, tokens, PATCH * PATCH * CHANNELS]`` of a (frames, height, width) grid as a latent."""
     frames, height, width = grid
     x = patches.view(-1, frames, height, width, PATCH, PATCH, CHANNELS)
     return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(-1, CHANNELS, frames, height * PATCH, width * PATCH)

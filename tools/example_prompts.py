@@ -1,7 +1,7 @@
-"""What the example text encoder is asked: prompts for a digit, and prompts for nothing.
+"""Prompts of the example text encoder, with a digit and without.
 
-Templates of `SEEN` are trained on, those of `HELD_OUT`, and most words in them, are not: they tell whether the encoder
-reads prompts or knows them by heart.
+It is trained on the templates of `SEEN`. The templates of `HELD_OUT`, and most of their words, show whether it reads
+prompts or has memorised them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from random import Random
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NOTHING = 10
-"""What a prompt without a digit asks for: the row of the class table that stands for "nothing asked"."""
+"""Class of a prompt without a digit: the row of the class table for "no class"."""
 
 SEEN = (
     "{}",
@@ -58,40 +58,41 @@ PLAIN_WORDS = PLAIN.split()
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 MARKS = "'-:;()/&%+*_#"
 FOREIGN = (0xA1, 0xD7FF)
-"""Range of the characters that the vocabulary has no piece for and spells in bytes."""
+"""Range of characters without a piece in the vocabulary, which spells them in bytes."""
 
 
-def named(template: str, digit: int, numeral: bool = False) -> str:
-    """The prompt of a template for a digit, as a word or as a numeral."""
+def fill_template(template: str, digit: int, numeral: bool = False) -> str:
+    """Fill a template with a digit, as a word or as a numeral."""
     return template.replace("{}", str(digit) if numeral else WORDS[digit])
 
 
-def prompts(count: int, random: Random) -> list[tuple[str, int]]:
-    """Prompts to train on and what each asks for: 0 to 9, or `NOTHING`."""
-    return [_prompt(random) for _ in range(count)]
+def generate_prompts(count: int, random: Random) -> list[tuple[str, int]]:
+    """Generate training prompts with their classes: 0 to 9, or `NOTHING`."""
+    return [_generate_prompt(random) for _ in range(count)]
 
 
-def _prompt(random: Random) -> tuple[str, int]:
+def _generate_prompt(random: Random) -> tuple[str, int]:
     digit, kind = random.randrange(10), random.random()
     if kind < 0.2:
-        return _words(random, random.randrange(7)), NOTHING
+        return _join_words(random, random.randrange(7)), NOTHING
     if kind < 0.6:
-        return named(random.choice(SEEN), digit, random.random() < 0.5), digit
-    before, after = _words(random, random.randrange(6)), _words(random, random.randrange(5))
+        return fill_template(random.choice(SEEN), digit, random.random() < 0.5), digit
+    before, after = _join_words(random, random.randrange(6)), _join_words(random, random.randrange(5))
     template = f"{before} {{}}{random.choice(',.!? ')} {after}".strip()
-    return named(template, digit, random.random() < 0.5), digit
+    return fill_template(template, digit, random.random() < 0.5), digit
 
 
-def _words(random: Random, count: int) -> str:
-    """Words in no order; some are made up, so that the encoder has met every token in any company."""
-    return " ".join(_made_up(random) if random.random() < 0.3 else random.choice(PLAIN_WORDS) for _ in range(count))
+def _join_words(random: Random, count: int) -> str:
+    """Join words in random order; some are made up, so that the encoder meets every token in any context."""
+    words = (_make_up_word(random) if random.random() < 0.3 else random.choice(PLAIN_WORDS) for _ in range(count))
+    return " ".join(words)
 
 
-def _made_up(random: Random) -> str:
-    return "".join(_character(random) for _ in range(random.randint(2, 8)))
+def _make_up_word(random: Random) -> str:
+    return "".join(_draw_character(random) for _ in range(random.randint(2, 8)))
 
 
-def _character(random: Random) -> str:
+def _draw_character(random: Random) -> str:
     rare = random.random()
     if rare < 0.02:
         return chr(random.randrange(*FOREIGN))

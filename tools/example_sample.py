@@ -2,9 +2,9 @@
 
     PYTHON tools/example_sample.py --comfyui DIR --models examples/models --out digits.safetensors
 
-Writes `pictures` float32 [N, 64, 64, 3] in [0, 1], decoded by the stock VAE, `latents` [N, 16, 1, 8, 8] and `asked`
-int64 [N], the digit that each was asked for: 10 * each of them, asked for by the rows of the class table, or, with
---encoder, for each of the prompts' templates, asked for by word and by numeral. `example_check.py` judges them.
+Writes ``pictures``, float32 ``[N, 64, 64, 3]`` in [0, 1], decoded by the stock VAE, ``latents [N, 16, 1, 8, 8]`` and
+``asked``, the requested digits, int64 ``[N]``. N is 10 * each, requested by the rows of the class table; with --encoder
+it is that for each template and for words and numerals. `example_check.py` classifies them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from example_prompts import HELD_OUT, NOTHING, SEEN, named
+from example_prompts import HELD_OUT, NOTHING, SEEN, fill_template
 
 TEMPLATES = {"seen": SEEN, "held-out": HELD_OUT}
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
     parser.add_argument("--models", type=Path, required=True, help="folder with the example models")
     parser.add_argument("--model", type=Path, help="another diffusion model than digits_wan.safetensors")
-    parser.add_argument("--encoder", type=Path, help="ask by prompts, through this text encoder, quantized or not")
+    parser.add_argument("--encoder", type=Path, help="request digits by prompts, with this text encoder")
     parser.add_argument("--prompts", choices=TEMPLATES, default="held-out", help="(default held-out)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--each", type=int, default=10, help="samples of each digit, or each prompt (default 10)")
@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     start_comfyui(options.comfyui)
     with torch.inference_mode():
-        save_file(sampled(options), options.out)
+        save_file(sample(options), options.out)
 
 
 def start_comfyui(checkout: Path) -> None:
@@ -55,7 +55,7 @@ def start_comfyui(checkout: Path) -> None:
     options.enable_args_parsing()
 
 
-def sampled(options: argparse.Namespace) -> dict[str, Tensor]:
+def sample(options: argparse.Namespace) -> dict[str, Tensor]:
     import comfy.sample
     import comfy.sd
 
@@ -64,7 +64,7 @@ def sampled(options: argparse.Namespace) -> dict[str, Tensor]:
     )
     vae = comfy.sd.VAE(sd=load_file(options.models / "vae" / "digits_vae.safetensors"))
     latents, asked = [], []
-    for seed, (digits, positive, negative) in enumerate(questions(options), options.seed):
+    for seed, (digits, positive, negative) in enumerate(make_batches(options), options.seed):
         empty = torch.zeros(len(digits), 16, 1, 8, 8)
         noise = comfy.sample.prepare_noise(empty, seed)
         latents.append(
@@ -79,23 +79,23 @@ def sampled(options: argparse.Namespace) -> dict[str, Tensor]:
     return {"pictures": pictures.contiguous(), "latents": latent.contiguous(), "asked": torch.cat(asked)}
 
 
-def questions(options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches: the digits asked for [N], and the conditionings that ask for them and for nothing."""
+def make_batches(options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield batches: the requested digits ``[N]``, their conditionings, and the conditioning without a digit."""
     if options.encoder is None:
         table = load_file(options.models / "conditioning" / "digits_conditioning.safetensors")["conditioning"]
         for digit in range(10):
             yield torch.full((options.each,), digit), table[digit : digit + 1], table[NOTHING:]
         return
     clip = load_encoder(options.encoder)
-    nothing = encoded(clip, "")
+    nothing = encode(clip, "")
     for template in TEMPLATES[options.prompts]:
         for numeral in (False, True):
-            rows = [encoded(clip, named(template, digit, numeral)) for digit in range(10)]
+            rows = [encode(clip, fill_template(template, digit, numeral)) for digit in range(10)]
             yield torch.arange(10).repeat(options.each), torch.cat(rows).repeat(options.each, 1, 1), nothing
 
 
 def load_encoder(path: Path) -> Any:
-    """A CLIP in the sizes, and with the padding, that the file's header states."""
+    """Load a CLIP with the sizes and the padding in the file's header."""
     import comfy.sd
 
     with safe_open(path, "pt") as file:
@@ -108,8 +108,8 @@ def load_encoder(path: Path) -> Any:
     return clip
 
 
-def encoded(clip: Any, prompt: str) -> Tensor:
-    """[1, tokens, width], as CLIP Text Encode makes it."""
+def encode(clip: Any, prompt: str) -> Tensor:
+    """Encode a prompt as CLIP Text Encode does: ``[1, tokens, width]``."""
     rows: Tensor = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0][0]
     return rows
 

@@ -1,7 +1,7 @@
 """A WAN 2.1 autoencoder for single frames, 1/12 as wide as the published one, with its parameter names.
 
-The published network is causal in time: its kernels see the present frame with their last temporal tap and earlier
-frames with the others. A picture has no earlier frame, so only that tap is trained here; the others stay zero.
+The published network is causal in time: the last temporal tap of a kernel sees the present frame, the others earlier
+frames. A picture has no earlier frame, so only the last tap is trained here; the others stay zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DOWN_IN_TIME = (False, True, True)
 
 
 class FrameConv(nn.Conv3d):
-    """A causal 3-D convolution applied to one frame: [N, C, H, W] -> [N, C', H, W]."""
+    """A causal 3-D convolution of one frame: ``[N, C, H, W]`` -> ``[N, C', H, W]``."""
 
     def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
         super().__init__(in_channels, out_channels, size)
@@ -30,7 +30,7 @@ class FrameConv(nn.Conv3d):
 
 
 class Norm(nn.Module):
-    """Each pixel's channels scaled to unit root mean square; `axes` shapes the parameter as checkpoints have it."""
+    """Scales each pixel's channels to unit root mean square; ``axes`` gives the parameter its shape in checkpoints."""
 
     def __init__(self, dim: int, axes: int = 3) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PixelAttention(nn.Module):
 
 
 class Resample(nn.Module):
-    """Half or twice the height and width; `time_conv` is carried for later frames and stays zero."""
+    """Halves or doubles height and width; ``time_conv`` is for later frames and stays zero."""
 
     def __init__(self, resample: nn.Sequential, dim: int, time_dim: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
 
 
 class WanAutoencoder(nn.Module):
-    """RGB pictures [N, 3, H, W] in [-1, 1] <-> unscaled WAN latents [N, 16, H / 8, W / 8]."""
+    """RGB pictures ``[N, 3, H, W]`` in [-1, 1] <-> unscaled WAN latents ``[N, 16, H / 8, W / 8]``."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

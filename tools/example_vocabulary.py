@@ -1,4 +1,4 @@
-"""The vocabulary of the example text encoder: a SentencePiece model that is trained on its prompts."""
+"""The vocabulary of the example text encoder: a SentencePiece model trained on its prompts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from example_encoder import PAD
 from example_prompts import ALPHABET
 
-IDS = {"pad_id": PAD, "eos_id": 1, "bos_id": 2, "unk_id": 3}  # as Gemma has them
+IDS = {"pad_id": PAD, "eos_id": 1, "bos_id": 2, "unk_id": 3}  # as in Gemma
 LOWER = "lower.tsv"
 
 
 class Tokenizer:
-    """Prompts to token ids as ComfyUI makes them: the begin token first, ``padding`` pad tokens last."""
+    """Turns prompts into token ids as ComfyUI does: the begin token first, ``padding`` pad tokens last."""
 
     def __init__(self, vocabulary: bytes, padding: int) -> None:
         self.model = sentencepiece.SentencePieceProcessor(model_proto=vocabulary, add_bos=True)
@@ -31,11 +31,11 @@ class Tokenizer:
         return torch.tensor(self.model.encode(text) + self.padding)
 
 
-def trained_vocabulary(texts: Sequence[str], size: int) -> bytes:
-    """A SentencePiece model over these texts: lower case, a token for each digit, bytes for what it has not met."""
+def train_vocabulary(texts: Sequence[str], size: int) -> bytes:
+    """Train a SentencePiece model: lower case, a token for each digit, bytes for unknown characters."""
     model = io.BytesIO()
-    with working_in_a_new_folder() as folder:
-        # The model keeps the file's name as it was given.
+    with work_in_new_folder() as folder:
+        # The model stores the file's name.
         (folder / LOWER).write_text("".join(f"{ord(c.upper()):X}\t{ord(c):X}\n" for c in ALPHABET), encoding="ascii")
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
@@ -53,7 +53,7 @@ def trained_vocabulary(texts: Sequence[str], size: int) -> bytes:
 
 
 @contextmanager
-def working_in_a_new_folder() -> Iterator[Path]:
+def work_in_new_folder() -> Iterator[Path]:
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

@@ -1,7 +1,7 @@
-"""Write the example workflows and their thumbnails anew: `python tools/example_workflows.py`.
+"""Write the example workflows and their thumbnails: `python tools/example_workflows.py`.
 
-Run it when a node's inputs have changed: a workflow stores the values of a node's widgets by position. Needs a ComfyUI,
-found as the tests find it, which says what widgets there are and draws the thumbnails.
+Run it after a change of a node's inputs: a workflow stores the values of a node's widgets by position. Needs a ComfyUI,
+found as in the tests, which describes the widgets and draws the thumbnails.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from calibrated_rounding.tests.comfyui.harness import PACK, Server, find_host
-from calibrated_rounding.tests.comfyui.workflows import api_format
+from calibrated_rounding.tools.comfyui import PACK, Server, find_host
+from calibrated_rounding.tools.comfyui.workflows import api_format
 from PIL import Image
 
-from example_prompts import SEEN, named
+from example_prompts import SEEN, fill_template
 
 EXAMPLES = PACK / "examples"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
@@ -26,28 +26,39 @@ DIGIT, NOTHING, PICTURES = 7, 10, 4
 THUMBNAIL_WIDTH = 768
 
 
+Link = tuple[str, int]
+"""Key of the source node, and its output slot."""
+
+
 @dataclass(frozen=True)
 class Node:
-    """A node of a workflow. pos and size: pixels; values: by widget, others take their defaults; links: input ->
-    (key of the node it comes from, output slot).
-    """
+    """A node of a workflow."""
 
     type: str
     pos: tuple[int, int]
+    """In pixels, like the size."""
     size: tuple[int, int]
     values: Mapping[str, Any] = field(default_factory=dict)
-    links: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """By widget; the others have their defaults."""
+    links: Mapping[str, Link] = field(default_factory=dict)
+    """By input."""
     title: str | None = None
 
 
 def sampling(
-    model: tuple[str, int], name: str, x: int, y: int, title: str, asked: Mapping[str, tuple[str, int]] | None = None
+    model: Link, name: str, x: int, y: int, title: str, conditionings: Mapping[str, Link] | None = None
 ) -> dict[str, Node]:
-    """A sampler, a decoder and an image, in a row; ``name`` makes their keys and the image's file name.
+    """A sampler, a decoder and an image in a row.
 
-    asked: links of the sampler's conditionings, where they are not those of `digit_inputs`.
+    Args:
+        model: Node and slot of the MODEL.
+        name: Prefix of the nodes' keys, and of the image's file name.
+        x: Of the first node.
+        y: Of all nodes.
+        title: Of the sampler.
+        conditionings: Links of the sampler's conditionings; by default to the nodes of `digit_inputs`.
     """
-    links = conditioned(model=model) | (asked or {})
+    links = sampler_links(model=model) | (conditionings or {})
     values = {"seed": 1, "control_after_generate": "fixed", **STEPS}
     decoded = {"samples": (f"{name} sampler", 0), "vae": ("vae", 0)}
     return {
@@ -60,19 +71,17 @@ def sampling(
 
 
 def digit_inputs(y: int, pictures: int = PICTURES) -> dict[str, Node]:
-    """What sampling needs beside a model: the class asked for, nothing, an empty latent, the decoder."""
+    """Inputs of sampling beside the model: the class, no class, an empty latent, the decoder."""
     table = "digits_conditioning.safetensors"
     load = "CalibratedRoundingLoadClassConditioning"
     return {
         "digit": Node(load, (40, y), (320, 90), {"table": table, "class_index": DIGIT}, title="The digit to draw"),
-        "nothing": Node(
-            load, (40, y + 160), (320, 90), {"table": table, "class_index": NOTHING}, title="Nothing asked"
-        ),
-        **canvas(y + 320, pictures),
+        "nothing": Node(load, (40, y + 160), (320, 90), {"table": table, "class_index": NOTHING}, title="No digit"),
+        **latent_and_vae(y + 320, pictures),
     }
 
 
-def canvas(y: int, pictures: int = PICTURES) -> dict[str, Node]:
+def latent_and_vae(y: int, pictures: int = PICTURES) -> dict[str, Node]:
     """An empty latent, and the decoder."""
     size = {"width": 64, "height": 64, "length": 1, "batch_size": pictures}
     return {
@@ -81,8 +90,8 @@ def canvas(y: int, pictures: int = PICTURES) -> dict[str, Node]:
     }
 
 
-def asking(encoder: str, name: str, x: int, y: int) -> tuple[dict[str, Node], dict[str, tuple[str, int]]]:
-    """The prompt and an empty one, encoded one above the other, and the links of a sampler that is asked by them."""
+def prompts(encoder: str, name: str, x: int, y: int) -> tuple[dict[str, Node], dict[str, Link]]:
+    """The prompt and an empty prompt, encoded one above the other, and the links of a sampler's conditionings."""
     keys = {"positive": f"{name} prompt", "negative": f"{name} nothing"}
     texts = {"positive": PROMPT, "negative": ""}
     nodes = {
@@ -99,16 +108,16 @@ def asking(encoder: str, name: str, x: int, y: int) -> tuple[dict[str, Node], di
     return nodes, {side: (key, 0) for side, key in keys.items()}
 
 
-def conditioned(**models: tuple[str, int]) -> dict[str, tuple[str, int]]:
-    """Links of a node that samples by itself."""
+def sampler_links(**models: Link) -> dict[str, Link]:
+    """Links of a node that samples."""
     return {**models, "positive": ("digit", 0), "negative": ("nothing", 0), "latent_image": ("latent", 0)}
 
 
 def comparison(name: str, y: int, values: Mapping[str, Any], title: str) -> dict[str, Node]:
-    """A model quantized with ``values`` and compared with the float model, in a row; ``name`` makes their keys."""
+    """A model quantized with ``values`` and compared with the float model, in a row; ``name`` is their key."""
     calibrated = values.get("rounding") == "calibrated"
     links = {"model": ("model", 0)} | ({"calibration": ("calibrate", 0)} if calibrated else {})
-    compared = conditioned(reference=("model", 0), candidate=(name, 0)) | {"vae": ("vae", 0)}
+    compared = sampler_links(reference=("model", 0), candidate=(name, 0)) | {"vae": ("vae", 0)}
     settings = {"seeds": "1-4", **STEPS}
     compare = "CalibratedRoundingCompareModels"
     return {
@@ -120,10 +129,10 @@ def comparison(name: str, y: int, values: Mapping[str, Any], title: str) -> dict
     }
 
 
-def calibrated(probe_steps: int = 0) -> dict[str, Node]:
-    """The float model, what sampling needs, and a calibration at other seeds than those that models are compared at."""
+def calibration(probe_steps: int = 0) -> dict[str, Node]:
+    """The float model, the inputs of sampling, and a calibration at other seeds than the comparison's."""
     settings = {"seed": 1000, "control_after_generate": "fixed", "runs": 4, "probe_steps": probe_steps, **STEPS}
-    node, links = "CalibratedRoundingCalibrateModel", conditioned(model=("model", 0))
+    node, links = "CalibratedRoundingCalibrateModel", sampler_links(model=("model", 0))
     return {
         "model": LOADER,
         **digit_inputs(190, pictures=1),
@@ -132,20 +141,21 @@ def calibrated(probe_steps: int = 0) -> dict[str, Node]:
 
 
 PROMPT = "a handwritten seven"
-CALIBRATION_PROMPTS = "\n".join(named(template, i % 10, numeral=i >= 10) for i, template in enumerate(SEEN))
+CALIBRATION_PROMPTS = "\n".join(fill_template(template, i % 10, numeral=i >= 10) for i, template in enumerate(SEEN))
 STEPS = {"steps": 20, "cfg": 3.0, "scheduler": "simple"}
 LOADER = Node("UNETLoader", (40, 40), (320, 90), {"unet_name": "digits_wan.safetensors"})
 QUANTIZE = "CalibratedRoundingQuantizeModel"
+PROFILE, CALIBRATED = {"format": "int8_convrot"}, {"rounding": "calibrated"}
 SIZED = {
     "format": "auto",
     "format.formats": "int8_convrot",
     "format.target": "share",
     "format.target.target_share": 0.51,
 }
-"""No larger than what the profile leaves: on a CPU, ComfyUI holds what stays in floating point in 32 bits."""
+"""No larger than with the profile: on a CPU, ComfyUI holds the float layers in 32 bits."""
 
-QUANTIZED_PROMPT, ASKED_QUANTIZED = asking("quantize", "quantized", 1220, 40)
-FLOAT_PROMPT, ASKED_FLOAT = asking("encoder", "float", 1220, 400)
+QUANTIZED_PROMPT, QUANTIZED_CONDITIONINGS = prompts("quantize", "quantized", 1220, 40)
+FLOAT_PROMPT, FLOAT_CONDITIONINGS = prompts("encoder", "float", 1220, 400)
 
 WORKFLOWS: dict[str, dict[str, Node]] = {
     "quantize_and_sample": {
@@ -199,10 +209,10 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             (320, 120),
             {},
             {"model": ("model", 0)},
-            "Record what its layers are fed",
+            "Record the layers' inputs",
         ),
         **digit_inputs(190),
-        **sampling(("record", 0), "float", 800, 40, "Sample as ever, with the float model"),
+        **sampling(("record", 0), "float", 800, 40, "Sample the float model as usual"),
         "collect": Node(
             "CalibratedRoundingCollectCalibration",
             (420, 400),
@@ -210,41 +220,41 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
             {},
             {"recorder": ("record", 1), "after": ("float sampler", 0)},
         ),
-        "recorded": Node("PreviewAny", (420, 600), (320, 160), {}, {"source": ("collect", 1)}, "What was recorded"),
+        "recorded": Node("PreviewAny", (420, 600), (320, 160), {}, {"source": ("collect", 1)}, "The recording"),
         "quantize": Node(
             QUANTIZE,
             (800, 400),
             (360, 640),
             {"format": "float8_e4m3fn", "rounding": "calibrated"},
             {"model": ("model", 0), "calibration": ("collect", 0)},
-            "Round by what was recorded",
+            "Round with the calibration",
         ),
         **sampling(("quantize", 0), "calibrated", 1220, 400, "Sample the quantized model"),
         "report": Node("PreviewAny", (1220, 760), (540, 280), {}, {"source": ("quantize", 1)}, "Layer by layer"),
     },
     "calibrate_quantize_compare": {
-        **calibrated(),
+        **calibration(),
         **comparison("nearest", 40, {"format": "float8_e4m3fn", "rounding": "nearest"}, "nearest FP8"),
         **comparison("calibrated", 740, {"format": "float8_e4m3fn", "rounding": "calibrated"}, "calibrated FP8"),
     },
     "quantize_to_a_size": {
-        **calibrated(probe_steps=4),
-        **comparison("profile", 40, {"format": "int8_convrot", "rounding": "calibrated"}, "what the profile keeps"),
-        **comparison("chosen", 740, {**SIZED, "rounding": "calibrated"}, "what measuring keeps, no larger"),
+        **calibration(probe_steps=4),
+        **comparison("profile", 40, PROFILE | CALIBRATED, "layers chosen by the profile"),
+        **comparison("chosen", 740, SIZED | CALIBRATED, "layers chosen by sensitivity"),
     },
     "quantize_text_encoder": {
         "encoder": Node(
             "CalibratedRoundingLoadExampleTextEncoder", (40, 40), (320, 60), {"file": "digits_gemma2.safetensors"}
         ),
         "model": replace(LOADER, pos=(40, 190)),
-        **canvas(350),
+        **latent_and_vae(350),
         "calibrate": Node(
             "CalibratedRoundingCalibrateTextEncoder",
             (420, 40),
             (340, 340),
             {"prompts": CALIBRATION_PROMPTS},
             {"clip": ("encoder", 0)},
-            "Record what its layers are fed",
+            "Record the layers' inputs",
         ),
         "quantize": Node(
             "CalibratedRoundingQuantizeTextEncoder",
@@ -255,8 +265,8 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
         ),
         **QUANTIZED_PROMPT,
         **FLOAT_PROMPT,
-        **sampling(("model", 0), "quantized", 1600, 40, "As the quantized encoder reads it", ASKED_QUANTIZED),
-        **sampling(("model", 0), "float", 1600, 400, "As the float encoder reads it", ASKED_FLOAT),
+        **sampling(("model", 0), "quantized", 1600, 40, "With the quantized encoder", QUANTIZED_CONDITIONINGS),
+        **sampling(("model", 0), "float", 1600, 400, "With the float encoder", FLOAT_CONDITIONINGS),
         "save": Node(
             "CalibratedRoundingSaveTextEncoder",
             (420, 440),
@@ -287,18 +297,18 @@ def main() -> None:
             workflow = ui_format(name, nodes, server)
             (EXAMPLES / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
             graph = api_format(workflow)
-            shown = drawn(graph, server) or drawn(sampling_of_newest_file(server), server)
-            sheet = thumbnail([[server.image(image) for image in images] for images in shown])
+            shown = draw(graph, server) or draw(sample_newest_file(server), server)
+            sheet = make_thumbnail([[server.image(image) for image in images] for images in shown])
             sheet.save(EXAMPLES / f"{name}.jpg", quality=90)
 
 
-def drawn(graph: Mapping[str, Any], server: Server) -> list[list[dict[str, str]]]:
-    """The pictures of each node that shows some, when the graph has run."""
+def draw(graph: Mapping[str, Any], server: Server) -> list[list[dict[str, str]]]:
+    """Run a workflow; returns the pictures of each node that shows some."""
     return [output["images"] for output in server.execute(graph).values() if "images" in output]
 
 
-def sampling_of_newest_file(server: Server) -> dict[str, Any]:
-    """The stock nodes on the newest model file: what a workflow that only writes one has made."""
+def sample_newest_file(server: Server) -> dict[str, Any]:
+    """Make a workflow of stock nodes that samples the newest model file."""
     newest = max(server.output.glob("diffusion_models/*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
     sampling = api_format(ui_format("sample_saved_file", WORKFLOWS["sample_saved_file"], server))
     loader = next(node for node in sampling.values() if node["class_type"] == "UNETLoader")
@@ -306,8 +316,8 @@ def sampling_of_newest_file(server: Server) -> dict[str, Any]:
     return sampling
 
 
-def thumbnail(nodes: list[list[bytes]]) -> Image.Image:
-    """As many of each node's pictures as make about a square, which is what the template browser has room for."""
+def make_thumbnail(nodes: list[list[bytes]]) -> Image.Image:
+    """Arrange as many of each node's pictures as fill about a square, the shape of the template browser's cards."""
     pictures = [[Image.open(io.BytesIO(file)).convert("RGB") for file in files] for files in nodes]
     aspect = pictures[0][0].width / pictures[0][0].height
     columns = 2 if aspect < 2 else 1
@@ -323,24 +333,24 @@ def thumbnail(nodes: list[list[bytes]]) -> Image.Image:
 
 
 def ui_format(name: str, nodes: Mapping[str, Node], server: Server) -> dict[str, Any]:
-    """The workflow as the front end stores it."""
+    """Convert a workflow to the format that the front end stores."""
     ids = {key: i + 1 for i, key in enumerate(nodes)}
     info = {node.type: server.object_info(node.type) for node in nodes.values()}
-    made = {key: _ui_node(ids[key], i, node, info[node.type]) for i, (key, node) in enumerate(nodes.items())}
+    ui_nodes = {key: _ui_node(ids[key], i, node, info[node.type]) for i, (key, node) in enumerate(nodes.items())}
     links: list[list[Any]] = []
     for key, node in nodes.items():
         for target, (source, slot) in node.links.items():
-            names = [entry["name"] for entry in made[key]["inputs"]]
-            output = made[source]["outputs"][slot]
+            names = [entry["name"] for entry in ui_nodes[key]["inputs"]]
+            output = ui_nodes[source]["outputs"][slot]
             link = [len(links) + 1, ids[source], slot, ids[key], names.index(target), output["type"]]
-            made[key]["inputs"][link[4]]["link"] = link[0]
+            ui_nodes[key]["inputs"][link[4]]["link"] = link[0]
             output["links"].append(link[0])
             links.append(link)
     return {
         "revision": 0,
         "last_node_id": len(ids),
         "last_link_id": len(links),
-        "nodes": list(made.values()),
+        "nodes": list(ui_nodes.values()),
         "links": links,
         "groups": [],
         "config": {},
@@ -353,16 +363,16 @@ def _ui_node(number: int, order: int, node: Node, info: Mapping[str, Any]) -> di
     inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     sockets = [(name, spec[0]) for name, spec in inputs.items() if not _is_widget(spec[0])]
     widgets = [widget for name, spec in inputs.items() for widget in _widgets(name, spec, node.values)]
-    made: dict[str, Any] = {"id": number, "type": node.type, "pos": node.pos, "size": node.size, "flags": {}}
-    made |= {"order": order, "mode": 0}
-    made["inputs"] = [
+    result: dict[str, Any] = {"id": number, "type": node.type, "pos": node.pos, "size": node.size, "flags": {}}
+    result |= {"order": order, "mode": 0}
+    result["inputs"] = [
         *({"name": name, "type": kind, "link": None} for name, kind in sockets),
         *({"name": name, "type": kind, "widget": {"name": name}, "link": None} for name, kind, _ in widgets if kind),
     ]
     outputs = zip(info["output_name"], info["output"], strict=True)
-    made["outputs"] = [{"name": name, "type": kind, "links": []} for name, kind in outputs]
-    made |= {"properties": {"Node name for S&R": node.type}, "widgets_values": [value for *_, value in widgets]}
-    return made | ({"title": node.title} if node.title else {})
+    result["outputs"] = [{"name": name, "type": kind, "links": []} for name, kind in outputs]
+    result |= {"properties": {"Node name for S&R": node.type}, "widgets_values": [value for *_, value in widgets]}
+    return result | ({"title": node.title} if node.title else {})
 
 
 def _is_widget(kind: object) -> bool:
@@ -370,7 +380,7 @@ def _is_widget(kind: object) -> bool:
 
 
 def _widgets(name: str, spec: list[Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Any]]:
-    """Name, type and value of a widget and of those that it brings; the seed's own control has no type."""
+    """Yield name, type and value of a widget and of the widgets that it brings; the seed's control has no type."""
     kind, options = spec[0], spec[1] if len(spec) > 1 else {}
     if not _is_widget(kind):
         return

@@ -1,12 +1,12 @@
-"""Writes locales/<language>/nodeDefs.json, the texts of the nodes, from the nodes as a ComfyUI loads them.
+"""Write locales/<language>/nodeDefs.json, the texts of the nodes, from the nodes as a ComfyUI loads them.
 
-    python tools/locales.py                        # English anew; others keep what still holds
-    python tools/locales.py --words fr words.json  # and take in translations, {"English": "..."}
+    python tools/locales.py                        # writes English; other languages keep valid translations
+    python tools/locales.py --words fr words.json  # and adds translations, {"English": "..."}
 
-The ComfyUI is found as the tests find it. It is asked for every node, also for those that it would not register.
+The ComfyUI is found as in the tests. It describes every node, also nodes that it would not register.
 
-A text that is the same in several places is translated once. What is missing is printed as JSON, ready to be filled
-in; its key is left out of the language's file, so that ComfyUI shows the English text, and the tests tell.
+A text in several places is translated once. Missing translations are printed as JSON, to be filled in; their keys are
+left out of the language's file, so that ComfyUI shows the English text, and the tests fail.
 """
 
 from __future__ import annotations
@@ -18,40 +18,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from calibrated_rounding.tests.comfyui.harness import PACK, Host, find_host
+from calibrated_rounding.tools.comfyui import Host, find_host
 
 FOLDER = Path(__file__).resolve().parents[1] / "locales"
 LANGUAGES = ("zh", "ja", "ko", "fr", "es")
 FILE = "nodeDefs.json"
 PREFIX = "CalibratedRounding"
 
-ASK = """
-import asyncio, pack_nodes
-from comfy_api.latest import io
-
-extension = pack_nodes.load(root)
-registered = asyncio.run(extension.CalibratedRounding().get_node_list())
-classes = [entry for entry in vars(extension).values() if isinstance(entry, type) and issubclass(entry, io.ComfyNode)]
-nodes = dict.fromkeys([*registered, *classes])
-outputs["info"] = {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in nodes}
-"""
-
 Tree = dict[str, Any]
 
 
-def node_info(host: Host) -> Tree:
-    """What ``/object_info`` says of the pack's nodes, of all that there are."""
-    info: Tree = host.run(ASK, root=str(PACK))["info"]
-    return info
+def read_node_info(host: Host) -> Tree:
+    """Ask ComfyUI for the ``/object_info`` of all of the pack's nodes."""
+    return host.call("tools.comfyui.inside.node_info:read_node_info")
 
 
 def english(info: Mapping[str, Any]) -> Tree:
-    """The texts of the pack's nodes, in the shape of the front end's own files, from `node_info`."""
+    """Extract the texts of the pack's nodes from `read_node_info`, in the shape of the front end's own files."""
     return {name: _node(node) for name, node in info.items() if name.startswith(PREFIX)}
 
 
 def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text and where it stands."""
+    """Yield every text with its path."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from leaves(value, (*path, key))
@@ -59,8 +47,8 @@ def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
             yield (*path, key), value
 
 
-def translated(tree: Mapping[str, Any], words: Mapping[str, str]) -> Tree:
-    """The same tree in other words, without the texts that ``words`` lacks."""
+def translate(tree: Mapping[str, Any], words: Mapping[str, str]) -> Tree:
+    """Translate a tree; texts that ``words`` lacks are left out."""
     result: Tree = {}
     for path, text in leaves(tree):
         if text in words:
@@ -71,10 +59,10 @@ def translated(tree: Mapping[str, Any], words: Mapping[str, str]) -> Tree:
     return result
 
 
-def known_words(old: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
-    """English text -> its translation, from two trees of the same shape."""
-    there = dict(leaves(other))
-    return {text: there[path] for path, text in leaves(old) if path in there}
+def match_words(english_tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
+    """Map English texts to their translations, from two trees of the same shape."""
+    translations = dict(leaves(other))
+    return {text: translations[path] for path, text in leaves(english_tree) if path in translations}
 
 
 def read(language: str, file: str = FILE) -> Tree:
@@ -101,7 +89,7 @@ def _node(node: Mapping[str, Any]) -> Tree:
 
 
 def _output(kind: str, name: str, tooltip: str | None) -> Tree:
-    # The front end translates an output that is called like its type by itself.
+    # The front end itself translates an output that is named like its type.
     return ({} if name == kind else {"name": name}) | ({"tooltip": tooltip} if tooltip else {})
 
 
@@ -117,7 +105,7 @@ def _inputs(groups: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _choices(options: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Tree]]:
-    """The inputs that the choices of a DynamicCombo bring."""
+    """Yield the inputs that the choices of a DynamicCombo bring."""
     for choice in options.get("options", ()):
         if isinstance(choice, Mapping):
             yield from _inputs(choice["inputs"], prefix)
@@ -126,14 +114,14 @@ def _choices(options: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Tre
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--words", nargs=2, action="append", default=[], metavar=("LANGUAGE", "FILE"))
-    given = parser.parse_args()
-    new = english(node_info(find_host()))
+    options = parser.parse_args()
+    new = english(read_node_info(find_host()))
     old, missing = read("en"), dict[str, dict[str, str]]()
     for language in LANGUAGES:
-        words = known_words(old, read(language))
-        for path in (path for wanted, path in given.words if wanted == language):
+        words = match_words(old, read(language))
+        for path in (path for other, path in options.words if other == language):
             words |= json.loads(Path(path).read_text(encoding="utf-8"))
-        write(language, translated(new, words))
+        write(language, translate(new, words))
         missing[language] = {text: "" for _, text in leaves(new) if text not in words}
     write("en", new)
     to_do = {language: texts for language, texts in missing.items() if texts}

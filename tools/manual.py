@@ -23,25 +23,25 @@ Row = tuple[str, ...]
 
 
 def render(text: str) -> str:
-    """The text with its generated tables as they should be."""
+    """Replace the generated tables of a text."""
     return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]]()}\n{block[3]}", text)
 
 
 def make_options_table() -> str:
-    """The options of the command line, but for those that exist for compatibility."""
+    """Make the table of the command line's options, without the options for compatibility."""
     aliases = {option.target for option in list_alias_options()}
     options = [option for group in list_options().values() for option in group if option.target not in aliases]
     return _write_table(("option", "values", "default", "what it does"), map(_make_option_row, options))
 
 
 def make_compatibility_table() -> str:
-    """The options that exist for compatibility."""
+    """Make the table of the options for compatibility."""
     rows = ((_list_names(option), option.values, _escape(option.help)) for option in list_alias_options())
     return _write_table(("option", "values", "what it does"), rows)
 
 
 def make_inputs_table() -> str:
-    """The inputs of the nodes that make up a recipe."""
+    """Make the table of the node inputs that make up a recipe."""
     rows = _make_input_rows((*layout.arrange(), *layout.arrange(later=True)), "")
     return _write_table(("input", "shown with", "values", "default", "what it does"), rows)
 
@@ -62,7 +62,7 @@ def _list_names(option: Option) -> str:
 
 
 def _make_input_rows(entries: Iterable[Entry], shown_with: str) -> Iterator[Row]:
-    """A row for every input, with the choice that shows it; inputs that several options show have one row."""
+    """Yield a row per input with the choice that shows it; inputs that several options show have one row."""
     for entry in entries:
         name = f"{entry.name} (advanced)" if entry.advanced else entry.name
         summary, *lines = entry.help.splitlines()
@@ -73,7 +73,7 @@ def _make_input_rows(entries: Iterable[Entry], shown_with: str) -> Iterator[Row]
 
 
 def _group_options(options: Mapping[str, tuple[Entry, ...]]) -> list[tuple[tuple[Entry, ...], list[str]]]:
-    """What is shown, with all options that show it."""
+    """Group the options that show the same inputs."""
     groups: list[tuple[tuple[Entry, ...], list[str]]] = []
     for option, shown in options.items():
         group = next((options for entries, options in groups if entries == shown), None)
@@ -85,7 +85,7 @@ def _group_options(options: Mapping[str, tuple[Entry, ...]]) -> list[tuple[tuple
 
 
 def _list_showing(options: Sequence[str], entry: Entry) -> str:
-    """Options of an entry; or the other ones, if they are fewer."""
+    """List the options that show an input, or the options that do not, if those are fewer."""
     missing = [option for option in entry.options if option not in options]
     if len(missing) < len(options):
         return "not " + ", ".join(map(_code, missing))

@@ -1,7 +1,7 @@
-"""Draw the pictures of the README and the manual anew: `python tools/readme_pictures.py`.
+"""Draw the pictures of the README and the manual: `python tools/readme_pictures.py`.
 
-Runs the pack in a ComfyUI, found as the tests find it, and takes pictures of its page: what they show has happened.
-Needs what the browser tests need, and Pillow. Writes into ``examples``.
+Runs the pack in a ComfyUI, found as in the tests, and takes screenshots of its page. Needs the packages of the browser
+tests and Pillow. Writes into ``examples``.
 """
 
 from __future__ import annotations
@@ -13,68 +13,64 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from calibrated_rounding.tests.comfyui.browser.site import Site, launch
-from calibrated_rounding.tests.comfyui.harness import PACK, Server, find_host
+from calibrated_rounding.tools.comfyui import PACK, Server, find_host
+from calibrated_rounding.tools.comfyui.browser import Site, launch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 FOLDER = PACK / "examples"
 BASE = Path(tempfile.gettempdir()) / "ComfyUI"
-"""Its name is seen in the pictures."""
+"""Its name appears in the pictures."""
 
 SCALE = 1.5
 COLOURS = 192
 MARGIN = 24
 PLAIN = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
 MODEL = "digits_wan.safetensors"
-BOXES = """() => window.app.graph.nodes.map(({ id }) => {
-  const { left, top, right, bottom } = document.querySelector(`[data-node-id="${id}"]`).getBoundingClientRect();
-  return [left, top, right, bottom];
-})"""
 
 Box = Mapping[str, float]
 
 
-def saved(site: Site) -> bytes:
-    """The three nodes when they have run."""
-    quantize, save = chain(site)
+def draw_saved(site: Site) -> bytes:
+    """Draw the three nodes after a run."""
+    quantize, save = create_chain(site)
     site.set(save, filename_prefix="diffusion_models/digits_int8")
     site.queue()
-    site.until(quantize, "done")
-    site.until(save, "done")
-    return picture(site, around(site))
+    site.watch_until(quantize, "done")
+    site.watch_until(save, "done")
+    return take_picture(site, bound_nodes(site))
 
 
-def with_a_notice(site: Site) -> bytes:
-    """What a node says before it runs."""
-    quantize, _ = chain(site)
+def draw_notice(site: Site) -> bytes:
+    """Draw a node's warning before it runs."""
+    quantize, _ = create_chain(site)
     site.set(quantize, format="float8_e4m3fn")
-    site.watch(quantize, lambda shown: "emulated" in shown["notices"] and "Planned" in shown["title"])
-    return picture(site, around(site))
+    site.watch(quantize, lambda panel: "emulated" in panel["notices"] and "Planned" in panel["title"])
+    return take_picture(site, bound_nodes(site))
 
 
-def report(site: Site) -> bytes:
-    """The full report of a model that was brought to a size, with its calibration."""
+def draw_report(site: Site) -> bytes:
+    """Draw the full report of a model quantized to a size, with a calibration."""
     workflow = json.loads((FOLDER / "quantize_to_a_size.json").read_text(encoding="utf-8"))
     quantize = next(node["id"] for node in workflow["nodes"] if "auto" in node.get("widgets_values", [])[:1])
-    site.page.evaluate("(workflow) => window.app.loadGraphData(workflow)", workflow)
-    site.wait(f"() => window.app.graph.nodes.length === {len(workflow['nodes'])}")
+    site.call("loadGraph", workflow)
+    site.wait("hasNodes", len(workflow["nodes"]))
     site.queue()
-    site.until(quantize, "done")
-    dialog = site.report(quantize)
+    site.watch_until(quantize, "done")
+    dialog = site.open_report(quantize)
     site.page.evaluate("() => document.activeElement.blur()")
-    return picture(site, dialog.bounding_box())
+    return take_picture(site, dialog.bounding_box())
 
 
 PICTURES: Mapping[str, Callable[[Site], bytes]] = {
-    "quantize_model": saved,
-    "before_the_run": with_a_notice,
-    "report": report,
+    "quantize_model": draw_saved,
+    "before_the_run": draw_notice,
+    "report": draw_report,
 }
 
 
-def chain(site: Site) -> tuple[int, int]:
-    """The ids of a quantize and a save node behind a loader."""
+def create_chain(site: Site) -> tuple[int, int]:
+    """Create a loader, a quantize and a save node; returns the ids of the last two."""
     types = ("UNETLoader", "CalibratedRoundingQuantizeModel", "CalibratedRoundingSaveModel")
     loader, quantize, save = (site.create(kind) for kind in types)
     site.set(loader, unet_name=MODEL)
@@ -83,24 +79,25 @@ def chain(site: Site) -> tuple[int, int]:
     return quantize, save
 
 
-def around(site: Site) -> Box:
-    lefts, tops, rights, bottoms = zip(*site.page.evaluate(BOXES), strict=True)
+def bound_nodes(site: Site) -> Box:
+    """Compute the box around all nodes."""
+    lefts, tops, rights, bottoms = zip(*site.call("nodeBoxes"), strict=True)
     x, y = min(lefts) - MARGIN, min(tops) - MARGIN
     return {"x": x, "y": y, "width": max(rights) + MARGIN - x, "height": max(bottoms) + MARGIN - y}
 
 
-def picture(site: Site, clip: Box) -> bytes:
+def take_picture(site: Site, clip: Box) -> bytes:
     return bytes(site.page.screenshot(clip=clip))
 
 
-def small(png: bytes) -> Image.Image:
-    """In a palette of few colours."""
+def reduce_colours(png: bytes) -> Image.Image:
+    """Convert a picture to a palette of few colours."""
     return Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
 
 
 def main() -> None:
     if BASE.exists():
-        raise SystemExit(f"{BASE} is there already; take it away first.")
+        raise SystemExit(f"{BASE} exists already; remove it first.")
     try:
         BASE.mkdir()
         with Server(find_host(), BASE) as server, sync_playwright() as playwright:
@@ -109,8 +106,8 @@ def main() -> None:
                 context = browser.new_context(viewport={"width": 1400, "height": 900}, device_scale_factor=SCALE)
                 site = Site(server, context.new_page(), BASE / "shots", nodes2=True)
                 site.open(**PLAIN)
-                site.page.evaluate("() => Object.assign(window.app.canvas.ds, { offset: [0, 120] })")
-                small(draw(site)).save(FOLDER / f"{name}.png", optimize=True)
+                site.call("setView", [0, 120])
+                reduce_colours(draw(site)).save(FOLDER / f"{name}.png", optimize=True)
                 context.close()
                 server.interrupt()
             browser.close()

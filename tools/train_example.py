@@ -41,7 +41,7 @@ DIM, FFN_DIM, BLOCKS = 256, 512, 2
 TEXT_TOKENS, TEXT_DIM = 4, 64
 AUTOENCODER_DIM = 8
 
-DROP_CLASS = 0.12  # share of training samples that are shown "nothing asked", for classifier-free guidance
+DROP_CLASS = 0.12  # share of training samples without a class, for classifier-free guidance
 TRAINING_SHIFT = 3.0  # how far training leans to noisy samples; sampling leans further
 SAMPLING_SHIFT = 8.0  # ComfyUI's setting for WAN 2.1
 EMA = 0.998
@@ -62,15 +62,15 @@ def main() -> None:
     model, table = train_transformer(pictures, classes, options.steps)
     save_transformer(model, table, options.out)
     for guidance in (1.0, 3.0):
-        share = recognised_share(model, table, pictures, classes, guidance)
-        print(f"guidance {guidance:g}: {share:.1%} of the samples are recognised as the digit asked for")
+        share = share_recognised(model, table, pictures, classes, guidance)
+        print(f"guidance {guidance:g}: {share:.1%} of the samples are recognised as the requested digit")
 
     autoencoder = train_autoencoder(pictures, options.autoencoder_steps)
-    save_file(stored(autoencoder, torch.float16), options.out / "vae" / "digits_vae.safetensors", {"format": "pt"})
+    save_file(to_tensors(autoencoder, torch.float16), options.out / "vae" / "digits_vae.safetensors", {"format": "pt"})
 
 
 def train_transformer(pictures: Tensor, classes: Tensor, steps: int) -> tuple[WanTransformer, Tensor]:
-    """The trained transformer and its conditioning table [CLASSES + 1, TEXT_TOKENS, TEXT_DIM]."""
+    """Train the transformer and its conditioning table ``[CLASSES + 1, TEXT_TOKENS, TEXT_DIM]``."""
     torch.manual_seed(SEED)
     latents = to_model_latent(enlarge(pictures, 32))
     model = WanTransformer(DIM, FFN_DIM, BLOCKS, TEXT_DIM)
@@ -80,7 +80,7 @@ def train_transformer(pictures: Tensor, classes: Tensor, steps: int) -> tuple[Wa
         clean, count = latents[indices], len(indices)
         asked = torch.where(torch.rand(count) < DROP_CLASS, NO_CLASS, classes[indices])
         context = table(asked).view(count, TEXT_TOKENS, TEXT_DIM)
-        sigma = shifted(torch.rand(count), TRAINING_SHIFT)
+        sigma = shift_time(torch.rand(count), TRAINING_SHIFT)
         noise = torch.randn_like(clean)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
         return F.mse_loss(model(noisy, sigma * TIMESTEPS, context), noise - clean)
@@ -90,7 +90,7 @@ def train_transformer(pictures: Tensor, classes: Tensor, steps: int) -> tuple[Wa
 
 
 def train_autoencoder(pictures: Tensor, steps: int) -> WanAutoencoder:
-    """An autoencoder between pictures of 64x64 and the latents that the transformer was trained on."""
+    """Train an autoencoder between pictures of 64x64 and the transformer's latents."""
     torch.manual_seed(SEED)
     latents = to_model_latent(enlarge(pictures, 32)).squeeze(2)
     rgb = enlarge(pictures, 64).expand(-1, 3, -1, -1) * 2 - 1
@@ -117,7 +117,17 @@ def train(
     batch: int,
     learning_rate: float,
 ) -> None:
-    """Train `module` with AdamW on `loss(indices of samples)` and leave it with the average of its weights (EMA)."""
+    """Train a module in place with AdamW; it ends with the exponential moving average of its weights.
+
+    Args:
+        name: For the progress.
+        module: What is trained.
+        loss: Loss of the samples with some indices.
+        samples: Number of samples.
+        steps: Training steps.
+        batch: Samples per step.
+        learning_rate: The highest of the schedule.
+    """
     average = copy.deepcopy(module).requires_grad_(False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -142,15 +152,15 @@ def train(
     module.requires_grad_(False)
 
 
-def shifted(time_left: Tensor, shift: float) -> Tensor:
-    """Noise level in [0, 1] of a time in [0, 1], leaning to noisy samples as rectified-flow models do."""
+def shift_time(time_left: Tensor, shift: float) -> Tensor:
+    """Map times in [0, 1] to noise levels in [0, 1], shifted to noisy samples as in rectified-flow models."""
     return shift * time_left / (1 + (shift - 1) * time_left)
 
 
 @torch.inference_mode()
 def sample(model: WanTransformer, table: Tensor, asked: Tensor, guidance: float, steps: int = 20) -> Tensor:
-    """Latents [N, 16, 1, 8, 8] of the classes asked for, by Euler's method on ComfyUI's simple schedule."""
-    sigmas = shifted(torch.linspace(1, 0, steps + 1), SAMPLING_SHIFT)
+    """Sample latents ``[N, 16, 1, 8, 8]`` of the requested classes: Euler's method, ComfyUI's simple schedule."""
+    sigmas = shift_time(torch.linspace(1, 0, steps + 1), SAMPLING_SHIFT)
     latent = torch.randn(len(asked), 16, 1, 8, 8)
     nothing = torch.full_like(asked, NO_CLASS)
     for sigma, following in pairwise(sigmas):
@@ -160,21 +170,21 @@ def sample(model: WanTransformer, table: Tensor, asked: Tensor, guidance: float,
     return latent
 
 
-def recognised_share(
+def share_recognised(
     model: WanTransformer, table: Tensor, pictures: Tensor, classes: Tensor, guidance: float, each: int = 20
 ) -> float:
-    """Share of samples that a support vector machine, trained on the real digits, takes for the class asked for."""
-    validator = SVC(gamma=0.05, C=10).fit(pictures.flatten(1).numpy(), classes.numpy())
+    """Compute the share of samples that a classifier, trained on the real digits, gives the requested class."""
+    classifier = SVC(gamma=0.05, C=10).fit(pictures.flatten(1).numpy(), classes.numpy())
     asked = torch.arange(CLASSES).repeat_interleave(each)
     small = F.avg_pool2d(from_model_latent(sample(model, table, asked, guidance)), 4)
-    return float(validator.score(small.flatten(1).numpy(), asked.numpy()))
+    return float(classifier.score(small.flatten(1).numpy(), asked.numpy()))
 
 
 def save_transformer(model: WanTransformer, table: Tensor, folder: Path) -> None:
-    """The model with the header that ComfyUI needs to build it, and the table with the meaning of its rows."""
+    """Save the model with the header that ComfyUI builds it from, and the table with the meaning of its rows."""
     config = json.dumps({"transformer": {"text_dim": TEXT_DIM}})
     save_file(
-        stored(model, torch.bfloat16),
+        to_tensors(model, torch.bfloat16),
         folder / "diffusion_models" / "digits_wan.safetensors",
         {"format": "pt", "config": config},
     )
@@ -186,7 +196,7 @@ def save_transformer(model: WanTransformer, table: Tensor, folder: Path) -> None
     )
 
 
-def stored(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+def to_tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: tensor.to(dtype).contiguous() for name, tensor in module.state_dict().items()}
 
 

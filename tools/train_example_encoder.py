@@ -1,9 +1,9 @@
 """Train the example text encoder from nothing: `python tools/train_example_encoder.py --models examples/models`.
 
-Needs what train_example.py needs, and sentencepiece; no ComfyUI and no download. The diffusion transformer and its
-class table in the folder are read and stay as they are: the encoder learns to say to the transformer, in as many tokens
-as a prompt has, what the row of the class asked for says to it in four. The result is the same for the same versions of
-the libraries on the same kind of processor.
+Needs the packages of train_example.py and sentencepiece; no ComfyUI and no download. The diffusion transformer and its
+class table in the folder are only read. The encoder learns to condition the transformer with a prompt's tokens as the
+requested class's row does with its four. The result is the same for the same versions of the libraries on the same kind
+of processor.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import Tensor
 from example_data import CLASSES, NO_CLASS, enlarge, load_pictures, to_model_latent
 from example_encoder import GemmaEncoder, Sizes
 from example_model import TIMESTEPS, WanTransformer
-from example_prompts import HELD_OUT, SEEN, named, prompts
-from example_vocabulary import Tokenizer, trained_vocabulary
-from train_example import BLOCKS, DIM, FFN_DIM, SEED, TEXT_DIM, THREADS, TRAINING_SHIFT, shifted, stored, train
+from example_prompts import HELD_OUT, SEEN, fill_template, generate_prompts
+from example_vocabulary import Tokenizer, train_vocabulary
+from train_example import BLOCKS, DIM, FFN_DIM, SEED, TEXT_DIM, THREADS, TRAINING_SHIFT, shift_time, to_tensors, train
 
 PROMPTS = 8000
 FAMILY = "gemma2_2b"
@@ -39,7 +39,7 @@ SIZES = Sizes(
     num_key_value_heads=1,
 )
 PADDING = 4
-"""Pad tokens after every prompt. They know all of it: without them "7" would have one token to ask for a 7 with."""
+"""Pad tokens after every prompt, which attend to all of it; without them "7" would be a single token."""
 LAST_SHARE = 0.2  # of the samples that learn the hidden state after the last block, for CLIP Set Last Layer at -1
 
 
@@ -49,17 +49,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1600, help="training steps (default 1600)")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    texts = prompts(PROMPTS, Random(SEED))
-    vocabulary = trained_vocabulary([text for text, _ in texts if text.isascii()], SIZES.vocab_size)
+    texts = generate_prompts(PROMPTS, Random(SEED))
+    vocabulary = train_vocabulary([text for text, _ in texts if text.isascii()], SIZES.vocab_size)
     tokenizer, teacher = Tokenizer(vocabulary, PADDING), Teacher(options.models)
     encoder = train_encoder(teacher, Batches(tokenizer, texts), options.steps)
     save_encoder(encoder, vocabulary, options.models)
     for name, templates in (("seen", SEEN), ("held-out", HELD_OUT)):
-        print(f"{name} prompts: {missed_share(encoder, teacher, tokenizer, templates):.2%} of the class is missed")
+        print(f"{name} prompts: {share_missed(encoder, teacher, tokenizer, templates):.2%} of the class is missed")
 
 
 class Teacher:
-    """The shipped diffusion transformer, frozen, and its class table [CLASSES + 1, tokens, TEXT_DIM]."""
+    """The shipped diffusion transformer, frozen, and its class table ``[CLASSES + 1, tokens, TEXT_DIM]``."""
 
     def __init__(self, folder: Path) -> None:
         self.model = WanTransformer(DIM, FFN_DIM, BLOCKS, TEXT_DIM)
@@ -71,52 +71,52 @@ class Teacher:
         self.members = [torch.nonzero(classes == digit).flatten() for digit in range(CLASSES)]
         self.members.append(torch.arange(len(classes)))
 
-    def noisy(self, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """Real digits of the classes asked for, any for none, between clean and noise; and the timesteps."""
+    def draw_noisy(self, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw noisy real digits of the requested classes (any digit for `NO_CLASS`), and their timesteps."""
         rows = [self.members[row][torch.randint(len(self.members[row]), ())] for row in asked.tolist()]
         clean = self.latents[torch.stack(rows)]
-        sigma = shifted(torch.rand(len(asked)), TRAINING_SHIFT)
+        sigma = shift_time(torch.rand(len(asked)), TRAINING_SHIFT)
         return torch.lerp(clean, torch.randn_like(clean), sigma.view(-1, 1, 1, 1, 1)), sigma * TIMESTEPS
 
     def error(self, context: Tensor, asked: Tensor) -> Tensor:
-        """Mean square of what ``context`` [N, tokens, TEXT_DIM] changes in the velocity against the rows asked for."""
-        noisy, timestep = self.noisy(asked)
+        """Mean squared difference of the velocity with ``context [N, tokens, TEXT_DIM]`` and with the classes' rows."""
+        noisy, timestep = self.draw_noisy(asked)
         with torch.no_grad():
-            wanted = self.model(noisy, timestep, self.table[asked])
-        return F.mse_loss(self.model(noisy, timestep, context), wanted)
+            reference = self.model(noisy, timestep, self.table[asked])
+        return F.mse_loss(self.model(noisy, timestep, context), reference)
 
 
 class Batches:
-    """Prompts by their number of tokens: the transformer knows no padding, so a batch has prompts of one length."""
+    """Prompts grouped by their number of tokens: the transformer has no padding, so a batch has one length."""
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> None:
         encoded = [(tokenizer(text), asked) for text, asked in texts]
         self.lengths = [len(tokens) for tokens, _ in encoded]
-        self.groups = {length: _stacked(encoded, length) for length in sorted(set(self.lengths))}
+        self.groups = {length: _stack(encoded, length) for length in sorted(set(self.lengths))}
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens [N, length] and classes asked for [N], for every length."""
+        """Yield tokens ``[N, length]`` and requested classes ``[N]`` for every length."""
         return iter(self.groups.values())
 
-    def like(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of as many prompts as there are indices, all as long as the first index's prompt."""
+    def select(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Select as many prompts as there are indices, all of the first one's length: tokens and classes."""
         tokens, asked = self.groups[self.lengths[int(indices[0])]]
         chosen = indices % len(tokens)
         return tokens[chosen], asked[chosen]
 
 
-def _stacked(encoded: Sequence[tuple[Tensor, int]], length: int) -> tuple[Tensor, Tensor]:
+def _stack(encoded: Sequence[tuple[Tensor, int]], length: int) -> tuple[Tensor, Tensor]:
     group = [(tokens, asked) for tokens, asked in encoded if len(tokens) == length]
     return torch.stack([tokens for tokens, _ in group]), torch.tensor([asked for _, asked in group])
 
 
 def train_encoder(teacher: Teacher, batches: Batches, steps: int) -> GemmaEncoder:
-    """An encoder after which the transformer predicts the velocity that it predicts after the row asked for."""
+    """Train an encoder with which the transformer predicts the same velocity as with the requested class's row."""
     torch.manual_seed(SEED)
     encoder = GemmaEncoder(SIZES)
 
     def loss(indices: Tensor) -> Tensor:
-        tokens, asked = batches.like(indices)
+        tokens, asked = batches.select(indices)
         usual, last = encoder(tokens)
         return teacher.error(torch.where(torch.rand(len(asked), 1, 1) < LAST_SHARE, last, usual), asked)
 
@@ -125,11 +125,11 @@ def train_encoder(teacher: Teacher, batches: Batches, steps: int) -> GemmaEncode
 
 
 @torch.inference_mode()
-def missed_share(encoder: GemmaEncoder, teacher: Teacher, tokenizer: Tokenizer, templates: Sequence[str]) -> float:
-    """Error of the velocity after prompts, as a share of the error after the row that asks for nothing."""
+def share_missed(encoder: GemmaEncoder, teacher: Teacher, tokenizer: Tokenizer, templates: Sequence[str]) -> float:
+    """Compute the velocity's error with prompts, as a share of the error with the row for no class."""
     torch.manual_seed(SEED)
     texts = [
-        (named(template, digit, numeral), digit)
+        (fill_template(template, digit, numeral), digit)
         for template in templates
         for digit in range(CLASSES)
         for numeral in (False, True)
@@ -142,12 +142,12 @@ def missed_share(encoder: GemmaEncoder, teacher: Teacher, tokenizer: Tokenizer, 
 
 
 def save_encoder(encoder: GemmaEncoder, vocabulary: bytes, folder: Path) -> None:
-    """The encoder with its vocabulary, and a header with what ComfyUI does not find in the tensors."""
+    """Save the encoder with its vocabulary, and a header with the sizes that the tensors do not show."""
     path = folder / "text_encoders" / "digits_gemma2.safetensors"
     path.parent.mkdir(exist_ok=True)
     spiece = torch.frombuffer(bytearray(vocabulary), dtype=torch.uint8)
     config = json.dumps({FAMILY: asdict(SIZES), "min_padding": PADDING})
-    save_file(stored(encoder, torch.bfloat16) | {"spiece_model": spiece}, path, {"format": "pt", "config": config})
+    save_file(to_tensors(encoder, torch.bfloat16) | {"spiece_model": spiece}, path, {"format": "pt", "config": config})
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""How close two models' latents are, in figures and pictures. Knows no ComfyUI."""
+"""Comparing two models by their latents: figures, pictures and seeds. Knows no ComfyUI."""

@@ -1,10 +1,10 @@
-"""How close the latents that one model samples come to those of another, from the same noise."""
+"""Comparing the latents that two models sample from the same noise, a reference and a candidate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -14,32 +14,35 @@ from ...quant.text import table
 
 @dataclass(frozen=True)
 class Closeness:
-    """psnr_db: 20 log10(peak / root mean square error), infinite where nothing differs. cosine: of both as vectors.
-    relative_error: ||made - wanted|| / ||wanted||, infinite where only ``wanted`` is zero. NaN in, NaN out.
-    """
+    """How close a tensor is to a reference. NaN in a tensor makes every figure NaN."""
 
     psnr_db: float
+    """20 log10(peak / root mean square error); infinite if nothing differs."""
     cosine: float
+    """Cosine similarity of both as vectors."""
     relative_error: float
+    """||candidate - reference|| / ||reference||; infinite if only the reference is zero."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One sampling, on the CPU: the finished latents ``final [B, C, ...]``, and what the model took them for at each
-    step (its prediction with all noise removed), of the same shape and in the same space.
-    """
+    """One sampling, on the CPU."""
 
     steps: Sequence[Tensor]
+    """The model's denoised prediction at each step, in the shape and the space of the finished latents."""
     final: Tensor
+    """The finished latents ``[B, C, ...]``."""
 
 
 @dataclass(frozen=True)
 class SeedComparison:
-    """steps: empty where the sampler took different numbers of steps with the two models."""
+    """The latents of both models at one seed."""
 
     seed: int
     steps: tuple[Closeness, ...]
+    """Of each step; empty if the sampler took different numbers of steps with the two models."""
     final: Closeness
+    """Of the finished latents."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +53,28 @@ class LatentComparison:
 
     @property
     def mean(self) -> Closeness:
-        """Over the seeds' finished latents, each figure for itself; decibels are averaged as decibels."""
-        finals = [found.final for found in self.seeds]
-        return Closeness(*(sum(figures) / len(finals) for figures in zip(*map(_figures, finals), strict=True)))
+        """The mean over the seeds' finished latents, figure by figure; decibels are averaged as decibels."""
+        finals = [comparison.final for comparison in self.seeds]
+        return Closeness(*(sum(figures) / len(finals) for figures in zip(*map(astuple, finals), strict=True)))
 
     def summary(self) -> str:
-        """The finished latents' figures, a line for each seed."""
-        rows = [("seed", *HEAD), *((str(found.seed), *_cells(found.final)) for found in self.seeds)]
+        """The figures of the finished latents, a line for each seed."""
+        rows = [("seed", *HEAD), *((str(comparison.seed), *_cells(comparison.final)) for comparison in self.seeds)]
         rows += [("mean", *_cells(self.mean))] if len(self.seeds) > 1 else []
         return "\n".join(["Finished latents, candidate against reference:", *table(rows, RIGHT)])
 
     def table(self) -> str:
-        """`summary`, and the same figures for each step."""
+        """`summary`, and the figures of each step."""
         rows = [
-            (str(found.seed), str(step), *_cells(closeness))
-            for found in self.seeds
-            for step, closeness in enumerate(found.steps, 1)
+            (str(comparison.seed), str(step), *_cells(closeness))
+            for comparison in self.seeds
+            for step, closeness in enumerate(comparison.steps, 1)
         ]
-        uneven = [str(found.seed) for found in self.seeds if not found.steps]
+        uneven = [str(comparison.seed) for comparison in self.seeds if not comparison.steps]
         parts = [self.summary()]
         if rows:
             lines = table([("seed", "step", *HEAD), *rows], RIGHT)
-            parts.append("\n".join(["What the models take the finished latents for, step by step:", *lines]))
+            parts.append("\n".join(["Denoised predictions, step by step:", *lines]))
         if uneven:
             parts.append(
                 f"Not compared by step: the models took different numbers of steps at seed {', '.join(uneven)}."
@@ -83,33 +86,39 @@ HEAD = ("PSNR dB", "cosine", "relative error")
 RIGHT = frozenset(range(5))
 
 
-def closeness(made: Tensor, wanted: Tensor, peak: float | None = None) -> Closeness:
-    """Compare tensors of one shape, in double precision. ``peak`` is PSNR's; by default the range of ``wanted``."""
-    peak = span(wanted) if peak is None else peak
-    made, wanted = made.double().flatten(), wanted.double().flatten()
-    error, size = float((made - wanted).norm()), float(wanted.norm())
+def measure_closeness(candidate: Tensor, reference: Tensor, peak: float | None = None) -> Closeness:
+    """Compare two tensors of one shape, in double precision.
+
+    Args:
+        candidate: The tensor to judge.
+        reference: The tensor to compare with.
+        peak: Peak of the PSNR; None: the range of ``reference``.
+    """
+    peak = value_range(reference) if peak is None else peak
+    candidate, reference = candidate.double().flatten(), reference.double().flatten()
+    error, norm = float((candidate - reference).norm()), float(reference.norm())
     return Closeness(
-        20 * _log10_ratio(peak, error / math.sqrt(len(wanted))),
-        _cosine(float(made @ wanted), float(made.norm()) * size, error),
-        error / size if size else (math.inf if error else 0.0),
+        20 * _log10_ratio(peak, error / math.sqrt(len(reference))),
+        _cosine(float(candidate @ reference), float(candidate.norm()) * norm, error),
+        error / norm if norm else (math.inf if error else 0.0),
     )
 
 
-def span(latents: Tensor) -> float:
-    """The range of all values."""
+def value_range(latents: Tensor) -> float:
+    """The largest value minus the smallest."""
     lowest, highest = torch.aminmax(latents.double())
     return float(highest - lowest)
 
 
-def compare_traces(seed: int, made: Trace, wanted: Trace) -> SeedComparison:
-    """The peak of all figures is the range of the reference's finished latents, so that steps can be compared."""
-    peak = span(wanted.final)
-    even = len(made.steps) == len(wanted.steps)
-    pairs = zip(made.steps, wanted.steps, strict=True) if even else ()
+def compare_traces(seed: int, candidate: Trace, reference: Trace) -> SeedComparison:
+    """Compare two samplings. The peak of every figure is the range of the reference's finished latents."""
+    peak = value_range(reference.final)
+    even = len(candidate.steps) == len(reference.steps)
+    pairs = zip(candidate.steps, reference.steps, strict=True) if even else ()
     return SeedComparison(
         seed,
-        tuple(closeness(step, other, peak) for step, other in pairs),
-        closeness(made.final, wanted.final, peak),
+        tuple(measure_closeness(step, other, peak) for step, other in pairs),
+        measure_closeness(candidate.final, reference.final, peak),
     )
 
 
@@ -119,16 +128,12 @@ def _log10_ratio(peak: float, error: float) -> float:
     return math.log10(peak / error) if peak > 0 else -math.inf
 
 
-def _cosine(product: float, sizes: float, error: float) -> float:
+def _cosine(product: float, norms: float, error: float) -> float:
     if error == 0:
         return 1.0
-    return product / sizes if sizes else 0.0
+    return product / norms if norms else 0.0
 
 
-def _figures(found: Closeness) -> tuple[float, float, float]:
-    return found.psnr_db, found.cosine, found.relative_error
-
-
-def _cells(found: Closeness) -> tuple[str, str, str]:
-    psnr = "identical" if found.psnr_db == math.inf else f"{found.psnr_db:.2f}"
-    return psnr, f"{found.cosine:.6f}", f"{found.relative_error:.5f}"
+def _cells(closeness: Closeness) -> tuple[str, str, str]:
+    psnr = "identical" if closeness.psnr_db == math.inf else f"{closeness.psnr_db:.2f}"
+    return psnr, f"{closeness.cosine:.6f}", f"{closeness.relative_error:.5f}"

@@ -1,4 +1,4 @@
-"""Seeds as a user writes them: numbers and ranges. Knows no ComfyUI."""
+"""Seeds as a user writes them: numbers and ranges."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import re
 
 from ...quant.errors import QuantError
 
-LARGEST = 2**64 - 1
-MOST = 1000
+MAX_SEED = 2**64 - 1
+MAX_SEEDS = 1000
 
 RANGE = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """The seeds of ``"1, 2, 8-11"``, each once, in the order written; commas, semicolons and white space separate.
+    """Parse seeds such as ``"1, 2, 8-11"``; commas, semicolons and white space separate.
 
-    Raises QuantError for no seed, for what is neither a number nor a rising range, for a seed above `LARGEST`, and for
-    more than `MOST`.
+    Returns:
+        Each seed once, in the order written.
+
+    Raises:
+        QuantError: if there is no seed, a word is neither a number nor a rising range, a seed is above `MAX_SEED`, or
+            there are more than `MAX_SEEDS`.
     """
     words = re.sub(r"\s*-\s*", "-", text).replace(",", " ").replace(";", " ").split()
     if not words:
-        raise QuantError("No seed is given: write some, such as 1, 2, 8-11.")
-    ranges = [_range(word) for word in words]
-    if sum(seeds.stop - seeds.start for seeds in ranges) > MOST:
-        raise QuantError(f"'{text.strip()}' names more than {MOST} seeds; give fewer.")
+        raise QuantError("There is no seed: write some, such as 1, 2, 8-11.")
+    ranges = [_parse_range(word) for word in words]
+    if sum(seeds.stop - seeds.start for seeds in ranges) > MAX_SEEDS:
+        raise QuantError(f"'{text.strip()}' names more than {MAX_SEEDS} seeds; give fewer.")
     return tuple(dict.fromkeys(seed for seeds in ranges for seed in seeds))
 
 
-def _range(word: str) -> range:
+def _parse_range(word: str) -> range:
     match = RANGE.fullmatch(word)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if last < first:
         raise QuantError(f"'{word}' is neither a seed nor a range of seeds; write numbers such as 1, 2, 8-11.")
-    if last > LARGEST:
-        raise QuantError(f"The seed {last} is too large; the largest is {LARGEST}.")
+    if last > MAX_SEED:
+        raise QuantError(f"The seed {last} is too large; the largest is {MAX_SEED}.")
     return range(first, last + 1)

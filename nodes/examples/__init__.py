@@ -1,1 +1,1 @@
-"""The models that come with the pack, and how ComfyUI finds them."""
+"""The models that come with the pack: the folders that hold them, and the header of the text encoder."""

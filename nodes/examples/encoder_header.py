@@ -1,4 +1,4 @@
-"""What a small Gemma 2 text encoder's header states of it; ComfyUI's loaders take what is true of the 2B model."""
+"""The header of a small Gemma 2 text encoder: the sizes, which ComfyUI's loaders take from the 2B model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ...quant.files.header import TensorInfo
 from ...quant.files.strict_json import parse_object
 
 FIELD = "config"
-"""The header's field, JSON: {`FAMILY`: {size: number}, `PADDING`: number}."""
+"""Text field of the header, JSON: {`FAMILY`: {size: number}, `PADDING`: number}."""
 
 FAMILY = "gemma2_2b"
-"""ComfyUI's name for the architecture. Of those that it runs quantized, this one fixes no width and needs no tokenizer
-beside the file.
+"""ComfyUI's name for the architecture: of those that it runs quantized, the one without fixed widths and with the
+tokenizer in the file.
 """
 
 PADDING = "min_padding"
-"""How many pad tokens end every prompt; left out, none."""
+"""Number of pad tokens at the end of every prompt; 0 if left out."""
 
-MOST_PADDING = 512
+MAX_PADDING = 512
 
-FEWEST_LAYERS = 3
-"""ComfyUI encodes with the state after the last layer but one, and takes no encoder where that is the first."""
+MIN_LAYERS = 3
+"""ComfyUI encodes with the state after the last layer but one, which must not be the first."""
 
 HEAD_DIM = 256
-"""ComfyUI's, for every size of the model."""
+"""Fixed by ComfyUI for every size of the model."""
 
 EMBEDDING, NORM, TOKENIZER = "model.embed_tokens.weight", "model.norm.weight", "spiece_model"
 LAYER = "model.layers.{}.{}.weight"
@@ -39,21 +39,24 @@ PARTS = (
     *(GATE, "mlp.up_proj", "mlp.down_proj"),
     *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
 )
-"""What every layer has a weight of."""
+"""Modules of every layer that have a weight."""
 
 
 @dataclass(frozen=True)
-class Stated:
-    """ComfyUI's options for an encoder and its tokenizer."""
+class EncoderOptions:
+    """Options with which ComfyUI builds the encoder that was trained."""
 
     model: dict[str, dict[str, int]]
+    """For the loader."""
     tokenizer: dict[str, int]
+    """For the tokenizer."""
 
 
-def stated(path: Path) -> Stated:
-    """The options by which ComfyUI makes of a file the encoder that was trained.
+def read_encoder_options(path: Path) -> EncoderOptions:
+    """Read the options from a file's header.
 
-    Raises QuantError for a file that states no sizes, lacks a tensor, or whose tensors have other sizes.
+    Raises:
+        QuantError: if the header has no sizes, a tensor is missing, or the tensors have other sizes.
     """
     header = read_header(path)
     config = parse_object(header.metadata.get(FIELD, "{}").encode(), path, f"the header's field '{FIELD}'")
@@ -61,51 +64,52 @@ def stated(path: Path) -> Stated:
         raise QuantError(
             f"'{path.name}' does not state a small text encoder's sizes in its header; load it with Load CLIP."
         )
-    missing = next((name for name in _names(header.tensors) if name not in header.tensors), None)
+    missing = next((name for name in _list_names(header.tensors) if name not in header.tensors), None)
     if missing is not None:
         raise QuantError(f"'{path.name}' has no tensor '{missing}'; the file is damaged, fetch it again.")
-    sizes = _sizes(header.tensors)
+    sizes = _read_sizes(header.tensors)
     if sizes != config[FAMILY]:
         raise QuantError(
             f"'{path.name}' states other sizes in its header than its tensors have; the file is damaged, fetch it "
             "again."
         )
-    return Stated({f"{FAMILY}_model_config": sizes}, {f"{FAMILY}_{PADDING}": _padding(path, config.get(PADDING, 0))})
+    padding = _check_padding(path, config.get(PADDING, 0))
+    return EncoderOptions({f"{FAMILY}_model_config": sizes}, {f"{FAMILY}_{PADDING}": padding})
 
 
-def _padding(path: Path, tokens: Any) -> int:
-    if type(tokens) is not int or not 0 <= tokens <= MOST_PADDING:
+def _check_padding(path: Path, tokens: Any) -> int:
+    if type(tokens) is not int or not 0 <= tokens <= MAX_PADDING:
         raise QuantError(
-            f"'{path.name}' states a '{PADDING}' in its header that is no number up to {MOST_PADDING}; the file is "
+            f"'{path.name}' states a '{PADDING}' in its header that is no number up to {MAX_PADDING}; the file is "
             "damaged, fetch it again."
         )
     return tokens
 
 
-def _layers(tensors: Mapping[str, TensorInfo]) -> int:
+def _count_layers(tensors: Mapping[str, TensorInfo]) -> int:
     return sum(name.endswith(f".{QUERY}.weight") for name in tensors)
 
 
-def _names(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
-    """Every tensor that an encoder of as many layers needs, quantized or not."""
+def _list_names(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
+    """The tensors that an encoder of this many layers needs, quantized or not."""
     yield from (EMBEDDING, NORM, TOKENIZER)
-    yield from (LAYER.format(layer, part) for layer in range(max(FEWEST_LAYERS, _layers(tensors))) for part in PARTS)
+    yield from (LAYER.format(layer, part) for layer in range(max(MIN_LAYERS, _count_layers(tensors))) for part in PARTS)
 
 
-def _sizes(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """The tensors' sizes, named as in ComfyUI's configuration of the model; FP8 and INT8 keep a weight's shape."""
+def _read_sizes(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """The sizes by the tensors' shapes, named as in ComfyUI's configuration; FP8 and INT8 keep a weight's shape."""
     query, key, gate = (_matrix(tensors[LAYER.format(0, part)]) for part in (QUERY, KEY, GATE))
     vocabulary, width = _matrix(tensors[EMBEDDING])
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": gate[0],
-        "num_hidden_layers": _layers(tensors),
+        "num_hidden_layers": _count_layers(tensors),
         "num_attention_heads": query[0] // HEAD_DIM,
         "num_key_value_heads": key[0] // HEAD_DIM,
     }
 
 
 def _matrix(tensor: TensorInfo) -> tuple[int, int]:
-    """Rows and columns; none of a tensor that is no matrix."""
+    """Rows and columns; zeros if the tensor is no matrix."""
     return tensor.shape if len(tensor.shape) == 2 else (0, 0)

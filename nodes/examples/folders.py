@@ -1,4 +1,4 @@
-"""Makes the stock loaders list the pack's example models."""
+"""The folders of the example models, for the stock loaders' menus."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import folder_paths
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 
 FOLDERS = {kind: kind for kind in ("diffusion_models", "text_encoders", "vae")} | {"vae_approx": "vae"}
-"""A kind of model folder, and the folder of the examples that holds such models."""
+"""Kind of model folder in ComfyUI -> folder of the examples with models of that kind."""
 
 
-def register() -> None:
+def add_example_folders() -> None:
     """Add the example folders that exist to ComfyUI's model folders."""
     for kind, name in FOLDERS.items():
         if (MODELS / name).is_dir():

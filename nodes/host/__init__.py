@@ -1,1 +1,1 @@
-"""What touches ComfyUI's internals: its models, text encoders, loaders and runs, behind functions of our own."""
+"""ComfyUI's internals behind functions of our own: models, text encoders, sampling, loaders, the server."""

@@ -1,4 +1,4 @@
-"""Recording what a CLIP's text encoders are fed while ComfyUI encodes prompts with it."""
+"""Recording the inputs of a CLIP's text encoders while ComfyUI encodes prompts with it."""
 
 from __future__ import annotations
 
@@ -8,42 +8,55 @@ from typing import Any
 
 import comfy.utils
 
-from ...quant.calibration.file import Calibration
+from ...quant.calibration.calibration import Calibration
 from ...quant.calibration.recorder import Recorder
 from . import running
-from .encoders import Part, part_tensors, runnable_parts
-from .recording import float_fingerprints
+from .encoders import Part, find_runnable_parts, read_part_tensors
+from .plain_forward import plain_forward
+from .recording import fingerprint_layers
+from .server import send_text
 
 
 def calibrate_encoder(
     clip: Any, prompts: Sequence[str], rows: int, budget: int, node_id: str | None = None
 ) -> Calibration:
-    """Encode every prompt as CLIP Text Encode does and record the layers of the encoders that ComfyUI runs quantized.
+    """Encode prompts as CLIP Text Encode does and record the encoders that ComfyUI runs quantized.
 
-    Layers are named as in an encoder's own file; those of several encoders begin with the encoder's name and a dot.
-    Raises QuantError for a CLIP with no such encoder, or a quantized one.
+    Args:
+        clip: The CLIP.
+        prompts: The prompts.
+        rows: Most rows to keep of each layer.
+        budget: Memory budget of all rows in bytes.
+        node_id: Of the node, for its progress bar.
+
+    Returns:
+        The calibration. Layers are named as in the encoder's own file, after `part_prefixes`.
+
+    Raises:
+        QuantError: if the CLIP has no such encoder, or is quantized.
     """
-    prefixes = part_prefixes(runnable_parts(clip))
+    prefixes = part_prefixes(find_runnable_parts(clip))
     fingerprints = {
-        prefix + layer: found
+        prefix + layer: digest
         for part, prefix in prefixes.items()
-        for layer, found in float_fingerprints(part_tensors(clip, part)).items()
+        for layer, digest in fingerprint_layers(read_part_tensors(clip, part)).items()
     }
     recorder = Recorder(rows, budget)
     with ExitStack() as stack:
         for part, prefix in prefixes.items():
             encoder = clip.cond_stage_model.get_submodule(part.prefix.removesuffix("."))
+            stack.enter_context(plain_forward(encoder))
             stack.enter_context(recorder.watch(encoder, prefix, fingerprints))
         _encode(clip, prompts, node_id)
     return recorder.calibration(fingerprints)
 
 
 def part_prefixes(parts: Sequence[Part]) -> Mapping[Part, str]:
-    """What the names of each encoder's layers begin with in a calibration: nothing where there is one encoder."""
+    """Encoder -> prefix of its layer names in a calibration: its name and a dot, or nothing if it is alone."""
     return {part: f"{part.name}." if len(parts) > 1 else "" for part in parts}
 
 
-def calibration_of(part: Part, calibration: Calibration) -> Calibration:
+def select_part(calibration: Calibration, part: Part) -> Calibration:
     """An encoder's share of a calibration that was recorded with others beside it, or with it alone."""
     return calibration.under(f"{part.name}.") or calibration
 
@@ -52,6 +65,6 @@ def _encode(clip: Any, prompts: Sequence[str], node_id: str | None) -> None:
     bar = comfy.utils.ProgressBar(len(prompts), node_id=node_id)
     for done, prompt in enumerate(prompts):
         running.stop_if_interrupted()
-        running.send_text(f"prompt {done + 1} of {len(prompts)}", node_id)
+        send_text(f"prompt {done + 1} of {len(prompts)}", node_id)
         clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
         bar.update_absolute(done + 1, len(prompts))

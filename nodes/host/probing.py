@@ -1,4 +1,4 @@
-"""Measuring how sensitive what a MODEL samples is to each of its layers."""
+"""Measuring how sensitive the latents that a MODEL samples are to each of its layers."""
 
 from __future__ import annotations
 
@@ -9,41 +9,54 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...quant.calibration.sensitivity import Perturbation, probe
+from ...quant.calibration.sensitivity import Perturbation, measure_sensitivities
+from .plain_forward import plain_forward
 
 PROBING = "calibrated_rounding_probing"
+"""Key of the wrapper that perturbs a layer."""
 
 Sample = Callable[[Any, int], Tensor]
-"""Samples with a MODEL's patcher, from the same seed each time; counted from 0. Gives the finished latents."""
+"""Samples with a MODEL from the same seed each time: takes the MODEL and the number of earlier calls, gives latents."""
 
 
 class SamplingProbe:
-    """Disturbs one layer of a diffusion model at a time in the runs that `wrap` sees."""
+    """Perturbs one layer of a diffusion model at a time in the samplings that `wrap` sees."""
 
     def __init__(self, patcher: Any) -> None:
-        self._clone, self._runs = patcher.clone(), 0
+        self._clone, self._calls = patcher.clone(), 0
         self._perturbation: Perturbation | None = None
         self._clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, PROBING, self.wrap)
 
     def wrap(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
-        """A wrapper of the host's SAMPLER_SAMPLE: object patches are in place there, and every step is inside."""
-        if self._perturbation is None:
-            return executor(guider, *args, **kwargs)
-        with self._perturbation.inside(guider.model_patcher.model.diffusion_model):
-            return executor(guider, *args, **kwargs)
+        """A wrapper of ComfyUI's SAMPLER_SAMPLE: object patches are in place there, and every step is inside."""
+        model = guider.model_patcher.model.diffusion_model
+        # Also where nothing is perturbed, as the reference must be computed in the same way.
+        with plain_forward(model):
+            if self._perturbation is None:
+                return executor(guider, *args, **kwargs)
+            with self._perturbation.apply(model):
+                return executor(guider, *args, **kwargs)
 
-    def sensitivities(self, layers: Sequence[str], sample: Sample) -> dict[str, float]:
-        """Of ``layers``, named as `diffusion_tensors` names them, from one call of ``sample`` for each and one more."""
+    def measure(self, layers: Sequence[str], sample: Sample) -> dict[str, float]:
+        """Measure sensitivities with one call of ``sample`` for each layer, and one more.
+
+        Args:
+            layers: Named as `read_diffusion_tensors` names them.
+            sample: Samples with a MODEL.
+
+        Returns:
+            Layer -> sensitivity, as `measure_sensitivities`.
+        """
 
         def run(perturbation: Perturbation | None) -> Tensor:
-            self._perturbation, index = perturbation, self._runs
-            self._runs += 1
-            return flat(sample(self._clone, index))
+            self._perturbation, index = perturbation, self._calls
+            self._calls += 1
+            return flatten_latents(sample(self._clone, index))
 
-        return probe(layers, run)
+        return measure_sensitivities(layers, run)
 
 
-def flat(latents: Any) -> Tensor:
-    """All values of latents, which may be the nested ones of several streams."""
-    parts = latents.unbind() if latents.is_nested else [latents]
-    return torch.cat([part.flatten() for part in parts])
+def flatten_latents(latents: Any) -> Tensor:
+    """All values of latents in one dimension, also of nested latents (several streams, such as video and sound)."""
+    streams = latents.unbind() if latents.is_nested else [latents]
+    return torch.cat([stream.flatten() for stream in streams])

@@ -1,4 +1,4 @@
-"""Recording what a MODEL's layers are fed while ComfyUI samples with it."""
+"""Recording the inputs of a MODEL's layers while ComfyUI samples with it."""
 
 from __future__ import annotations
 
@@ -9,32 +9,44 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...quant import QuantError
-from ...quant.calibration.file import Calibration
+from ...quant.calibration.calibration import Calibration
 from ...quant.calibration.recorder import Recorder
 from ...quant.calibration.statistics import fingerprint
 from ...quant.files.quantized import quantized_layers
 from ...quant.files.sources import StateDictSource
 from ...quant.files.tensors import WEIGHT
-from .models import RECORDING, diffusion_tensors, origin_of
+from .origin import read_diffusion_tensors, read_origin
+from .plain_forward import plain_forward
+
+RECORDING = "calibrated_rounding_recording"
+"""Key of the wrapper that records; a rebuilt model does not keep it."""
 
 
 class SamplingRecorder:
-    """Collects the inputs of a diffusion model's linear layers in every run that `wrap` sees.
+    """Collects the inputs of a diffusion model's linear layers in every sampling that `wrap` sees.
 
-    fingerprints: of the original weights, whatever is patched while they run; only layers that are in it are recorded.
-    Layers are named as `diffusion_tensors` names them.
+    Args:
+        rows: Most rows to keep of each layer.
+        budget: Memory budget of all rows in bytes.
+        fingerprints: Of the original weights, whatever is patched while they run. Layers are named as
+            `read_diffusion_tensors` names them; others than these are not recorded.
     """
 
     def __init__(self, rows: int, budget: int, fingerprints: dict[str, str]) -> None:
         self._recorder, self._fingerprints = Recorder(rows, budget), fingerprints
 
     def wrap(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
-        """A wrapper of the host's SAMPLER_SAMPLE: object patches are in place there, and every step is inside."""
-        with self._recorder.watch(guider.model_patcher.model.diffusion_model, layers=self._fingerprints):
+        """A wrapper of ComfyUI's SAMPLER_SAMPLE: object patches are in place there, and every step is inside."""
+        model = guider.model_patcher.model.diffusion_model
+        with plain_forward(model), self._recorder.watch(model, layers=self._fingerprints):
             return executor(guider, *args, **kwargs)
 
     def calibration(self) -> Calibration:
-        """What was recorded up to now. Raises QuantError if that is nothing."""
+        """The calibration of all that was recorded up to now.
+
+        Raises:
+            QuantError: if nothing was recorded.
+        """
         try:
             return self._recorder.calibration(self._fingerprints)
         except QuantError:
@@ -44,16 +56,32 @@ class SamplingRecorder:
             ) from None
 
 
-def record(patcher: Any, rows: int, budget: int) -> tuple[Any, SamplingRecorder]:
-    """A clone of a MODEL's patcher that records each run, and its recorder. Raises QuantError for a quantized model."""
-    recorder = SamplingRecorder(rows, budget, float_fingerprints(diffusion_tensors(origin_of(patcher))))
+def attach_recorder(patcher: Any, rows: int, budget: int) -> tuple[Any, SamplingRecorder]:
+    """Make a clone of a MODEL that records every sampling.
+
+    Args:
+        patcher: The MODEL.
+        rows: Most rows to keep of each layer.
+        budget: Memory budget of all rows in bytes.
+
+    Returns:
+        The clone, and its recorder.
+
+    Raises:
+        QuantError: if the model is quantized.
+    """
+    recorder = SamplingRecorder(rows, budget, fingerprint_layers(read_diffusion_tensors(read_origin(patcher))))
     clone = patcher.clone()
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, RECORDING, recorder.wrap)
     return clone, recorder
 
 
-def float_fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The fingerprint of every two-dimensional weight by its layer's name. Raises QuantError for a quantized model."""
+def fingerprint_layers(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The fingerprint of every two-dimensional weight by its layer's name.
+
+    Raises:
+        QuantError: if the model is quantized.
+    """
     quantized = quantized_layers(StateDictSource(tensors))
     if quantized:
         raise QuantError(

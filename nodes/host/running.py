@@ -1,11 +1,14 @@
-"""Running the engine inside a node: in a thread of its own, showing progress, and interruptible at any moment."""
+"""Running the engine inside a node: in its own thread, with progress, and interruptible at any moment."""
 
 from __future__ import annotations
 
+import atexit
+import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import comfy.model_management
 import comfy.utils
@@ -13,93 +16,149 @@ import torch
 
 from ...quant import Progress
 from ...quant.reports.progress import Cancel, OnProgress
-from ..page import live
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 0.5
-"""How long an interrupted run may take to remove what it has written before the node gives up waiting for it."""
+"""How long an interrupted node waits for the engine to remove its unfinished file."""
+EXIT_SECONDS = 60.0
+"""How long an ending ComfyUI waits for the engine: longer than the longest computation between two looks at ``cancel``,
+a factorization of a very wide layer.
+"""
+
+DEVICES = ("auto", "cpu")
 
 T = TypeVar("T")
+Work = Callable[[OnProgress, Cancel], T]
 
 
-def run(work: Callable[[OnProgress, Cancel], T], node_id: str | None) -> T:
-    """Call ``work(progress, cancel)`` in a thread and give its result.
+class Observer(Protocol):
+    """Follows a run, to show it."""
 
-    A thread, because one matrix decomposition of a large layer takes longer than an interrupt may; and because a
-    thread is outside the inference mode that nodes run in, where no optimizer works. Interrupted, the node stops at
-    once, and the engine at its next look at ``cancel``, writing nothing.
+    def show(self, progress: Sequence[Progress]) -> None:
+        """Take what the engine has reported since the last call."""
+
+    def end(self, state: str, message: str = "") -> None:
+        """Take the end of the run: "rounded", "interrupted" or "failed", then with the error's text."""
+
+
+def run_engine(work: Work[T], node_id: str | None, observer: Observer) -> T:
+    """Call ``work(on_progress, cancel)`` in a thread, and show its progress in a node.
+
+    In a thread, because one factorization of a large layer takes longer than an interrupt may, and because a thread is
+    outside the inference mode that nodes run in, where no optimizer works. If the user interrupts, the node stops
+    immediately; the engine stops when it next asks ``cancel``, and writes nothing.
+
+    Args:
+        work: Runs the engine.
+        node_id: Of the node, for its progress bar.
+        observer: Follows the run.
+
+    Returns:
+        What ``work`` returns.
+
+    Raises:
+        InterruptProcessingException: the user has interrupted; otherwise what ``work`` raises.
     """
-    stop, seen, future = threading.Event(), list[Progress](), Future[T]()
-    arguments = (future, work, seen.append, stop.is_set)
-    # A daemon, so that a server told to quit does not wait for the layer at hand.
-    threading.Thread(target=_fulfil, args=arguments, name="calibrated-rounding", daemon=True).start()
-    show = _Display(node_id)
+    worker = _Worker(work)
+    worker.start()
+    bar = _Bar(node_id)
     try:
-        while not wait([future], POLL_SECONDS).done:
+        while not wait([worker.future], POLL_SECONDS).done:
             stop_if_interrupted()
-            show(seen)
-        show(seen)
-        result = future.result()
-    except BaseException as error:
-        stop.set()
-        wait([future], GRACE_SECONDS)
-        show.failed(error)
+            _report(worker, bar, observer)
+        _report(worker, bar, observer)
+        result = worker.future.result()
+    except comfy.model_management.InterruptProcessingException:
+        worker.cancel(GRACE_SECONDS)
+        observer.end("interrupted")
         raise
-    show.run.end("rounded")
+    except BaseException as error:
+        worker.cancel(GRACE_SECONDS)
+        observer.end("failed", str(error))
+        raise
+    observer.end("rounded")
     return result
 
 
 def stop_if_interrupted() -> None:
-    """Raise the host's own exception, which it shows as an interrupt and not as an error, if the user asked for it."""
+    """Raise ComfyUI's own exception, which it shows as an interrupt and not as an error, if the user interrupts."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def _fulfil(future: Future[T], work: Callable[[OnProgress, Cancel], T], progress: OnProgress, cancel: Cancel) -> None:
-    try:
-        future.set_result(work(progress, cancel))
-    except BaseException as error:
-        future.set_exception(error)
+class _Worker(Generic[T]):
+    """A thread that runs the engine."""
+
+    def __init__(self, work: Work[T]) -> None:
+        self.future = Future[T]()
+        self._work, self._stop, self._progress = work, threading.Event(), list[Progress]()
+        # Daemons, as Python waits for other threads before it calls `_end_workers`.
+        self._thread = threading.Thread(target=self._run, name="calibrated-rounding", daemon=True)
+
+    def start(self) -> None:
+        _workers.add(self)
+        self._thread.start()
+
+    def take_progress(self) -> list[Progress]:
+        """The reports since the last call."""
+        count = len(self._progress)
+        new, self._progress[:count] = self._progress[:count], []
+        return new
+
+    def cancel(self, seconds: float) -> bool:
+        """Ask the engine to stop and wait for it; says whether it has."""
+        self._stop.set()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.future.set_result(self._work(self._progress.append, self._stop.is_set))
+        except BaseException as error:
+            self.future.set_exception(error)
+        finally:
+            _workers.discard(self)
 
 
-class _Display:
-    """The node's bar, by weights, and what the pack's front end shows."""
+_workers: set[_Worker] = set()
+"""The threads that run the engine now, interrupted ones that have not ended yet included."""
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Stop the engine before the interpreter ends, which aborts where a thread still computes with torch."""
+    workers, deadline = list(_workers), time.monotonic() + EXIT_SECONDS
+    for worker in workers:
+        worker.cancel(0)
+    if not all([worker.cancel(max(0, deadline - time.monotonic())) for worker in workers]):
+        logging.warning("calibrated-rounding: a layer is still being quantized; its file is removed at the next start.")
+
+
+class _Bar:
+    """A node's progress bar, which counts weights."""
 
     def __init__(self, node_id: str | None) -> None:
-        self.run = live.begin(node_id)
-        self._node_id, self._shown, self._bar = node_id, 0, None
+        self._node_id = node_id
+        self._bar: comfy.utils.ProgressBar | None = None
 
-    def __call__(self, seen: list[Progress]) -> None:
-        new = seen[self._shown :]
-        if not new:
-            return
-        self._shown, now = self._shown + len(new), new[-1]
-        self._bar = self._bar or comfy.utils.ProgressBar(now.weights_total, node_id=self._node_id)
-        self._bar.update_absolute(now.weights_done, now.weights_total)
-        self.run.show(new)
-
-    def failed(self, error: BaseException) -> None:
-        if isinstance(error, comfy.model_management.InterruptProcessingException):
-            self.run.end("interrupted")
-        else:
-            self.run.end("failed", str(error))
+    def update(self, progress: Progress) -> None:
+        self._bar = self._bar or comfy.utils.ProgressBar(progress.weights_total, node_id=self._node_id)
+        self._bar.update_absolute(progress.weights_done, progress.weights_total)
 
 
-def send_text(text: str, node_id: str | None) -> None:
-    """Show a line of text in the node; nothing happens where no server runs."""
-    server = live.running_server()
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
-
-
-DEVICES = ("auto", "cpu")
+def _report(worker: _Worker, bar: _Bar, observer: Observer) -> None:
+    progress = worker.take_progress()
+    if progress:
+        bar.update(progress[-1])
+        observer.show(progress)
 
 
 def device_name(choice: str) -> str:
-    """The torch device that ``auto`` or ``cpu`` means here."""
+    """The torch device that one of `DEVICES` stands for."""
     return "cpu" if choice == "cpu" else str(comfy.model_management.get_torch_device())
 
 
 def make_room(device: str, largest_layer: int) -> None:
-    """Unload models where a layer of ``largest_layer`` weights needs the device's memory (float32, some copies)."""
+    """Unload models where the device's memory is needed for a layer of ``largest_layer`` weights."""
     if device != "cpu":
+        # float32, and some copies.
         comfy.model_management.free_memory(64 * largest_layer, torch.device(device))

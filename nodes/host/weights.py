@@ -1,4 +1,4 @@
-"""A loaded model's weights as a source of the engine."""
+"""The weights of a loaded model as a source of the engine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLE = 1024
-"""Values of each tensor that a quick digest looks at."""
+"""Values of each tensor that a quick digest takes."""
 
 
 class LoadedWeights:
-    """Tensors of a loaded model, on whatever device each lies; ``read`` gives a copy on the CPU that the engine owns.
+    """A `Source` over the tensors of a loaded model, on whatever device each is."""
 
-    The copy matters: a model's weights are inference tensors, with which no optimizer outside inference mode works.
-    """
+    path = None
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._data = tensors
@@ -29,6 +28,7 @@ class LoadedWeights:
         self.metadata: dict[str, str] = {}
 
     def read(self, name: str) -> Tensor:
+        """A copy on the CPU. A model's own weights are inference tensors, which no optimizer can use."""
         with torch.inference_mode(False):
             return self._data[name].detach().to("cpu", copy=True)
 
@@ -36,15 +36,17 @@ class LoadedWeights:
         return None
 
     def digest(self, *, quick: bool, check_cancelled: Callable[[], None] = lambda: None) -> str:
-        """SHA-256 over names, dtypes, shapes and values; ``quick`` looks at the first `SAMPLE` values of each only.
+        """SHA-256 over names, dtypes, shapes and values.
 
-        ``check_cancelled`` is called before each tensor and may raise to stop.
+        Args:
+            quick: Take the first `SAMPLE` values of each tensor only.
+            check_cancelled: Called before each tensor; may raise to stop.
         """
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, tensor in self._data.items():
             check_cancelled()
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             values = tensor.detach().reshape(-1)
             values = (values[:SAMPLE] if quick else values).to("cpu").contiguous()
-            found.update(values.view(torch.uint8).numpy().data)
-        return found.hexdigest()
+            digest.update(values.view(torch.uint8).numpy().data)
+        return digest.hexdigest()

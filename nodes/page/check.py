@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -18,18 +18,21 @@ from ...quant.files.tensors import is_layer
 from ...quant.formats import FORMATS, Format, pack_notice
 from ...quant.notices import Notice, notice
 from ...quant.planning.builder import make_plan
+from ...quant.planning.loading import check_source
 from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
 from ...quant.recipe import AUTO
 from ..recipe.inputs import recipe_inputs
 from ..recipe.values import make_recipe
 
-COMPUTE: Mapping[str, Callable[[Any], bool]] = {
-    "float8_e4m3fn": comfy.model_management.supports_fp8_compute,
-    "float8_e5m2": comfy.model_management.supports_fp8_compute,
-    "mxfp8": comfy.model_management.supports_mxfp8_compute,
+COMPUTE: Mapping[str, str] = {
+    "float8_e4m3fn": "supports_fp8_compute",
+    "float8_e5m2": "supports_fp8_compute",
+    "mxfp8": "supports_mxfp8_compute",
+    # Since 0.38; older versions compute INT8 on every device.
+    "int8_tensorwise": "supports_int8_compute",
 }
-"""How ComfyUI asks a device for the formats that it dequantizes where the device lacks them (comfy/ops.py)."""
+"""Marker's format -> the function of ComfyUI's model_management that says whether a device computes in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
 
 def is_emulated(fmt: Format) -> bool:
     """Whether the present device lacks the format, so that ComfyUI computes in 16 or 32 bits."""
-    native = COMPUTE.get(fmt.comfyui_name)
+    native = getattr(comfy.model_management, COMPUTE.get(fmt.comfyui_name, ""), None)
     return native is not None and not native(comfy.model_management.get_torch_device())
 
 
@@ -128,17 +131,18 @@ def _plan_file(question: Question, recipe: Recipe) -> tuple[Plan | None, list[No
     except QuantError as error:
         # A loader may rename what is in the file, so that only the run can tell for sure.
         return None, [notice("refused", "error" if question.whole else "warning", text=str(error))]
-    return plan, [] if plan.certain else [notice("not_recognised")]
+    return plan, [*plan.warnings, *([] if plan.certain else [notice("not_recognised")])]
 
 
 def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
     """What the recipe makes of a file: of all of it, or of the diffusion model in it, as a loader takes it out."""
     with open_checkpoint(path) as checkpoint:
+        warnings = check_source(checkpoint, force=False) if whole else ()
         prefix = "" if whole else recognise(checkpoint.shapes).prefix
         quantized = whole or any(layer.startswith(prefix) for layer in quantized_layers(checkpoint))
         tensors = as_float(checkpoint, recipe.dequantize).tensors if quantized else checkpoint.tensors
         inside = {key.removeprefix(prefix): spec for key, spec in tensors.items() if key.startswith(prefix)}
-        return make_plan(inside, recipe)
+        return replace(make_plan(inside, recipe), warnings=warnings)
 
 
 def _formats(plan: Plan | None, recipe: Recipe) -> list[Format]:

@@ -1,4 +1,4 @@
-"""What the pack's front end asks the server for."""
+"""The server routes that the page calls."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import folder_paths
 from aiohttp import web
 
 from ...quant import QuantError
-from ..pipeline import files
+from ..host import folders
+from ..host.server import running_server
 from . import live
 from .check import Question, check
 
 PREFIX = "/calibrated_rounding"
 
 
-def register() -> None:
+def add_routes() -> None:
     """Add the routes to ComfyUI's server, if one runs."""
-    server = live.running_server()
+    server = running_server()
     if server is not None:
         server.routes.get(f"{PREFIX}/live")(_live)
         server.routes.post(f"{PREFIX}/check")(_check)
 
 
 async def _live(_: web.Request) -> web.Response:
-    return web.json_response(live.remembered())
+    return web.json_response(live.list_latest())
 
 
 async def _check(request: web.Request) -> web.Response:
-    """Answers 400 to what no node of the pack asks."""
+    """Answer a check; 400 to what no node of the pack asks."""
     try:
         # In a thread: a header may lie on a slow disk.
         return web.json_response(await asyncio.to_thread(_answer, await request.json()))
@@ -41,7 +42,7 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     """asked: {"values", "file": [kind of folder, name] or null, "whole", "calibration"}; see `Question`."""
     values = dict(asked["values"])
     if asked["whole"] and "file" in values:
-        file: str | None = files.model_path(values["file"])[1]
+        file: str | None = folders.find_model(values["file"])[1]
     else:
         file = folder_paths.get_full_path(*asked["file"]) if asked["file"] else None
     return check(Question(values=values, file=file, whole=bool(asked["whole"]), calibration=bool(asked["calibration"])))

@@ -1,1 +1,1 @@
-"""From a loaded model to quantized tensors and files."""
+"""The pipeline of a loaded model: quantized tensors from its weights, the disk cache, and saved files."""

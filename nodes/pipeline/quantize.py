@@ -13,7 +13,7 @@ import folder_paths
 from torch import Tensor
 
 from ...quant import Recipe, Report
-from ...quant.calibration.file import Calibration
+from ...quant.calibration.calibration import Calibration
 from ...quant.engine import Run, quantize
 from ...quant.errors import CheckpointError
 from ...quant.files.sinks import FileSink, Output, StateDictSink
@@ -71,13 +71,21 @@ def quantize_weights(
     sizes = (spec.shape[0] * spec.shape[1] for spec in weights.tensors.values() if len(spec.shape) == 2)
     running.make_room(device, max(sizes, default=0))
     sink = _CacheSink(path)
-    report = running.run(
+    report = running.run_engine(
         lambda progress, cancel: quantize(
             weights,
             sink,
-            Run(recipe=recipe, device=device, statistics=calibration or {}, on_progress=progress, cancel=cancel),
+            Run(
+                recipe=recipe,
+                device=device,
+                statistics=calibration or {},
+                on_progress=progress,
+                cancel=cancel,
+                is_loaded_model=True,
+            ),
         ),
         node_id,
+        live.begin(node_id),
     )
     if sink.obstacle:
         report.notes.append(notice("not_kept_on_disk", reason=sink.obstacle))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...quant import Recipe
-from ...quant.calibration.file import Calibration
+from ...quant.calibration.calibration import Calibration
 from ...quant.notices import Notice, notice
 from ...quant.settings import Setting
 from .layout import NONE, Entry, arrange

@@ -1,1 +1,1 @@
-"""What is known of the inputs of a model's layers, and how it is recorded."""
+"""Calibration: statistics of the inputs of a model's layers, recorded while the model runs, and their file."""

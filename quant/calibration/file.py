@@ -1,123 +1,138 @@
-"""A sample of what each layer of a model is fed, taken while the model runs, in bounded memory, and kept as a file."""
+"""The calibration file: a safetensors file with two tensors for each sample and a description in its header.
+
+The tensors are ``<leader>.rows`` and ``<leader>.mean``. The description is JSON: ``inputs`` (leader -> absmax, count),
+``shared`` (layer -> leader), ``fingerprints``, ``sensitivities`` and ``unrecorded``, as `Calibration` has them. A
+second text field holds the digest of all that.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import CheckpointWriter, open_checkpoint
-from ..text import shortened
-from .statistics import InputStatistics
+from ..files import Checkpoint, CheckpointWriter, open_checkpoint
+from ..files.strict_json import parse_object, quoted
+from .statistics import LARGEST, InputStatistics
 
 CALIBRATION_KEY = "calibrated_rounding_calibration"
+DIGEST_KEY = "calibrated_rounding_calibration_sha256"
+
+MOST_ROWS = 2**63 - 1
+ROW_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@dataclass(frozen=True)
-class Calibration(Mapping[str, InputStatistics]):
-    """What is known of the layers' inputs, by layer name: a mapping as `quantize_file` takes for ``statistics``.
-
-    samples: by leading layer. shared: the leading layer of each layer. fingerprints: of the weights of the model that
-    ran, by layer. sensitivities: as in `InputStatistics`, of the layers that were probed.
-    """
+class Fields(TypedDict):
+    """The fields of a `Calibration`."""
 
     samples: dict[str, InputStatistics]
     shared: dict[str, str]
     fingerprints: dict[str, str]
-    sensitivities: dict[str, float] = field(default_factory=dict)
+    sensitivities: dict[str, float]
+    unrecorded: tuple[str, ...]
 
-    def __getitem__(self, layer: str) -> InputStatistics:
-        prints, sensitivity = self.fingerprints.get(layer), self.sensitivities.get(layer)
-        return replace(self.samples[self.shared[layer]], fingerprint=prints, sensitivity=sensitivity)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shared)
+def write_calibration(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], description: str, digest: str, *, overwrite: bool
+) -> None:
+    """Write a calibration file, whole or not at all.
 
-    def __len__(self) -> int:
-        return len(self.shared)
+    Raises:
+        CheckpointError: if the file cannot be written, or exists and is not to be replaced.
+    """
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    metadata = {CALIBRATION_KEY: description, DIGEST_KEY: digest}
+    with CheckpointWriter(path, layout, metadata, overwrite=overwrite) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+        writer.commit()
 
-    def under(self, prefix: str) -> Calibration:
-        """What is known of the layers whose names begin with ``prefix``, named without it."""
-        inside = {layer.removeprefix(prefix): layer for layer in self if layer.startswith(prefix)}
-        prints = {layer: self.fingerprints[full] for layer, full in inside.items() if full in self.fingerprints}
-        shared = {layer: self.shared[full] for layer, full in inside.items()}
-        probed = {layer: self.sensitivities[full] for layer, full in inside.items() if full in self.sensitivities}
-        return Calibration({leader: self.samples[leader] for leader in shared.values()}, shared, prints, probed)
 
-    def summary(self) -> str:
-        """Layers, rows and size, in a sentence, and the layer that was fed least."""
-        known = self.samples.values()
-        rows = [0 if sample.rows is None else len(sample.rows) for sample in known]
-        size = sum(0 if sample.rows is None else sample.rows.nbytes for sample in known)
-        least = min(self.samples, key=lambda layer: self.samples[layer].count)
-        return (
-            f"{len(self)} layers calibrated, in {len(rows)} samples; {min(rows)} to {max(rows)} rows each of "
-            f"{sum(sample.count for sample in known)} seen; {size / 1e6:.1f} MB.\n"
-            f"Fed least: {least}, {self.samples[least].count} rows.{self._probed()}"
-        )
+def read_calibration(path: str | os.PathLike[str]) -> tuple[Fields, str | None]:
+    """Read a calibration file and check every value of it.
 
-    def _probed(self) -> str:
-        """A line that says whose sensitivity is known, if that of any layer is."""
-        missing = [layer for layer in self if layer not in self.sensitivities]
-        if not self.sensitivities:
-            return ""
-        advice = f"; not of {shortened(missing)}: the format auto needs all, so take more probe_steps"
-        return f"\nSensitivity measured of {len(self.sensitivities)} of {len(self)} layers{advice * bool(missing)}."
+    Returns:
+        The calibration's fields, and the digest that they must have; None in a file of the first versions.
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of all that is known: calibrations with the same one quantize alike."""
-        found = hashlib.sha256(self._described().encode())
-        for name, tensor in sorted(self._tensors().items()):
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()
+    Raises:
+        CheckpointError: if the file is not a calibration, or is damaged.
+    """
+    with open_checkpoint(path) as checkpoint:
+        text = checkpoint.metadata.get(CALIBRATION_KEY)
+        if text is None:
+            raise CheckpointError(f"{path} is not a calibration file of this pack.")
+        description = parse_object(text.encode(), Path(path), "the calibration's description")
+        try:
+            return _read_fields(checkpoint, description), checkpoint.metadata.get(DIGEST_KEY)
+        except _Damage as damage:
+            raise CheckpointError(f"{path}: the calibration is damaged ({damage}); record it again.") from None
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
-        """Write a safetensors file, whole or not at all.
 
-        Raises:
-            CheckpointError: that is not possible, or there is a file that is not to be replaced.
-        """
-        tensors = self._tensors()
-        layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        with CheckpointWriter(path, layout, {CALIBRATION_KEY: self._described()}, overwrite=overwrite) as writer:
-            for name, tensor in tensors.items():
-                writer.write(name, tensor)
-            writer.commit()
+class _Damage(Exception):
+    """What is wrong, in words that fit into brackets."""
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {f"{layer}.{name}": getattr(k, name) for layer, k in self.samples.items() for name in ("rows", "mean")}
 
-    def _described(self) -> str:
-        extremes = {layer: {"absmax": known.absmax, "count": known.count} for layer, known in self.samples.items()}
-        described = {"shared": self.shared, "fingerprints": self.fingerprints, "inputs": extremes}
-        described |= {"sensitivities": self.sensitivities} if self.sensitivities else {}
-        return json.dumps(described, sort_keys=True)
+def _read_fields(checkpoint: Checkpoint, description: Mapping[str, Any]) -> Fields:
+    samples = {layer: _read_sample(checkpoint, layer, entry) for layer, entry in _table(description, "inputs").items()}
+    shared = _table(description, "shared", str)
+    if not shared:
+        raise _Damage("it has no layer")
+    for layer, leader in shared.items():
+        if leader not in samples:
+            raise _Damage(f"layer {quoted(layer)} shares the sample of {quoted(leader)}, which is missing")
+    sensitivities = _table(description, "sensitivities", object) if "sensitivities" in description else {}
+    unrecorded = description.get("unrecorded", [])
+    if not isinstance(unrecorded, list) or not all(map(_is_name, unrecorded)):
+        raise _Damage("'unrecorded' is not a list of layers")
+    return Fields(
+        samples=samples,
+        shared=shared,
+        fingerprints=_table(description, "fingerprints", str),
+        sensitivities={k: _number(value, f"the sensitivity of {quoted(k)}") for k, value in sensitivities.items()},
+        unrecorded=tuple(unrecorded),
+    )
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Read what `save` wrote. Raises CheckpointError if the file is not a calibration."""
-        with open_checkpoint(path) as checkpoint:
-            try:
-                described = json.loads(checkpoint.metadata[CALIBRATION_KEY])
-                samples = {
-                    layer: InputStatistics(
-                        checkpoint.read(f"{layer}.mean"),
-                        float(known["absmax"]),
-                        checkpoint.read(f"{layer}.rows"),
-                        int(known["count"]),
-                    )
-                    for layer, known in described["inputs"].items()
-                }
-                probed = {layer: float(value) for layer, value in described.get("sensitivities", {}).items()}
-                return cls(samples, dict(described["shared"]), dict(described["fingerprints"]), probed)
-            except (KeyError, ValueError, TypeError, AttributeError):
-                raise CheckpointError(f"{path} is not a calibration file of this pack.") from None
+
+def _read_sample(checkpoint: Checkpoint, layer: str, entry: Mapping[str, Any]) -> InputStatistics:
+    rows, mean = (_read_finite(checkpoint, f"{layer}.{name}", dim) for name, dim in (("rows", 2), ("mean", 1)))
+    if rows.numel() == 0 or rows.shape[1] != len(mean) or mean.dtype != torch.float32:
+        raise _Damage(f"rows {list(rows.shape)} and mean {list(mean.shape)} of {quoted(layer)} do not fit each other")
+    count = entry.get("count")
+    if type(count) is not int or not len(rows) <= count <= MOST_ROWS:
+        raise _Damage(f"{quoted(layer)} has {len(rows)} rows, drawn from {quoted(count)}")
+    absmax = _number(entry.get("absmax"), f"the largest input of {quoted(layer)}")
+    return InputStatistics(mean=mean, absmax=absmax, rows=rows, count=count)
+
+
+def _read_finite(checkpoint: Checkpoint, name: str, dim: int) -> Tensor:
+    info = checkpoint.tensors.get(name)
+    if info is None or len(info.shape) != dim or info.dtype not in ROW_DTYPES:
+        raise _Damage(f"tensor {quoted(name)} is missing, or has another shape or dtype")
+    tensor = checkpoint.read(name)
+    if not bool(torch.isfinite(tensor).all()):
+        raise _Damage(f"tensor {quoted(name)} has values that are not finite")
+    return tensor
+
+
+def _table(description: Mapping[str, Any], name: str, kind: type = dict) -> dict[str, Any]:
+    """A part of the description: layer -> a value of ``kind``."""
+    table = description.get(name)
+    if not isinstance(table, dict) or not all(_is_name(k) and isinstance(v, kind) for k, v in table.items()):
+        raise _Damage(f"'{name}' is not a table of layers")
+    return table
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value can be a layer's name, fit to be shown in a line of text."""
+    return isinstance(value, str) and value.isprintable()
+
+
+def _number(value: Any, what: str) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= LARGEST:
+        raise _Damage(f"{what} is {quoted(value)}")
+    return float(value)

@@ -1,6 +1,6 @@
-"""Static scales of FP8 inputs, found once from recorded inputs.
+"""Static scales of FP8 inputs, computed from recorded inputs.
 
-Without one, ComfyUI rounds the inputs of an FP8 layer with scale 1, and whatever lies beyond the grid saturates.
+Without one, ComfyUI rounds the inputs of an FP8 layer with scale 1, and inputs beyond the grid saturate.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from torch import Tensor
 from ..formats import Format
 from ..formats.scales import CANDIDATES, from_amax
 from ..recipe import AUTO, OFF
-from .statistics import InputStatistics
+from .statistics import LARGEST, InputStatistics
 
 PERCENTILE = 0.9999
 """Share of the recorded input values that `percentile` leaves unclipped."""
-
 
 HEADROOM = 2.0
 """Multiple of the largest recorded input that `AUTO` keeps below the grid's last point."""
@@ -39,9 +38,8 @@ def measure_input_scale(method: str, statistics: InputStatistics, fmt: Format) -
     if method == OFF or not fmt.static_input or largest is None:
         return None
     if method == AUTO:
-        return (
-            float(from_amax(torch.tensor(HEADROOM * largest), fmt)) if HEADROOM * largest > fmt.grid.maximum else None
-        )
+        with_headroom = min(HEADROOM * largest, LARGEST)
+        return float(from_amax(torch.tensor(with_headroom), fmt)) if with_headroom > fmt.grid.maximum else None
     amax = torch.tensor(largest)
     if statistics.rows is not None and len(statistics.rows):
         amax = INPUT_SCALE_METHODS[method](statistics.rows.to(torch.float32), amax, fmt)
@@ -59,9 +57,7 @@ def _percentile(rows: Tensor, largest: Tensor, fmt: Format) -> Tensor:
 
 
 def _least_error(rows: Tensor, largest: Tensor, fmt: Format) -> Tensor:
-    """The one of `CANDIDATES` times the largest magnitude that leaves the least squared error; ties go to no
-    clipping.
-    """
+    """The share of the largest magnitude, out of `CANDIDATES`, with the least squared error; ties go to the largest."""
 
     def error(share: float) -> float:
         scale = from_amax(largest * share, fmt)
@@ -75,3 +71,4 @@ INPUT_SCALE_METHODS: Mapping[str, Callable[[Tensor, Tensor, Format], Tensor]] = 
     "percentile": _percentile,
     "mse": _least_error,
 }
+"""Method -> the magnitude that maps to the grid's last point; inputs beyond it are clipped."""

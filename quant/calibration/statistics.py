@@ -1,45 +1,77 @@
-"""What is known of a layer's inputs: measured by a calibration; used by calibrated rounding, bias correction and static
-input scales.
-"""
+"""Statistics of a layer's inputs: what calibrated rounding, bias correction and static input scales learn from."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..errors import QuantError
+
 FINGERPRINT_VALUES = 1024
+"""About how many values of a weight its fingerprint is made of."""
+
+LARGEST = float(torch.finfo(torch.float32).max)
+"""Limit of every measured number: what float32 holds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InputStatistics:
-    """What one layer was fed; None: not measured.
+    """Statistics of one layer's inputs; None where a statistic was not measured.
 
-    mean: float32 ``[K]``, the average input row. absmax: the largest magnitude of any input. rows: ``[R, K]``, a
-    uniform sample of the ``count`` input rows that the layer saw. fingerprint: of the weight that was fed them.
-    sensitivity: by how much what the model makes changes, mean square of its values, for a change of the layer's output
-    rows by a squared norm of 1 on average (`sensitivity.probe`).
+    Raises:
+        QuantError: if `absmax` or `sensitivity` is negative, infinite or NaN.
     """
 
     mean: Tensor | None = None
+    """float32 ``[K]``: the average input row."""
     absmax: float | None = None
+    """The largest magnitude of any input."""
     rows: Tensor | None = None
+    """``[R, K]``, usually in 16 bits: the calibration rows, a uniform sample of all input rows."""
     count: int = 0
+    """Number of input rows that the layer has seen."""
     fingerprint: str | None = None
+    """`fingerprint` of the weight that ran."""
     sensitivity: float | None = None
+    """Mean squared change of the model's output per unit of mean squared norm by which the layer's output rows change
+    (`measure_sensitivities`).
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in (("absmax", self.absmax), ("sensitivity", self.sensitivity)):
+            if value is not None and not 0 <= value <= LARGEST:
+                raise QuantError(f"A layer's {name} is {value}, which is no measured value; record the inputs again.")
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether ``weight [N, K]`` is the one that ran, as far as is known."""
+        return self.fits_width(weight.shape) and self.fingerprint in (None, fingerprint(weight))
+
+    def fits_width(self, shape: Sequence[int]) -> bool:
+        """Whether a weight of ``shape`` takes inputs as wide as the measured ones."""
+        widths = [tensor.shape[-1] for tensor in (self.mean, self.rows) if tensor is not None]
+        return all(width == shape[-1] for width in widths)
 
 
-NOTHING_KNOWN = InputStatistics()
+NO_STATISTICS = InputStatistics()
+"""Of a layer that was not measured."""
 
 Statistics = Mapping[str, InputStatistics]
-"""By layer name, as the model's keys have it without ``.weight``, with or without the model's prefix."""
+"""Layer name -> statistics. Names are the checkpoint's keys without ``.weight``, with or without the model's prefix."""
 
 
 def fingerprint(weight: Tensor) -> str:
-    """Tells weights apart, whatever dtype they are stored in: a hash of the shape and of evenly spread values."""
+    """Identify a weight, whatever dtype it is stored in.
+
+    Args:
+        weight: ``[N, K]``, any floating dtype, on any device.
+
+    Returns:
+        16 hexadecimal digits: a hash of the shape and of about `FINGERPRINT_VALUES` evenly spread values in bfloat16.
+    """
     flat = weight.detach().reshape(-1)
     spread = (
         flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)].contiguous().to("cpu", torch.bfloat16).view(torch.uint8)

@@ -66,6 +66,8 @@ def _inspection_lines(found: Inspection) -> Iterator[str]:
         yield f"metadata {clipped(key, MOST_TEXT)}: {clipped(text, MOST_TEXT)}"
     yield from _made_lines(found)
     yield from (f"disagreement: {text}" for text in found.disagreements)
+    if found.refusal:
+        yield f"it cannot be quantized for ComfyUI: {found.refusal}"
     if found.obstacles:
         yield "ComfyUI alone does not load this file as it is meant:"
         yield from (f"  {text}" for text in found.obstacles)

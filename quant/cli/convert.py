@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ..api import plan_file, quantize_file
-from ..calibration.file import Calibration
+from ..calibration.calibration import Calibration
 from ..device import AUTO_DEVICE, choose_device
-from ..errors import AlreadyQuantizedError, Cancelled, CheckpointError, RecipeError, UnreadableLayerError
+from ..errors import (
+    AlreadyQuantizedError,
+    Cancelled,
+    CheckpointError,
+    RecipeError,
+    UnloadableError,
+    UnreadableLayerError,
+)
 from ..files import refuse_same_file
-from ..files.reader import INDEX_SUFFIX
+from ..files.shards import INDEX_SUFFIX
 from ..notices import render
 from ..recipe import Recipe
 from ..reports.report import Report
@@ -45,6 +52,8 @@ def convert(argv: Sequence[str]) -> int:
     except AlreadyQuantizedError as error:
         hint = "" if isinstance(error, UnreadableLayerError) else " (--dequantize does that.)"
         raise AlreadyQuantizedError(f"{source}: {error}{hint}") from None
+    except UnloadableError as error:
+        raise UnloadableError(f"{source}: {error} (--force quantizes it for code of your own.)") from None
 
 
 def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
@@ -65,7 +74,7 @@ def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
 def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
     if "report" in args:
         raise RecipeError("--dry-run writes nothing, so --report cannot go with it.")
-    say(plan_text(plan_file(source, recipe)))
+    say(plan_text(plan_file(source, recipe, force="force" in args)))
     if recipe.upgrade is not None:
         say(f"Layers above an error of {recipe.max_error} will take {recipe.upgrade}; that is measured in the run.")
     say(f"Nothing was written; the output would be {target}")
@@ -88,6 +97,7 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
                     device=device,
                     statistics=calibration,
                     overwrite="overwrite" in args,
+                    force="force" in args,
                     progress=progress,
                     cancel=stop,
                 )

@@ -58,6 +58,12 @@ FILES = (
     ),
     Option(names=("--overwrite",), target="overwrite", help="Replace the output and the report.", arguments=FLAG),
     Option(
+        names=("--force",),
+        target="force",
+        help="Quantize files that ComfyUI will not load, too: for code of your own.",
+        arguments=FLAG,
+    ),
+    Option(
         names=("--recipe",),
         target="recipe",
         help="A recipe; options take precedence over it.",

@@ -14,8 +14,8 @@ from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
 
+from ..calibration.collector import BUDGET, ROWS
 from ..calibration.recorder import Recorder
-from ..calibration.sample import BUDGET, ROWS
 from ..errors import CheckpointError, QuantError
 from .console import PROGRAM, Parser, UsageError, say
 from .convert import SUFFIX, refuse_existing

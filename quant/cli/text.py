@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..files.tensors import is_layer
-from ..notices import render
+from ..notices import render, render_all
 from ..planning.plan import LayerPlan, Plan
 from ..text import counted, dimensions, kept_lines, megabytes, table
 
@@ -14,7 +14,7 @@ def plan_text(plan: Plan) -> str:
     rows = [head, *map(_plan_row, plan.layers.values())]
     removed = {name: entry.reason for name, entry in plan.removed.items()}
     kept = kept_lines(((entry.name, entry.reason, entry.origin) for entry in plan.kept.values()), removed)
-    return "\n".join([*table(rows, right=frozenset({1, 3, 4})), "", *kept, _summary(plan)])
+    return "\n".join([*table(rows, right=frozenset({1, 3, 4})), "", *kept, *render_all(plan.warnings), _summary(plan)])
 
 
 def _plan_row(layer: LayerPlan) -> tuple[str, ...]:

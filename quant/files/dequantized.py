@@ -39,6 +39,7 @@ class DequantizedSource:
         """
         for layer in layers.values():
             refuse_unreadable(layer)
+        self.path = source.path
         self._source = source
         self._dtype = dtype
         self._layers = {layer + WEIGHT: stored for layer, stored in layers.items()}

@@ -7,18 +7,15 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
 
 import torch
 
 from ..errors import CheckpointError
 from .header import Header, TensorInfo, parse_header
-from .shards import read_weight_map
+from .shards import INDEX_SUFFIX, read_weight_map
 from .source_file import PIECE, SourceFile
 from .strict_json import quoted
 from .views import byte_view
-
-INDEX_SUFFIX: Final = ".safetensors.index.json"
 
 
 class Checkpoint:

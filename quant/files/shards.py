@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 
 from ..errors import CheckpointError
 from .header import MAX_HEADER_BYTES
 from .source_file import SourceFile
 from .strict_json import parse_object, quoted
+
+INDEX_SUFFIX = ".safetensors.index.json"
+_SHARD_NAME = re.compile(r"(?:part[-_ ]?(?=\d+of)|(?=\d+[-_ ]of[-_ ]))(\d+)[-_ ]?of[-_ ]?(\d+)\.\w+$", re.IGNORECASE)
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -26,6 +31,24 @@ def read_weight_map(path: Path) -> dict[str, str]:
         if not isinstance(shard, str) or not _stays_within(shard):
             raise CheckpointError(f"{path} places tensor {quoted(name)} in {quoted(shard)}, not a file beside it.")
     return weight_map
+
+
+def find_siblings(path: Path) -> str | None:
+    """Which shards belong to the file at ``path``, by its name or an index beside it; None: it is no shard of several.
+
+    >>> find_siblings(Path("model-00001-of-00003.safetensors"))
+    '1 of 3 shards'
+    """
+    numbers = _SHARD_NAME.search(path.name)
+    if numbers and int(numbers[2]) > 1:
+        return f"{int(numbers[1])} of {int(numbers[2])} shards"
+    with suppress(OSError):
+        for index in sorted(path.parent.glob(f"*{INDEX_SUFFIX}")):
+            with suppress(CheckpointError):
+                shards = set(read_weight_map(index).values())
+                if path.name in shards and len(shards) > 1:
+                    return f"one of the {len(shards)} shards of {index.name}"
+    return None
 
 
 def _stays_within(shard: str) -> bool:

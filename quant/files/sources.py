@@ -5,6 +5,7 @@ float.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -14,6 +15,11 @@ from .tensors import Spec, TensorSpec
 
 class Source(Protocol):
     """tensors: every tensor's dtype and shape, in the order in which reading is cheap."""
+
+    @property
+    def path(self) -> Path | None:
+        """Of the file; None where the source is none."""
+        ...
 
     @property
     def tensors(self) -> Mapping[str, TensorSpec]: ...
@@ -27,6 +33,8 @@ class Source(Protocol):
 
 class StateDictSource:
     """A state dict as a source."""
+
+    path = None
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._data = tensors

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calibration.statistics import NOTHING_KNOWN, InputStatistics
+from ..calibration.statistics import NO_STATISTICS, InputStatistics
 from ..formats import Format
 from ..notices import Notice
 from ..recipe import Recipe
@@ -32,7 +32,7 @@ class LayerTask:
     group: int | None
     """Rotation group, None if the weight is not rotated."""
     recipe: Recipe
-    inputs: InputStatistics = NOTHING_KNOWN
+    inputs: InputStatistics = NO_STATISTICS
     """What a calibration knows of the layer's inputs."""
     input_scale: float | None = None
     """Static scale of the layer's inputs, written beside the weight; None: none is written."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..calibration.input_scales import measure_input_scale
-from ..calibration.statistics import NOTHING_KNOWN, InputStatistics, Statistics
+from ..calibration.statistics import NO_STATISTICS, InputStatistics, Statistics
 from ..errors import ProfileError
 from ..files.tensors import WEIGHT, TensorSpec, dtype_name, is_bank
 from ..formats import FLOATS, FORMATS, Format, Shape
@@ -116,7 +116,7 @@ class _Builder:
         if isinstance(outcome, RemovedTensor):
             return outcome
         layer = name.removesuffix(WEIGHT)
-        inputs = self.statistics.get(layer, NOTHING_KNOWN)
+        inputs = self.statistics.get(layer, NO_STATISTICS)
         if isinstance(outcome, _Choice):
             return _plan_layer(layer, spec, outcome, self.recipe, inputs)
         return KeptTensor(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ..calibration.statistics import NOTHING_KNOWN
+from ..calibration.statistics import NO_STATISTICS
 from ..errors import RecipeError
 from ..files.sources import Source
 from ..notices import notice
@@ -72,7 +72,7 @@ class _Search:
         weight, texts = self.source.read(f"{layer.name}.weight"), list[str]()
         for variant in variants:
             # By the error of the weight, which nearest rounding leaves.
-            candidate = evaluator.evaluate(replace(variant, inputs=NOTHING_KNOWN), weight)
+            candidate = evaluator.evaluate(replace(variant, inputs=NO_STATISTICS), weight)
             texts.append(candidate.text)
             if candidate.error <= limit:
                 return variant

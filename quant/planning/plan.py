@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from ..calibration.statistics import NOTHING_KNOWN, InputStatistics
+from ..calibration.statistics import NO_STATISTICS, InputStatistics
 from ..files.tensors import Layout, Spec, TensorSpec
 from ..formats import Format, Shape
 from ..formats.marker import SUFFIX, Marker
@@ -38,7 +38,7 @@ class LayerPlan:
     """ComfyUI dequantizes and multiplies in 16 bits."""
     input_scale: float | None = None
     """Static scale of the inputs, which is written; None: none is."""
-    inputs: InputStatistics = NOTHING_KNOWN
+    inputs: InputStatistics = NO_STATISTICS
     """What a calibration knows of the layer's inputs."""
     fixed: bool = False
     """The recipe names the layer's format, so that no measurement changes it."""
@@ -82,7 +82,7 @@ class KeptTensor:
     """Who gives the reason: structure, recipe, format, heuristics, or a profile rule's source."""
     open: bool = False
     """It could be quantized, so that a measurement may decide otherwise."""
-    inputs: InputStatistics = NOTHING_KNOWN
+    inputs: InputStatistics = NO_STATISTICS
     is_lookup_table: bool = False
 
     @property
@@ -128,6 +128,8 @@ class Plan:
     """By key, in the source's order."""
     size_curve: SizeCurve | None = None
     """Where the formats were chosen by measurement: what every size would cost."""
+    warnings: tuple[Notice, ...] = ()
+    """What may keep ComfyUI from loading the result."""
 
     @cached_property
     def layers(self) -> dict[str, LayerPlan]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ProfileError
+from .names import loader_prefix
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,7 +29,8 @@ Kind = Literal["diffusion", "text_encoder", "any"]
 
 FOLDER = Path(__file__).parent / "profiles"
 GENERIC = "generic"
-DIFFUSION_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+"""An unknown model's names begin with one of these where it lies beside others."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ class Signature:
         anchor = self.all[0]
         starts = (key.removesuffix(anchor) for key in shapes if key.endswith(anchor))
         found = (start for start in starts if not start or start.endswith("."))
-        return sorted((start for start in found if self._fits(shapes, start)), key=lambda start: (len(start), start))
+        return sorted((start for start in found if self.fits(shapes, start)), key=lambda start: (len(start), start))
 
-    def _fits(self, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> bool:
+    def fits(self, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> bool:
         return (
             all(prefix + key in shapes for key in self.all)
             and not any(prefix + key in shapes for key in self.none)
@@ -137,21 +139,22 @@ def _rule(entry: dict[str, Any]) -> Rule:
     return Rule(**{**entry, "only": tuple(entry.get("only", ()))})
 
 
-def _signature(entry: dict[str, Any]) -> Signature:
+def read_signature(entry: Mapping[str, Any]) -> Signature:
+    """A signature as the TOML files write it."""
     rows = tuple((key, tuple(sizes)) for key, sizes in entry.get("rows", {}).items())
     return Signature(tuple(entry["all"]), tuple(entry.get("none", ())), rows)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     return data
 
 
 def _family(path: Path, shared: tuple[Rule, ...]) -> list[Profile]:
-    data = _read(path)
+    data = read_toml(path)
     titles: dict[str, str] = {path.stem: data["title"], **data.get("variants", {})}
     rules = tuple(map(_rule, data.get("rules", ())))
-    signatures = tuple(map(_signature, data.get("detect", ())))
+    signatures = tuple(map(read_signature, data.get("detect", ())))
     return [
         Profile(
             name=name,
@@ -168,7 +171,7 @@ def _family(path: Path, shared: tuple[Rule, ...]) -> list[Profile]:
 
 @cache
 def _profiles() -> dict[str, Profile]:
-    shared = tuple(map(_rule, _read(FOLDER / "_base.toml")["rules"]))
+    shared = tuple(map(_rule, read_toml(FOLDER / "_base.toml")["rules"]))
     paths = sorted(path for path in FOLDER.glob("*.toml") if not path.stem.startswith("_"))
     profiles = [profile for path in paths for profile in _family(path, shared)]
     return {profile.name: profile for profile in sorted(profiles, key=lambda profile: profile.name)}
@@ -193,13 +196,16 @@ def _find(shapes: Mapping[str, tuple[int, ...]], kind: Kind) -> Recognition | No
     pairs = [(profile, signature) for profile in families for signature in profile.signatures]
     # Sizes tell apart what names cannot, so a signature that asks for sizes goes first.
     for profile, signature in sorted(pairs, key=lambda pair: not pair[1].rows):
-        for prefix in signature.prefixes(shapes):
-            return Recognition(profile, prefix)
+        prefixes = signature.prefixes(shapes)
+        if prefixes:
+            # Of several copies, such as one of averaged weights, ComfyUI loads the one under this prefix.
+            home = loader_prefix(shapes) if kind == "diffusion" else ""
+            return Recognition(profile, home if home in prefixes else prefixes[0])
     return None
 
 
 def _unrecognised(shapes: Mapping[str, tuple[int, ...]]) -> Recognition:
-    held = (prefix for prefix in DIFFUSION_PREFIXES if any(key.startswith(prefix) for key in shapes))
+    held = (prefix for prefix in MODEL_PREFIXES if any(key.startswith(prefix) for key in shapes))
     return Recognition(get_profile(GENERIC), next(held, ""), certain=False)
 
 

@@ -16,11 +16,9 @@ from ..formats import pack_notice
 from ..formats.marker import SUFFIX, Marker, from_header
 from ..formats.stored import LEGACY_MARK
 from ..notices import render
+from ..planning.loading import Obstacle, ask
 from ..planning.profiles import recognise
 from .provenance import Provenance
-
-UNSUPPORTED = "unsupported"
-"""The profile of the text encoders that ComfyUI reads wrongly when they are quantized."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +66,8 @@ class Inspection:
     """Why ComfyUI alone would not run the file as it is meant, in sentences; empty if it does."""
     disagreements: list[str] = field(default_factory=list)
     """Where the markers and the header do not say the same."""
+    refusal: str = ""
+    """Why a file without quantized layers cannot be quantized for ComfyUI; empty: it can."""
 
     @property
     def nbytes(self) -> int:
@@ -94,16 +94,17 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
     """
     with open_checkpoint(path) as checkpoint:
         layers = quantized_layers(checkpoint)
-        profile = recognise(checkpoint.shapes).profile.name
+        obstacle = ask(checkpoint.shapes, checkpoint.path).obstacle
         return Inspection(
             path=str(checkpoint.path),
-            profile=profile,
+            profile=recognise(checkpoint.shapes).profile.name,
             entries=list(_entries(checkpoint, layers)),
             metadata=dict(checkpoint.metadata),
             provenance=Provenance.from_metadata(checkpoint.metadata),
             needs=_needs(layers.values()),
-            obstacles=list(_obstacles(checkpoint, layers, profile)),
+            obstacles=list(_obstacles(checkpoint, layers, obstacle)),
             disagreements=list(_disagreements(checkpoint)),
+            refusal="" if layers or obstacle is None else str(obstacle),
         )
 
 
@@ -150,12 +151,14 @@ def _layer_entry(checkpoint: Checkpoint, layer: QuantizedLayer, own: Sequence[st
     )
 
 
-def _obstacles(checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer], profile: str) -> Iterator[str]:
+def _obstacles(
+    checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer], obstacle: Obstacle | None
+) -> Iterator[str]:
     problem = header_problem(checkpoint.metadata)
     if problem:
         yield f"{problem}."
-    if layers and profile == UNSUPPORTED:
-        yield "It is a text encoder of which ComfyUI loads no quantized weights."
+    if layers and obstacle is not None:
+        yield str(obstacle)
     needed = pack_notice(layer.marker.format for layer in layers.values())
     if needed is not None:
         yield render(needed)

@@ -77,7 +77,7 @@ def read_recipe(metadata: Mapping[str, str], name: str) -> Recipe:
 
 
 def build_header(
-    source: Mapping[str, str], markers: Mapping[str, Marker], provenance: Provenance | None
+    source: Mapping[str, str], markers: Mapping[str, Marker], provenance: Provenance | None, *, prefix: str = ""
 ) -> dict[str, str]:
     """The text fields of a quantized file's header.
 
@@ -85,8 +85,10 @@ def build_header(
         source: the text fields of the source file, which are kept.
         markers: of every quantized layer, by full name.
         provenance: None if it is not known how the model was made.
+        prefix: of the model's names. Under one the markers are left out of the header, as ComfyUI applies it again
+            after it has stripped the prefix, and warns of every layer; the layers' own marker tensors are enough.
     """
-    own = {HEADER_KEY: to_header(markers)}
+    own = {} if prefix else {HEADER_KEY: to_header(markers)}
     if provenance is not None:
         own[PROVENANCE_KEY] = provenance.to_json()
     kept = {key: text for key, text in source.items() if key not in (HEADER_KEY, PROVENANCE_KEY)}

@@ -24,7 +24,7 @@ from .optimizers import make_stepper
 OVERSAMPLING = 2
 """Number of directions that the randomized SVD computes, in multiples of k; the rest are dropped (Halko et al., arXiv
 0909.4061, section 1.6). Weights have flat spectra: k + 10 directions miss the true leading subspace, in which the error
-of a 1024 x 1024 layer then falls to 0.56 of nearest instead of 0.26 (`benchmarks/peer.py`)."""
+of a 1024 x 1024 layer then falls to 0.56 of nearest instead of 0.26 (`benchmarks/convert_to_quant.py`)."""
 
 LDLQ_DAMPING = 0.05
 """Hessian of the optimizer `feedback` outside the leading directions, relative to inside; bounds the total error."""

@@ -1,4 +1,4 @@
-"""What the server says of a quantize node before it runs, as the page asks it."""
+"""The check route: what a quantize node would do with its settings, as the page asks before a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from calibrated_rounding.quant import Recipe, plan_file, quantize_file
 from calibrated_rounding.quant.notices import notice
-from calibrated_rounding.tests.comfyui.harness import HostError, Server, example_model
+from calibrated_rounding.tools.comfyui import HostError, Server, example_model
 from safetensors.torch import save_file
 
 DIGITS = example_model("digits_wan.safetensors")
@@ -17,9 +17,16 @@ FILE = ["diffusion_models", DIGITS.name]
 
 
 def ask(server: Server, linked: list[str] | None = None, calibration: bool = False, **values: Any) -> dict[str, Any]:
-    """linked: the file that a loader at the node's input names; a value ``file`` is Quantize File's own."""
-    asked = {"format": "int8_row", "profile": "auto", "rounding": "nearest", "upgrade": "none"} | values
-    body = {"values": asked, "file": linked, "whole": "file" in values, "calibration": calibration}
+    """Ask the check route about a node.
+
+    Args:
+        server: The server.
+        linked: Kind and name of the file that the loader at the node's input names.
+        calibration: Whether a calibration is connected.
+        **values: Widgets of the node; ``file`` makes it a Quantize File.
+    """
+    widgets = {"format": "int8_row", "profile": "auto", "rounding": "nearest", "upgrade": "none"} | values
+    body = {"values": widgets, "file": linked, "whole": "file" in values, "calibration": calibration}
     answer: dict[str, Any] = server.post("/calibrated_rounding/check", body)
     return answer
 
@@ -28,7 +35,7 @@ def kinds(answer: dict[str, Any]) -> set[tuple[str, str]]:
     return {(entry["kind"], entry["level"]) for entry in answer["notices"]}
 
 
-def test_the_plan_is_what_the_run_would_do(server: Server) -> None:
+def test_check_plan_matches_run(server: Server) -> None:
     answer = ask(server, FILE, format="int8_convrot")
     planned = plan_file(DIGITS, Recipe(format="int8_convrot"))
     plan = answer["plan"]
@@ -40,13 +47,17 @@ def test_the_plan_is_what_the_run_would_do(server: Server) -> None:
     assert answer["notices"] == []
 
 
-def test_without_a_file_only_the_format_is_checked(server: Server) -> None:
+def test_check_without_file_checks_format(server: Server) -> None:
     answer = ask(server, format="float8_e4m3fn")
     assert answer["plan"] is None
     assert answer["notices"] == [notice("emulated", format="float8_e4m3fn", device="CPU").to_dict()]
 
 
-def test_a_profile_that_does_not_match_is_told_with_the_one_that_does(server: Server) -> None:
+def test_fp8_compute_is_not_emulated(fp8_server: Server) -> None:
+    assert ask(fp8_server, format="float8_e4m3fn")["notices"] == []
+
+
+def test_wrong_profile_names_matching_profile(server: Server) -> None:
     (refused,) = ask(server, FILE, profile="flux")["notices"]
     assert refused["level"] == "warning"
     assert "'flux' does not describe this file, 'wan' does" in refused["values"]["text"]
@@ -54,18 +65,18 @@ def test_a_profile_that_does_not_match_is_told_with_the_one_that_does(server: Se
     assert refused["level"] == "error"
 
 
-def test_calibrated_rounding_asks_for_a_calibration(server: Server) -> None:
-    chosen = {"rounding": "calibrated", "rounding.damping": 0.01, "rounding.passes": 1}
-    assert ("no_calibration", "error") in kinds(ask(server, FILE, **chosen))
-    assert kinds(ask(server, FILE, calibration=True, **chosen)) == set()
+def test_calibrated_rounding_requires_calibration(server: Server) -> None:
+    rounding = {"rounding": "calibrated", "rounding.damping": 0.01, "rounding.passes": 1}
+    assert ("no_calibration", "error") in kinds(ask(server, FILE, **rounding))
+    assert kinds(ask(server, FILE, calibration=True, **rounding)) == set()
 
 
-def test_settings_that_no_run_would_take_are_told(server: Server) -> None:
+def test_invalid_settings_are_errors(server: Server) -> None:
     (refused,) = ask(server, FILE, exclude="(")["notices"]
     assert refused["level"] == "error" and "must be a regular expression" in refused["values"]["text"]
 
 
-def test_the_formats_of_single_layers_count(server: Server) -> None:
+def test_layer_formats_are_checked(server: Server) -> None:
     answer = ask(server, FILE, overrides="ffn=float8_e4m3fn")
     assert set(answer["plan"]["formats"]) == {"int8_row", "float8_e4m3fn"}
     assert [emulated["values"]["format"] for emulated in answer["notices"]] == ["float8_e4m3fn"]
@@ -73,7 +84,7 @@ def test_the_formats_of_single_layers_count(server: Server) -> None:
     assert [emulated["values"]["format"] for emulated in upgraded["notices"]] == ["mxfp8"]
 
 
-def test_a_model_that_is_quantized_already_is_told(server: Server, tmp_path: Path) -> None:
+def test_quantized_model_is_reported(server: Server, tmp_path: Path) -> None:
     quantize_file(DIGITS, tmp_path / "done.safetensors", Recipe(format="int8_row"))
     name = server.add_model("diffusion_models", tmp_path / "done.safetensors", "done_already.safetensors")
     (refused,) = ask(server, ["diffusion_models", name])["notices"]
@@ -81,7 +92,7 @@ def test_a_model_that_is_quantized_already_is_told(server: Server, tmp_path: Pat
     assert ask(server, ["diffusion_models", name], dequantize=True)["plan"]["layers"] > 0
 
 
-def test_of_a_checkpoint_only_the_diffusion_model_counts(server: Server, tmp_path: Path) -> None:
+def test_checkpoint_plan_counts_diffusion_model_only(server: Server, tmp_path: Path) -> None:
     tensors = {f"double_blocks.{i}.img_attn.proj.weight": torch.zeros(64, 64) for i in range(2)}
     inside = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
     save_file(inside | {"first_stage_model.big.weight": torch.zeros(512, 512)}, tmp_path / "all.safetensors")
@@ -91,7 +102,7 @@ def test_of_a_checkpoint_only_the_diffusion_model_counts(server: Server, tmp_pat
     assert kinds(answer) == {("not_recognised", "info")}
 
 
-def test_what_no_node_asks_is_refused(server: Server) -> None:
+def test_malformed_requests_are_refused(server: Server) -> None:
     with pytest.raises(HostError, match="400"):
         server.post("/calibrated_rounding/check", {"values": {}})
     with pytest.raises(HostError, match="400"):

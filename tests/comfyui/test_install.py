@@ -1,6 +1,6 @@
-"""The pack as ComfyUI-Manager leaves it: a registry's copy with its requirements, in the environments that users have.
+"""The pack as ComfyUI-Manager installs it: the registry's copy with its requirements, in the environments of users.
 
-Each environment is a new one over the host's own, which it sees and never changes.
+Each environment is a new one on top of ComfyUI's own, which is never changed.
 """
 
 from __future__ import annotations
@@ -16,110 +16,115 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from calibrated_rounding.tests.comfyui.harness import PACK, PACK_NAME, Host, HostError, Server, host_environment, tail
-from calibrated_rounding.tests.comfyui.workflows import api_format
+from calibrated_rounding.tools.comfyui import PACK, PACK_NAME, Host, HostError, Server
+from calibrated_rounding.tools.comfyui.graphs import pack_node
+from calibrated_rounding.tools.comfyui.host import comfyui_environment, read_tail
+from calibrated_rounding.tools.comfyui.workflows import api_format
 
 NODES = {path.stem for path in (PACK / "web" / "docs").glob("*.md")} - {"CalibratedRoundingLoadBlockwiseModel"}
 """Every node has a help page; one node is offered only where ComfyUI's loaders cannot be taught the pack's format."""
 
 OLD_KITCHEN = "comfy-kitchen==0.2.16"
-"""Of the day of ComfyUI 0.27.0, the oldest that the pack supports; too old for later ones."""
+"""From the time of ComfyUI 0.27.0, the oldest that the pack supports; too old for later ones."""
 
 NOTICE = "calibrated-rounding: comfy-kitchen does not fit this ComfyUI, which therefore runs no quantized model"
 
-
-HOST_LINES = r"^(\[\w+\] )?$|Import times for custom nodes:|seconds: BASE/custom_nodes/|Found comfy_kitchen backend"
-"""What the host itself logs of any pack, and of an environment."""
+COMFYUI_LINES = r"^(\[\w+\] )?$|Import times for custom nodes:|seconds: BASE/custom_nodes/|Found comfy_kitchen backend"
+"""Lines that ComfyUI logs about any pack and any environment."""
 
 CONTROL = "Control Pack"
-"""Another pack, beside one whose folder has a space in its name: where its file is not served either, no such is."""
+"""A second pack whose folder has a space in its name: shows whether this ComfyUI serves files from such folders."""
 
 
 @dataclass(frozen=True)
 class Install:
-    """folder: the pack's, in custom_nodes. prepare: alters the environment after the requirements are installed.
-    notice: how the one line begins that the pack adds to the log at the start, empty for none.
-    """
+    """An environment of users, and how the pack is installed in it."""
 
     folder: str
+    """Name of the pack's folder in custom_nodes."""
     prepare: Callable[[Host], object]
+    """Alters the environment after the requirements are installed."""
     notice: str = ""
+    """Start of the one line that the pack logs at the start; empty for none."""
 
 
-def at_every_start(code: str) -> Callable[[Host], object]:
-    """Has an environment's interpreter run a line of code before anything else."""
-    return lambda host: (site_packages(host) / "begin.pth").write_text(f"import sys; {code}\n", encoding="utf-8")
+def run_at_start(code: str) -> Callable[[Host], object]:
+    """Make an environment's interpreter run a line of code before anything else."""
+    return lambda host: (find_site_packages(host) / "begin.pth").write_text(f"import sys; {code}\n", encoding="utf-8")
 
 
 def break_triton(host: Host) -> None:
-    package = site_packages(host) / "triton"
+    package = find_site_packages(host) / "triton"
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('libtriton.so: wrong ELF class')\n", encoding="utf-8")
 
 
 def install_old_kitchen(host: Host) -> None:
-    done = pip(host, "--no-deps", "--only-binary=:all:", "--retries=0", OLD_KITCHEN)
+    done = pip_install(host, "--no-deps", "--only-binary=:all:", "--retries=0", OLD_KITCHEN)
     if done.returncode != 0:
         pytest.skip(f"{OLD_KITCHEN} cannot be installed here: {last_line(done.stderr)}")
 
 
 INSTALLS = {
     "as the Manager leaves it": Install(PACK_NAME, lambda host: None),
-    "no triton": Install("calibrated_rounding", at_every_start("sys.modules['triton'] = None")),
+    "no triton": Install("calibrated_rounding", run_at_start("sys.modules['triton'] = None")),
     "broken triton": Install("My Nodes", break_triton),
     "old comfy-kitchen": Install("calibrated-rounding-1.0", install_old_kitchen, NOTICE),
 }
 """Folders differ along the way: as it was cloned, renamed by hand, and as older managers name a version."""
 
 
-def site_packages(host: Host) -> Path:
+def find_site_packages(host: Host) -> Path:
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     return Path(subprocess.check_output([host.python, "-c", code], text=True).strip())
 
 
-def environment_over(host: Host, folder: Path) -> Host:
-    """The same ComfyUI in a new environment, where all that is installed in the host's own can be imported.
+def create_environment(host: Host, folder: Path) -> Host:
+    """Create an environment that imports its own packages first, then the packages of ComfyUI's environment.
 
-    What is installed there comes first, and the host's own is left alone.
+    Returns:
+        The same ComfyUI with the new interpreter.
     """
     subprocess.run([host.python, "-m", "venv", "--without-pip", folder], check=True)
-    made = replace(host, python=folder / host.python.parent.name / host.python.name)
-    line = f"import site; site.addsitedir({str(site_packages(host))!r})\n"
-    (site_packages(made) / "host.pth").write_text(line, encoding="utf-8")
-    return made
+    result = replace(host, python=folder / host.python.parent.name / host.python.name)
+    line = f"import site; site.addsitedir({str(find_site_packages(host))!r})\n"
+    (find_site_packages(result) / "host.pth").write_text(line, encoding="utf-8")
+    return result
 
 
-def pip(host: Host, *arguments: object) -> subprocess.CompletedProcess[str]:
+def pip_install(host: Host, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [host.python, "-m", "pip", "install", "--disable-pip-version-check", *arguments]
-    return subprocess.run(list(map(str, command)), env=host_environment(), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        list(map(str, command)), env=comfyui_environment(), capture_output=True, text=True, check=False
+    )
 
 
 def last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
 
 
-def delivered() -> list[Path]:
-    """What the registry packs: the files that git tracks, without those that .comfyignore names, as git reads it."""
+def list_registry_files() -> list[Path]:
+    """List the files that the registry packs: tracked by git, and not named in .comfyignore, as git reads it."""
 
-    def listed(*options: str) -> set[str]:
+    def list_files(*options: str) -> set[str]:
         command = ["git", "-C", str(PACK), "ls-files", "-z", *options]
         try:
             names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"no git checkout to deliver from: {error}")
+            pytest.skip(f"no git checkout to copy from: {error}")
         return set(filter(None, names.split("\0")))
 
-    return sorted(map(Path, listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore")))
+    return sorted(map(Path, list_files() - list_files("--cached", "--ignored", "--exclude-from=.comfyignore")))
 
 
-def deliver(folder: Path) -> None:
-    for path in delivered():
+def copy_registry_files(folder: Path) -> None:
+    for path in list_registry_files():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(PACK / path, target)
 
 
-def deliver_control(custom_nodes: Path) -> None:
+def create_control_pack(custom_nodes: Path) -> None:
     web = custom_nodes / CONTROL / "web"
     web.mkdir(parents=True)
     (web / "control.js").touch()
@@ -127,7 +132,7 @@ def deliver_control(custom_nodes: Path) -> None:
 
 
 def skip_unserved(started: Started) -> None:
-    """Skip what a server cannot do whose static files in folders with a space are out of reach, whatever the pack."""
+    """Skip the test if this ComfyUI serves no files from folders with a space in their name."""
     if " " in started.install.folder:
         try:
             started.server.get_bytes(f"/extensions/{urllib.parse.quote(CONTROL)}/control.js")
@@ -135,9 +140,9 @@ def skip_unserved(started: Started) -> None:
             pytest.skip("this ComfyUI serves no files of a pack whose folder has a space in its name")
 
 
-def log_lines(server: Server) -> list[str]:
-    """What the server has logged, without colours and without what differs from start to start."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", tail(server.log, 1_000_000))
+def read_log(server: Server) -> list[str]:
+    """Read the server's log without colours and without what differs from start to start."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", read_tail(server.log, 1_000_000))
     text = text.replace(str(server.base), "BASE").replace(server.url, "URL")
     return re.sub(r"\d+\.\d+ seconds", "N seconds", text).splitlines()
 
@@ -147,11 +152,13 @@ def bare(host: Host, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The log of a start without any pack."""
     with Server(host, tmp_path_factory.mktemp("bare"), install=lambda folder: None) as server:
         server.get("/object_info")
-        return log_lines(server)
+        return read_log(server)
 
 
 @dataclass(frozen=True)
 class Started:
+    """A running server with the pack, and its log when all nodes were known."""
+
     install: Install
     server: Server
     log: list[str]
@@ -159,17 +166,17 @@ class Started:
 
 @pytest.fixture(scope="module", params=INSTALLS)
 def started(request: pytest.FixtureRequest, host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    """A server with the pack in one of the environments, and its log when all nodes are known."""
+    """A server with the pack in one of the environments."""
     install, folder = INSTALLS[request.param], tmp_path_factory.mktemp("install")
-    environment = environment_over(host, folder / "environment")
-    done = pip(environment, "-r", PACK / "requirements.txt")
+    environment = create_environment(host, folder / "environment")
+    done = pip_install(environment, "-r", PACK / "requirements.txt")
     assert done.returncode == 0, done.stderr
     install.prepare(environment)
 
     def fill(custom_nodes: Path) -> None:
-        deliver(custom_nodes / install.folder)
+        copy_registry_files(custom_nodes / install.folder)
         if " " in install.folder:
-            deliver_control(custom_nodes)
+            create_control_pack(custom_nodes)
 
     with ExitStack() as stack:
         try:
@@ -179,25 +186,25 @@ def started(request: pytest.FixtureRequest, host: Host, tmp_path_factory: pytest
                 raise
             pytest.skip(f"this ComfyUI does not start there, with or without the pack: {last_line(str(error))}")
         server.get("/object_info")
-        yield Started(install, server, log_lines(server))
+        yield Started(install, server, read_log(server))
 
 
-def test_a_registrys_copy_holds_the_pack_and_nothing_else() -> None:
-    assert {path.parts[0] for path in delivered() if len(path.parts) > 1} == {
+def test_registry_copy_holds_pack_only() -> None:
+    assert {path.parts[0] for path in list_registry_files() if len(path.parts) > 1} == {
         *("examples", "kernels", "locales", "nodes", "quant", "web"),
     }
-    assert Path("__init__.py") in delivered()
+    assert Path("__init__.py") in list_registry_files()
 
 
-def test_every_node_is_there(started: Started) -> None:
+def test_every_node_is_offered(started: Started) -> None:
     offered = {name for name in started.server.get("/object_info") if name.startswith("CalibratedRounding")}
     assert offered == NODES
 
 
-def test_the_front_end_gets_every_file(started: Started) -> None:
+def test_front_end_files_are_served(started: Started) -> None:
     skip_unserved(started)
     url = f"/extensions/{urllib.parse.quote(started.install.folder)}"
-    for path in (path for path in delivered() if path.parts[0] == "web"):
+    for path in (path for path in list_registry_files() if path.parts[0] == "web"):
         served = started.server.get_bytes(f"{url}/{path.relative_to('web').as_posix()}")
         assert served == (PACK / path).read_bytes(), path
     assert f"{url}/calibrated_rounding.js" in started.server.get("/extensions")
@@ -212,16 +219,16 @@ def test_templates_and_translations_are_found(started: Started) -> None:
     assert started.server.get("/i18n")["fr"]["nodeDefs"].keys() >= NODES
 
 
-def test_the_start_adds_at_most_one_line_to_the_log(started: Started, bare: list[str]) -> None:
+def test_start_logs_at_most_one_line(started: Started, bare: list[str]) -> None:
     install, added = started.install, [line for line in started.log if line not in bare]
-    if install.notice:  # then the host, too, says more than at the bare start
+    if install.notice:  # then ComfyUI itself logs more than at the bare start
         added = [line for line in added if "calibrated" in line.lower()]
-    own = [line for line in added if not re.search(HOST_LINES, line)]
-    assert len(own) == bool(install.notice), own
-    assert all(install.notice in line for line in own)
+    unexpected = [line for line in added if not re.search(COMFYUI_LINES, line)]
+    assert len(unexpected) == bool(install.notice), unexpected
+    assert all(install.notice in line for line in unexpected)
 
 
-def test_a_model_is_quantized_and_sampled_or_refused_in_a_sentence(started: Started) -> None:
+def test_quantized_model_samples_or_is_refused(started: Started) -> None:
     graph = api_format(json.loads((PACK / "examples" / "quantize_and_sample.json").read_text(encoding="utf-8")))
     if started.install.notice:
         with pytest.raises(
@@ -230,13 +237,13 @@ def test_a_model_is_quantized_and_sampled_or_refused_in_a_sentence(started: Star
             started.server.execute(graph)
         return
     assert started.server.execute(graph)
-    after = log_lines(started.server)[len(started.log) :]
+    after = read_log(started.server)[len(started.log) :]
     assert "Prompt executed" in "".join(after)
     assert not [line for line in after if re.search("WARNING|ERROR|Traceback|Deprecat", line)]
 
 
-def test_a_file_is_quantized_whatever_the_host_runs(started: Started) -> None:
+def test_file_is_quantized_in_any_environment(started: Started) -> None:
     settings = {"format": "int8_convrot", "profile": "auto", "rounding": "nearest", "name": "made"}
     file = "diffusion_models/digits_wan.safetensors"
-    graph = {"1": {"class_type": "CalibratedRoundingQuantizeFile", "inputs": {"file": file, **settings}}}
+    graph = {"1": pack_node("QuantizeFile", file=file, **settings)}
     assert "19 layers quantized" in started.server.execute(graph)["1"]["text"][0]

@@ -1,4 +1,4 @@
-"""The folder of kept results, without ComfyUI."""
+"""The cache of quantized models, without ComfyUI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def report() -> Report:
 
 
 def add(cache: Cache, source: str, report: Report, used: int, size: int = 1000) -> Path:
-    """An entry of about ``size`` bytes, last used at the time ``used``."""
+    """Add an entry of about ``size`` bytes, last used at the time ``used``."""
     path = cache.path(source, Recipe(), "cpu")
     save_file({"layer.weight": torch.zeros(size, dtype=torch.uint8)}, path)
     cache.complete(path, report)
@@ -27,7 +27,7 @@ def add(cache: Cache, source: str, report: Report, used: int, size: int = 1000) 
     return path
 
 
-def test_an_entry_is_found_with_its_report(tmp_path: Path, report: Report) -> None:
+def test_entry_is_found_with_report(tmp_path: Path, report: Report) -> None:
     cache = Cache(tmp_path)
     path = add(cache, "source", report, used=1)
     entry = cache.find(path)
@@ -35,7 +35,7 @@ def test_an_entry_is_found_with_its_report(tmp_path: Path, report: Report) -> No
     assert (entry.path, entry.report) == (path, report)
 
 
-def test_source_recipe_and_device_each_make_another_entry(tmp_path: Path) -> None:
+def test_source_recipe_and_device_distinguish_entries(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     calls = [("a", Recipe(), "cpu"), ("b", Recipe(), "cpu"), ("a", Recipe(seed=1), "cpu"), ("a", Recipe(), "cuda:0")]
     assert len({cache.path(*call) for call in calls}) == len(calls)
@@ -44,7 +44,7 @@ def test_source_recipe_and_device_each_make_another_entry(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_a_damaged_entry_is_not_found(tmp_path: Path, report: Report, suffix: str, damage: str) -> None:
+def test_damaged_entry_is_not_found(tmp_path: Path, report: Report, suffix: str, damage: str) -> None:
     cache = Cache(tmp_path)
     path = add(cache, "source", report, used=1)
     file = path.with_suffix(suffix)
@@ -55,8 +55,8 @@ def test_a_damaged_entry_is_not_found(tmp_path: Path, report: Report, suffix: st
     assert cache.find(path) is None
 
 
-def test_a_report_of_another_shape_is_no_entry(tmp_path: Path, report: Report) -> None:
-    """As an older version wrote it, whose layers had their errors side by side."""
+def test_entry_of_older_version_is_dropped(tmp_path: Path, report: Report) -> None:
+    """Older versions wrote a layer's errors side by side."""
     cache = Cache(tmp_path)
     path = add(cache, "source", report, used=1)
     stored = json.loads(path.with_suffix(".json").read_text())
@@ -67,7 +67,7 @@ def test_a_report_of_another_shape_is_no_entry(tmp_path: Path, report: Report) -
     assert not path.exists()
 
 
-def test_the_entries_used_least_recently_make_room(tmp_path: Path, report: Report) -> None:
+def test_least_recently_used_entries_are_removed(tmp_path: Path, report: Report) -> None:
     cache = Cache(tmp_path, limit=3500)
     first, second, third = (add(cache, name, report, used) for name, used in (("a", 10), ("b", 20), ("c", 30)))
     assert cache.find(first) is not None  # used now
@@ -76,7 +76,7 @@ def test_the_entries_used_least_recently_make_room(tmp_path: Path, report: Repor
     assert not second.with_suffix(".json").exists()
 
 
-def test_the_newest_entry_stays_even_if_it_alone_is_too_large(tmp_path: Path, report: Report) -> None:
+def test_newest_entry_stays_even_if_too_large(tmp_path: Path, report: Report) -> None:
     cache = Cache(tmp_path, limit=1500)
     small, large = add(cache, "a", report, used=10), add(cache, "b", report, used=20, size=5000)
     assert (small.exists(), large.exists()) == (False, True)

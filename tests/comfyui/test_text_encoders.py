@@ -1,6 +1,6 @@
 """Text encoders that the engine writes, in ComfyUI's own CLIPLoader.
 
-The encoder is Qwen3-0.6B in all but depth: two layers of random weights, and the host is told of the depth.
+The encoder is Qwen3-0.6B with two layers of random weights; ComfyUI builds it with that depth.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, Report, quantize_file
-from calibrated_rounding.tests.comfyui.harness import PACK, Host
+from calibrated_rounding.tools.comfyui import Host
 from safetensors.torch import save_file
 
 WIDTH, FEED_FORWARD, LAYERS, VOCABULARY = 1024, 3072, 2, 151936
@@ -40,18 +40,7 @@ RECIPES = {
 LARGEST = {"int8_row": 0.04, "int8_convrot": 0.035, "float8_e4m3fn": 0.13, "int8_blockwise": 0.04}
 """Largest relative error of the encoded prompt."""
 
-ENCODE = """
-import pack_nodes
-pack_nodes.load(root)  # for int8_blockwise
-import comfy.text_encoders.llama as llama
-whole = llama.Qwen3_06BConfig
-llama.Qwen3_06BConfig = lambda **options: whole(**{**options, "num_hidden_layers": layers})
-for name, path in paths.items():
-    clip, warnings = inside.load_clip(path, "stable_diffusion")
-    outputs[f"{name} warnings"] = warnings
-    outputs[f"{name} layers"] = inside.quantized_layers(clip.cond_stage_model.qwen3_06b.transformer)
-    outputs[name] = clip.encode_from_tokens(clip.tokenize("a handwritten seven, ink on paper")).float()
-"""
+PROMPT = "a handwritten seven, ink on paper"
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +68,20 @@ def reports(encoder: Path) -> dict[str, Report]:
 
 @pytest.fixture(scope="module")
 def encoded(host: Host, encoder: Path, reports: dict[str, Report]) -> dict[str, Any]:
-    paths = {"float": str(encoder)} | {name: str(encoder.with_stem(name)) for name in reports}
-    return host.run(ENCODE, paths=paths, layers=LAYERS, root=str(PACK))
+    paths = {"float": encoder} | {name: encoder.with_stem(name) for name in reports}
+    return host.call("tests.comfyui.programs.load_encoders:encode_with_files", paths=paths, prompt=PROMPT)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_loads_quantized_and_without_a_warning(encoded: dict[str, Any], reports: dict[str, Report], name: str) -> None:
-    assert encoded[f"{name} warnings"] == encoded["float warnings"]
-    assert encoded[f"{name} layers"].keys() == {layer.name for layer in reports[name].layers}
-    assert ("model.embed_tokens" in encoded[f"{name} layers"]) == RECIPES[name].embeddings
+def test_encoder_loads_quantized_without_warning(
+    encoded: dict[str, Any], reports: dict[str, Report], name: str
+) -> None:
+    assert encoded[name]["warnings"] == encoded["float"]["warnings"]
+    assert encoded[name]["layers"].keys() == {layer.name for layer in reports[name].layers}
+    assert ("model.embed_tokens" in encoded[name]["layers"]) == RECIPES[name].embeddings
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_encodes_close_to_the_float_encoder(encoded: dict[str, Any], name: str) -> None:
-    assert relative_error(encoded[name], encoded["float"]) <= LARGEST[name]
-
-
-def relative_error(made: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((made - wanted).norm() / wanted.norm())
+def test_encodings_stay_close_to_float(encoded: dict[str, Any], name: str) -> None:
+    encoding, reference = (encoded[key]["encoding"] for key in (name, "float"))
+    assert float((encoding - reference).norm() / reference.norm()) <= LARGEST[name]

@@ -1,4 +1,4 @@
-"""The example workflows as they are shipped, run by a real server with nothing in its folders but the pack."""
+"""The shipped example workflows, run by a real server with nothing in its folders but the pack."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, plan_file
-from calibrated_rounding.tests.comfyui.harness import PACK, PACK_NAME, Server
-from calibrated_rounding.tests.comfyui.workflows import api_format, table
+from calibrated_rounding.tools.comfyui import PACK, PACK_NAME, Server
+from calibrated_rounding.tools.comfyui.workflows import api_format, table
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 EXAMPLES = PACK / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
-ASKED = 7
+DIGIT = 7
 
 
-def workflow(name: str) -> dict[str, Any]:
+def read_workflow(name: str) -> dict[str, Any]:
     return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def shown_by(outputs: dict[str, Any], graph: dict[str, Any], class_type: str) -> list[dict[str, Any]]:
-    """What each node of a type shows, in the order of the workflow."""
+    """List what each node of a type shows, in the order of the workflow."""
     return [outputs[node] for node in graph if graph[node]["class_type"] == class_type]
 
 
@@ -38,8 +38,8 @@ def handwriting() -> np.ndarray:
     return np.stack([real.images[real.target == digit].mean(0) / 16 for digit in range(10)])
 
 
-def digits_seen(server: Server, handwriting: np.ndarray, images: list[dict[str, str]]) -> list[int]:
-    """For each image the digit whose mean over real handwriting is nearest."""
+def classify_digits(server: Server, handwriting: np.ndarray, images: list[dict[str, str]]) -> list[int]:
+    """Find for each image the digit whose mean over real handwriting is nearest."""
     files = (io.BytesIO(server.image(image)) for image in images)
     small = (Image.open(file).convert("L").resize((8, 8), Image.Resampling.BOX) for file in files)
     return [int(((handwriting - np.asarray(picture) / 255) ** 2).sum((1, 2)).argmin()) for picture in small]
@@ -48,49 +48,49 @@ def digits_seen(server: Server, handwriting: np.ndarray, images: list[dict[str, 
 @pytest.fixture(scope="module")
 def saved(server: Server) -> Path:
     """The file that quantize_and_save writes."""
-    graph = api_format(workflow("quantize_and_save"))
+    graph = api_format(read_workflow("quantize_and_save"))
     path, report = shown_by(server.execute(graph), graph, "PreviewAny")
     assert "layers quantized" in report["text"][0]
     return Path(path["text"][0])
 
 
-def test_the_template_browser_lists_every_workflow_with_a_picture(server: Server) -> None:
+def test_template_browser_lists_workflows_with_pictures(server: Server) -> None:
     assert sorted(server.get("/workflow_templates")[PACK_NAME]) == NAMES
     for name in NAMES:
-        assert json.loads(server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.json")) == workflow(name)
+        assert json.loads(server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.json")) == read_workflow(name)
         Image.open(io.BytesIO(server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.jpg"))).verify()
 
 
-def test_quantize_and_sample_draws_the_digit_with_both_models(server: Server, handwriting: np.ndarray) -> None:
-    graph = api_format(workflow("quantize_and_sample"))
+def test_quantize_and_sample_draws_digits(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(read_workflow("quantize_and_sample"))
     quantized, floats = shown_by(server.execute(graph), graph, "SaveImage")
     for images in (quantized["images"], floats["images"]):
         assert len(images) == 4
-        assert digits_seen(server, handwriting, images).count(ASKED) >= 3
+        assert classify_digits(server, handwriting, images).count(DIGIT) >= 3
     different = [server.image(a) != server.image(b) for a, b in zip(quantized["images"], floats["images"], strict=True)]
     assert any(different), "the quantized model must not be the float model"
 
 
-def test_calibrate_quantize_sample_draws_the_digit_with_both_models(server: Server, handwriting: np.ndarray) -> None:
-    graph = api_format(workflow("calibrate_quantize_sample"))
+def test_calibrate_quantize_sample_draws_digits(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(read_workflow("calibrate_quantize_sample"))
     outputs = server.execute(graph)
     floats, quantized = shown_by(outputs, graph, "SaveImage")
     for images in (floats["images"], quantized["images"]):
-        assert digits_seen(server, handwriting, images).count(ASKED) >= 3
+        assert classify_digits(server, handwriting, images).count(DIGIT) >= 3
     (shown,) = shown_by(outputs, graph, "CalibratedRoundingQuantizeModel")
     layers = table(shown["calibrated_rounding"][0]["layers"])
     assert all(layer["errors"]["output_w8a8"] is not None for layer in layers)
 
 
-def test_calibrate_quantize_compare_shows_what_calibrating_gains(server: Server) -> None:
-    graph = api_format(workflow("calibrate_quantize_compare"))
+def test_calibrate_quantize_compare_gains_psnr(server: Server) -> None:
+    graph = api_format(read_workflow("calibrate_quantize_compare"))
     nearest, calibrated = shown_by(server.execute(graph), graph, "CalibratedRoundingCompareModels")
     assert len(nearest["images"]) == len(calibrated["images"]) == 4
     assert mean_psnr(calibrated) >= mean_psnr(nearest) + 5
 
 
-def test_quantize_to_a_size_is_closer_than_the_profile_and_no_larger(server: Server) -> None:
-    graph = api_format(workflow("quantize_to_a_size"))
+def test_quantize_to_a_size_beats_profile(server: Server) -> None:
+    graph = api_format(read_workflow("quantize_to_a_size"))
     outputs = server.execute(graph)
     profile, chosen = shown_by(outputs, graph, "CalibratedRoundingCompareModels")
     assert mean_psnr(chosen) >= mean_psnr(profile) + 1
@@ -100,45 +100,43 @@ def test_quantize_to_a_size_is_closer_than_the_profile_and_no_larger(server: Ser
 
 
 def mean_psnr(shown: dict[str, Any]) -> float:
-    """Of the last line that Compare Models shows."""
+    """Read the mean from the last line that Compare Models shows."""
     last: str = shown["text"][0].splitlines()[-1]
     return float(last.removeprefix("mean").split()[0])
 
 
-def test_quantize_text_encoder_draws_what_the_prompt_asks_for_with_both_encoders(
-    server: Server, handwriting: np.ndarray
-) -> None:
-    graph = api_format(workflow("quantize_text_encoder"))
+def test_quantize_text_encoder_draws_digits(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(read_workflow("quantize_text_encoder"))
     outputs = server.execute(graph)
     quantized, floats = shown_by(outputs, graph, "SaveImage")
     for shown in (quantized, floats):
-        assert digits_seen(server, handwriting, shown["images"]).count(ASKED) >= 3
-    assert (pixels(server, quantized) != pixels(server, floats)).any()
+        assert classify_digits(server, handwriting, shown["images"]).count(DIGIT) >= 3
+    assert (read_pixels(server, quantized) != read_pixels(server, floats)).any()
     path, report = shown_by(outputs, graph, "PreviewAny")
     assert "21 layers quantized" in report["text"][0]
     again, image = with_saved_encoder(graph, Path(path["text"][0]).name)
-    assert (pixels(server, server.execute(again)[image]) == pixels(server, quantized)).all()
+    assert (read_pixels(server, server.execute(again)[image]) == read_pixels(server, quantized)).all()
 
 
-def pixels(server: Server, shown: dict[str, Any]) -> np.ndarray:
-    """What an image node shows, without what the files tell of the graph."""
+def read_pixels(server: Server, shown: dict[str, Any]) -> np.ndarray:
+    """Read the pictures that an image node shows, without the workflow in their files."""
     return np.stack([np.asarray(Image.open(io.BytesIO(server.image(image)))) for image in shown["images"]])
 
 
 def with_saved_encoder(graph: dict[str, Any], file: str) -> tuple[dict[str, Any], str]:
-    """What draws the float encoder's pictures, with a saved encoder in its place; and the node that shows them."""
+    """Replace the float encoder by a saved one; returns the nodes that draw with it, and the node that shows them."""
     loader = next(name for name in graph if graph[name]["class_type"].endswith("LoadExampleTextEncoder"))
     _, image = (name for name in graph if graph[name]["class_type"] == "SaveImage")
     return {**upstream(graph, image), loader: {**graph[loader], "inputs": {"file": file}}}, image
 
 
 def upstream(graph: dict[str, Any], name: str) -> dict[str, Any]:
-    """A node and all that it needs."""
+    """Collect a node and everything that it depends on."""
     links = [value[0] for value in graph[name]["inputs"].values() if isinstance(value, list)]
     return {name: graph[name]} | {key: node for link in links for key, node in upstream(graph, link).items()}
 
 
-def test_quantize_and_save_writes_a_file_that_the_loaders_list(server: Server, saved: Path) -> None:
+def test_quantize_and_save_writes_listed_file(server: Server, saved: Path) -> None:
     assert saved.is_relative_to(server.output)
     recipe = Recipe(format="int8_convrot")
     planned = plan_file(next(EXAMPLES.rglob("digits_wan.safetensors")), recipe).layers
@@ -147,30 +145,30 @@ def test_quantize_and_save_writes_a_file_that_the_loaders_list(server: Server, s
     assert saved.name in server.object_info("UNETLoader")["input"]["required"]["unet_name"][0]
 
 
-def test_quantize_a_file_writes_what_stock_nodes_draw_the_digit_with(server: Server, handwriting: np.ndarray) -> None:
-    graph = api_format(workflow("quantize_a_file"))
+def test_quantize_a_file_draws_digits_with_stock_nodes(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(read_workflow("quantize_a_file"))
     path, report = shown_by(server.execute(graph), graph, "PreviewAny")
     written = Path(path["text"][0])
     assert written.is_relative_to(server.output)
     assert "layers quantized" in report["text"][0]
-    sampling = api_format(workflow("sample_saved_file"))
+    sampling = api_format(read_workflow("sample_saved_file"))
     (loader,) = (node for node in sampling.values() if node["class_type"] == "UNETLoader")
     loader["inputs"]["unet_name"] = written.name
     (shown,) = shown_by(server.execute(sampling), sampling, "SaveImage")
-    assert digits_seen(server, handwriting, shown["images"]).count(ASKED) >= 3
+    assert classify_digits(server, handwriting, shown["images"]).count(DIGIT) >= 3
 
 
 @pytest.mark.usefixtures("saved")
-def test_the_saved_file_draws_the_digit_with_stock_nodes(server: Server, handwriting: np.ndarray) -> None:
-    graph = api_format(workflow("sample_saved_file"))
+def test_saved_file_draws_digits_with_stock_nodes(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(read_workflow("sample_saved_file"))
     (shown,) = shown_by(server.execute(graph), graph, "SaveImage")
-    assert digits_seen(server, handwriting, shown["images"]).count(ASKED) >= 3
+    assert classify_digits(server, handwriting, shown["images"]).count(DIGIT) >= 3
 
 
-def test_every_workflow_stores_a_value_for_each_widget(server: Server) -> None:
-    """A node that gains a widget shifts the stored values: tools/example_workflows.py writes them anew."""
+def test_workflows_store_every_widget(server: Server) -> None:
+    """A node that gains a widget shifts the stored values; tools/example_workflows.py writes them again."""
     for name in NAMES:
-        for node in api_format(workflow(name)).values():
+        for node in api_format(read_workflow(name)).values():
             info = server.object_info(node["class_type"])["input"]
             declared = {**info.get("required", {}), **info.get("optional", {})}
             assert node["inputs"].keys() >= {key for key, spec in declared.items() if "default" in spec_options(spec)}

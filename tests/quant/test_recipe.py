@@ -84,7 +84,8 @@ def test_stored_recipes_load_and_keep_their_json(text: str) -> None:
 
 
 def test_default_recipe_is_rotated_int8_to_nearest() -> None:
-    assert Recipe.from_dict(json.loads(STORED[0])) == Recipe()
+    """Recipes from before input_scale had `auto` hold `off`."""
+    assert Recipe.from_dict(json.loads(STORED[0])) == Recipe(input_scale=OFF)
 
 
 def test_missing_settings_take_their_defaults() -> None:
@@ -100,7 +101,7 @@ def test_aliases_are_stored_in_full() -> None:
 def test_declared_names_are_the_names_of_the_methods() -> None:
     assert ROUNDING_METHODS.keys() == ROUNDINGS.keys()
     assert SCALE_METHODS.keys() == SCALES.keys() - {AUTO}
-    assert INPUT_SCALE_METHODS.keys() == INPUT_SCALES.keys() - {OFF}
+    assert INPUT_SCALE_METHODS.keys() == INPUT_SCALES.keys() - {AUTO, OFF}
     assert STEPPERS.keys() == set(STEPPING) == OPTIMIZERS.keys() - {"feedback"}
 
 

@@ -1,7 +1,7 @@
-"""Fixtures: the pack's front end in a real browser, with the front end that the host asks for and with the newest one.
+"""Fixtures: the pack in a real browser, with the front end that ComfyUI requires and with the newest one.
 
-Needs playwright and Debian's Chromium; what is missing skips the tests, with the reason. Screenshots go to the folder
-that CALIBRATED_ROUNDING_SCREENSHOTS names, else below pytest's temporary folder.
+Without playwright and Debian's Chromium the tests are skipped with the reason. Screenshots go to the folder that
+CALIBRATED_ROUNDING_SCREENSHOTS names, else below pytest's temporary folder.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibrated_rounding.tests.comfyui.browser.site import CHROMIUM, Site, launch
-from calibrated_rounding.tests.comfyui.harness import Host, Server
+from calibrated_rounding.tools.comfyui import Host, Server
+from calibrated_rounding.tools.comfyui.browser import CHROMIUM, Site, launch
 
 PACKAGE = "comfyui-frontend-package"
-FRONT_ENDS = ("asked", "newest")
+FRONT_ENDS = ("required", "newest")
 MODES = ("canvas", "nodes2")
 
 
@@ -36,7 +36,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def newest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The newest front end, as ComfyUI's --front-end-root takes it."""
+    """Folder of the newest front end, for ComfyUI's --front-end-root."""
     folder = tmp_path_factory.mktemp("front_end")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -53,7 +53,7 @@ def comfyui(
     request: pytest.FixtureRequest, host: Host, chromium: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """A server with one of the two front ends."""
-    root = () if request.param == "asked" else ("--front-end-root", str(request.getfixturevalue("newest")))
+    root = () if request.param == "required" else ("--front-end-root", str(request.getfixturevalue("newest")))
     with Server(host, tmp_path_factory.mktemp("browser"), *root) as server:
         yield server
 
@@ -69,7 +69,7 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def chain(site: Site) -> tuple[int, int, int]:
-    """The ids of three nodes, linked: load, quantize, save."""
+    """Ids of three connected nodes: load, quantize, save."""
     types = ("UNETLoader", "CalibratedRoundingQuantizeModel", "CalibratedRoundingSaveModel")
     loader, quantize, save = (site.create(kind) for kind in types)
     site.connect(loader, "MODEL", quantize, "model")
@@ -80,13 +80,13 @@ def chain(site: Site) -> tuple[int, int, int]:
 
 @pytest.fixture(params=MODES)
 def site(request: pytest.FixtureRequest, comfyui: Server, chromium: Any, shots: Path) -> Iterator[Site]:
-    """An empty graph, in the canvas and in Nodes 2.0; the pack must have left no complaint in the console."""
+    """An empty graph, on the canvas and in Nodes 2.0; the test fails if the pack complained in the console."""
     name = request.node.name.replace("test_", "", 1).translate(str.maketrans("[]", "__")).strip("_")
     context = chromium.new_context(viewport={"width": 1500, "height": 1000})
     site = Site(comfyui, context.new_page(), shots / name, nodes2=request.param == "nodes2")
     site.open()
     yield site
-    site.shot("end")
+    site.screenshot("end")
     context.close()
     comfyui.interrupt()
     assert site.complaints == []

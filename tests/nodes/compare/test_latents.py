@@ -6,7 +6,13 @@ import math
 
 import pytest
 import torch
-from calibrated_rounding.nodes.compare.latents import Closeness, LatentComparison, Trace, closeness, compare_traces
+from calibrated_rounding.nodes.compare.latents import (
+    Closeness,
+    LatentComparison,
+    Trace,
+    compare_traces,
+    measure_closeness,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +29,7 @@ def trace(seed: int, steps: int = 3) -> Trace:
 
 def test_the_figures_by_hand() -> None:
     wanted, made = torch.tensor([0.0, 3.0, 4.0, 0.0]), torch.tensor([0.0, 3.0, 4.0, 1.0])
-    found = closeness(made, wanted)
+    found = measure_closeness(made, wanted)
     assert found.psnr_db == pytest.approx(20 * math.log10(4 / math.sqrt(1 / 4)))
     assert found.cosine == pytest.approx(25 / (5 * math.sqrt(26)))
     assert found.relative_error == pytest.approx(1 / 5)
@@ -31,7 +37,10 @@ def test_the_figures_by_hand() -> None:
 
 def test_another_peak_moves_psnr_alone() -> None:
     wanted, made = random(0), random(1)
-    own, given_peak = closeness(made, wanted), closeness(made, wanted, 10 * float(wanted.max() - wanted.min()))
+    own, given_peak = (
+        measure_closeness(made, wanted),
+        measure_closeness(made, wanted, 10 * float(wanted.max() - wanted.min())),
+    )
     assert given_peak.psnr_db == pytest.approx(own.psnr_db + 20)
     assert (given_peak.cosine, given_peak.relative_error) == (own.cosine, own.relative_error)
 
@@ -39,13 +48,13 @@ def test_another_peak_moves_psnr_alone() -> None:
 @given(seeds)
 def test_the_same_is_identical(seed: int) -> None:
     latents = random(seed)
-    assert closeness(latents.clone(), latents) == Closeness(math.inf, 1.0, 0.0)
+    assert measure_closeness(latents.clone(), latents) == Closeness(math.inf, 1.0, 0.0)
 
 
 @given(seeds, st.floats(0.001, 1000))
 def test_a_common_factor_changes_nothing(seed: int, factor: float) -> None:
     wanted, made = random(seed).double(), random(seed + 1).double()
-    plain, scaled = closeness(made, wanted), closeness(factor * made, factor * wanted)
+    plain, scaled = measure_closeness(made, wanted), measure_closeness(factor * made, factor * wanted)
     assert scaled.psnr_db == pytest.approx(plain.psnr_db)
     assert scaled.cosine == pytest.approx(plain.cosine)
     assert scaled.relative_error == pytest.approx(plain.relative_error)
@@ -54,7 +63,7 @@ def test_a_common_factor_changes_nothing(seed: int, factor: float) -> None:
 @given(seeds)
 def test_half_the_error_is_six_decibels_closer(seed: int) -> None:
     wanted, error = random(seed).double(), random(seed + 1).double()
-    far, near = (closeness(wanted + share * error, wanted) for share in (0.1, 0.05))
+    far, near = (measure_closeness(wanted + share * error, wanted) for share in (0.1, 0.05))
     assert near.psnr_db - far.psnr_db == pytest.approx(20 * math.log10(2))
     assert far.relative_error == pytest.approx(2 * near.relative_error)
 
@@ -68,13 +77,13 @@ def test_half_the_error_is_six_decibels_closer(seed: int) -> None:
     ],
 )
 def test_latents_that_are_all_the_same_number(made: float, wanted: float, expected: Closeness) -> None:
-    assert closeness(torch.full((4,), made), torch.full((4,), wanted)) == expected
+    assert measure_closeness(torch.full((4,), made), torch.full((4,), wanted)) == expected
 
 
 def test_a_model_that_breaks_down_does_not_look_close() -> None:
     broken = random(0)
     broken[0, 0] = math.nan
-    found = closeness(broken, random(0))
+    found = measure_closeness(broken, random(0))
     assert all(math.isnan(figure) for figure in (found.psnr_db, found.cosine, found.relative_error))
 
 
@@ -83,8 +92,8 @@ def test_every_step_is_measured_against_the_range_of_the_finished_latents() -> N
     found = compare_traces(7, made, wanted)
     peak = float(wanted.final.double().max() - wanted.final.double().min())
     assert found.seed == 7
-    assert found.final == closeness(made.final, wanted.final)
-    assert found.steps == tuple(closeness(a, b, peak) for a, b in zip(made.steps, wanted.steps, strict=True))
+    assert found.final == measure_closeness(made.final, wanted.final)
+    assert found.steps == tuple(measure_closeness(a, b, peak) for a, b in zip(made.steps, wanted.steps, strict=True))
 
 
 def test_different_numbers_of_steps_leave_the_finished_latents_and_say_so() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from calibrated_rounding.nodes.compare.seeds import LARGEST, MOST, parse_seeds
+from calibrated_rounding.nodes.compare.seeds import MAX_SEED, MAX_SEEDS, parse_seeds
 from calibrated_rounding.quant import QuantError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,21 +19,21 @@ from hypothesis import strategies as st
         (" 10 - 12 ; 0,", (10, 11, 12, 0)),
         ("3, 1-4, 3", (3, 1, 2, 4)),
         ("4-4", (4,)),
-        (str(LARGEST), (LARGEST,)),
+        (str(MAX_SEED), (MAX_SEED,)),
     ],
 )
 def test_numbers_and_ranges(text: str, seeds: tuple[int, ...]) -> None:
     assert parse_seeds(text) == seeds
 
 
-@given(st.lists(st.integers(0, LARGEST), min_size=1, max_size=MOST, unique=True))
+@given(st.lists(st.integers(0, MAX_SEED), min_size=1, max_size=MAX_SEEDS, unique=True))
 def test_what_is_written_is_read(seeds: list[int]) -> None:
     assert parse_seeds(", ".join(map(str, seeds))) == tuple(seeds)
 
 
 @pytest.mark.parametrize("text", ["", " ,; ", "\n"])
 def test_no_seed(text: str) -> None:
-    with pytest.raises(QuantError, match=r"^No seed is given"):
+    with pytest.raises(QuantError, match=r"^There is no seed"):
         parse_seeds(text)
 
 
@@ -46,11 +46,11 @@ def test_what_is_no_seed_is_named(word: str) -> None:
 
 
 def test_a_seed_that_the_host_does_not_take() -> None:
-    with pytest.raises(QuantError, match=f"{LARGEST + 1} is too large"):
-        parse_seeds(str(LARGEST + 1))
+    with pytest.raises(QuantError, match=f"{MAX_SEED + 1} is too large"):
+        parse_seeds(str(MAX_SEED + 1))
 
 
-@pytest.mark.parametrize("text", [f"0-{MOST}", f"0-{LARGEST}"])
+@pytest.mark.parametrize("text", [f"0-{MAX_SEEDS}", f"0-{MAX_SEED}"])
 def test_too_many(text: str) -> None:
-    with pytest.raises(QuantError, match=f"more than {MOST} seeds"):
+    with pytest.raises(QuantError, match=f"more than {MAX_SEEDS} seeds"):
         parse_seeds(text)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from calibrated_rounding.nodes.examples.encoder_header import stated
+from calibrated_rounding.nodes.examples.encoder_header import read_encoder_options
 from calibrated_rounding.quant import QuantError, Recipe, quantize_file
-from calibrated_rounding.tests.comfyui.harness import example_model
+from calibrated_rounding.tools.comfyui import example_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,7 +41,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_the_shipped_encoder_is_built_in_its_own_sizes() -> None:
-    found = stated(example_model(SHIPPED))
+    found = read_encoder_options(example_model(SHIPPED))
     assert found.model == {"gemma2_2b_model_config": config()["gemma2_2b"]}
     assert found.tokenizer == {"gemma2_2b_min_padding": config()["min_padding"]}
 
@@ -50,11 +50,13 @@ def test_the_shipped_encoder_is_built_in_its_own_sizes() -> None:
 def test_a_quantized_file_keeps_what_it_states(tmp_path: Path, fmt: str) -> None:
     target = tmp_path / "quantized.safetensors"
     quantize_file(example_model(SHIPPED), target, Recipe(format=fmt))
-    assert stated(target) == stated(example_model(SHIPPED))
+    assert read_encoder_options(target) == read_encoder_options(example_model(SHIPPED))
 
 
 def test_padding_may_be_left_out(write: Write) -> None:
-    assert stated(write(json.dumps({"gemma2_2b": config()["gemma2_2b"]}))).tokenizer == {"gemma2_2b_min_padding": 0}
+    assert read_encoder_options(write(json.dumps({"gemma2_2b": config()["gemma2_2b"]}))).tokenizer == {
+        "gemma2_2b_min_padding": 0
+    }
 
 
 @pytest.mark.parametrize("padding", [-1, 10**9, 1.5, True, "4", None])
@@ -114,6 +116,6 @@ def test_a_tensor_that_is_no_matrix_is_refused(write: Write) -> None:
 def refusal(path: Path) -> str:
     """What the file is refused with: one sentence, on one line."""
     with pytest.raises(QuantError) as error:
-        stated(path)
+        read_encoder_options(path)
     assert "\n" not in str(error.value)
     return str(error.value)

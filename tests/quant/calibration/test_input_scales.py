@@ -62,3 +62,9 @@ def test_formats_without_static_inputs_get_none() -> None:
         assert measure_input_scale("absmax", InputStatistics(absmax=1e4), FORMATS[name]) is None
     assert measure_input_scale("off", InputStatistics(absmax=1e4), E4M3) is None
     assert measure_input_scale("auto", InputStatistics(), E4M3) is None
+
+
+@pytest.mark.parametrize("method", [*INPUT_SCALE_METHODS, "auto"])
+def test_scales_of_the_largest_inputs_are_finite(method: str) -> None:
+    scale = measure_input_scale(method, InputStatistics(absmax=3.4e38), E4M3)
+    assert scale is not None and 0 < scale < float("inf")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.calibration.recorder import Recorder
 from calibrated_rounding.quant.calibration.statistics import fingerprint
 from calibrated_rounding.quant.errors import QuantError
@@ -43,7 +43,7 @@ def rows_of(calibration: Calibration, layer: str) -> Tensor:
 def test_the_example_in_the_docstring_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = inspect.getdoc(Recorder) or ""
-    example = textwrap.dedent("\n".join(line for line in text.splitlines() if line.startswith("    ")))
+    example = textwrap.dedent(text.partition("Example:\n")[2].partition("\n\n")[0])
     exec(example.replace("...", "x"), {"Recorder": Recorder, "model": mlp(), "x": torch.randn(3, 16)})
     assert set(Calibration.load("calibration.safetensors")) == {"0", "2.0"}
 

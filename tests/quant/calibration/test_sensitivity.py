@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from calibrated_rounding.quant.calibration.sensitivity import LEVELS, Perturbation, probe, rounded
+from calibrated_rounding.quant.calibration.sensitivity import LEVELS, Perturbation, measure_sensitivities, round_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ def runner(model: Model, inputs: Tensor) -> Callable[[Perturbation | None], Tens
     def run(perturbation: Perturbation | None) -> Tensor:
         if perturbation is None:
             return model(inputs)
-        with perturbation.inside(model):
+        with perturbation.apply(model):
             return model(inputs)
 
     return run
@@ -49,36 +49,41 @@ def hooks(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("share", [0.01, 1.0, 30.0])
 def test_a_layer_whose_change_comes_out_as_it_is_has_the_square_of_its_share(share: float) -> None:
-    found = probe(["beside"], runner(Model(share), drawn(5, 7, 32)))
+    found = measure_sensitivities(["beside"], runner(Model(share), drawn(5, 7, 32)))
     assert found["beside"] == pytest.approx(share**2 / 32, rel=1e-2)
 
 
 def test_what_comes_after_a_layer_counts() -> None:
     model = Model()
-    before = probe(["first"], runner(model, drawn(50, 32)))["first"]
+    before = measure_sensitivities(["first"], runner(model, drawn(50, 32)))["first"]
     with torch.no_grad():
         model.second.weight.mul_(3)
-    assert probe(["first"], runner(model, drawn(50, 32)))["first"] == pytest.approx(9 * before, rel=1e-3)
+    assert measure_sensitivities(["first"], runner(model, drawn(50, 32)))["first"] == pytest.approx(
+        9 * before, rel=1e-3
+    )
 
 
 def test_layers_that_do_not_run_or_break_the_result_are_left_out() -> None:
     model = Model()
-    assert set(probe(["first", "idle"], runner(model, drawn(5, 32)))) == {"first"}
-    assert probe(["first"], runner(model, torch.zeros(5, 32))) == {}
+    assert set(measure_sensitivities(["first", "idle"], runner(model, drawn(5, 32)))) == {"first"}
+    assert measure_sensitivities(["first"], runner(model, torch.zeros(5, 32))) == {}
     run = runner(model, drawn(5, 32))
-    assert probe(["first"], lambda perturbation: run(perturbation) * (torch.nan if perturbation else 1)) == {}
+    assert (
+        measure_sensitivities(["first"], lambda perturbation: run(perturbation) * (torch.nan if perturbation else 1))
+        == {}
+    )
 
 
 def test_the_same_again_gives_the_same() -> None:
     run = runner(Model(), drawn(5, 32))
-    assert probe(["first", "second"], run) == probe(["first", "second"], run)
+    assert measure_sensitivities(["first", "second"], run) == measure_sensitivities(["first", "second"], run)
 
 
 @pytest.mark.parametrize("rows", [2, 6])
 def test_equal_inputs_are_changed_alike_wherever_they_come(rows: int) -> None:
     model, inputs = Model(), drawn(1, 32).expand(rows, 32)
     perturbation = Perturbation("beside")
-    with perturbation.inside(model), torch.no_grad():
+    with perturbation.apply(model), torch.no_grad():
         made = torch.cat([model(inputs), model(inputs)])
     assert torch.allclose(made, made[:1].expand_as(made), atol=1e-5)
     assert not torch.allclose(made[:rows], model(inputs), atol=1e-4)
@@ -87,7 +92,7 @@ def test_equal_inputs_are_changed_alike_wherever_they_come(rows: int) -> None:
 def test_the_size_is_that_of_the_change() -> None:
     layer, inputs = nn.Sequential(nn.Linear(32, 8)), drawn(4, 6, 32)
     perturbation = Perturbation("0")
-    with perturbation.inside(layer), torch.no_grad():
+    with perturbation.apply(layer), torch.no_grad():
         change = layer(inputs)
     change = change - layer(inputs)
     assert perturbation.size == pytest.approx(float(change.detach().square().sum(-1).mean()))
@@ -97,7 +102,7 @@ def test_the_size_is_that_of_the_change() -> None:
 def test_half_precision_is_kept_and_measured_as_stored(dtype: torch.dtype) -> None:
     layer, inputs = nn.Sequential(nn.Linear(64, 16)).to(dtype), drawn(9, 64).to(dtype)
     perturbation = Perturbation("0")
-    with perturbation.inside(layer), torch.no_grad():
+    with perturbation.apply(layer), torch.no_grad():
         made = layer(inputs)
     assert made.dtype == dtype
     change = made.float() - layer(inputs).float()
@@ -107,7 +112,7 @@ def test_half_precision_is_kept_and_measured_as_stored(dtype: torch.dtype) -> No
 @pytest.mark.parametrize("raised", [ValueError("broken"), KeyboardInterrupt()])
 def test_no_hook_is_left_after_an_end_before_the_end(raised: BaseException) -> None:
     model = Model()
-    with pytest.raises(type(raised)), Perturbation("first").inside(model):
+    with pytest.raises(type(raised)), Perturbation("first").apply(model):
         assert hooks(model) == 1
         raise raised
     assert hooks(model) == 0
@@ -118,7 +123,7 @@ def test_a_compiled_model_is_disturbed_too() -> None:
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         wanted = compiled(inputs)
-        with Perturbation("first").inside(model):
+        with Perturbation("first").apply(model):
             assert not torch.equal(compiled(inputs), wanted)
         assert torch.equal(compiled(inputs), wanted)
 
@@ -126,7 +131,7 @@ def test_a_compiled_model_is_disturbed_too() -> None:
 @given(width=WIDTHS, seed=st.integers(0, 1000))
 def test_rounding_keeps_a_row_within_half_a_level(width: int, seed: int) -> None:
     rows = drawn(3, width, seed=seed)
-    error = (rounded(rows) - rows).norm(dim=1)
+    error = (round_rows(rows) - rows).norm(dim=1)
     # A rotation keeps norms, and makes no value larger than the row's norm.
     assert bool((error <= rows.norm(dim=1) / LEVELS / 2 * width**0.5 + 1e-6).all())
-    assert torch.equal(rounded(torch.zeros(2, width)), torch.zeros(2, width))
+    assert torch.equal(round_rows(torch.zeros(2, width)), torch.zeros(2, width))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calibrated_rounding.quant.calibration.sample import Collector
+from calibrated_rounding.quant.calibration.collector import Collector
 from calibrated_rounding.quant.calibration.statistics import fingerprint
 from calibrated_rounding.quant.cli import main
 from safetensors.torch import load_file, save_file

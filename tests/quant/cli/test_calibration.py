@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, quantize_file
-from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

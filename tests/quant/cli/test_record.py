@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calibrated_rounding.quant.calibration.file import Calibration
+from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.cli.record import FILE_MODULE
 from safetensors.torch import save_file
 

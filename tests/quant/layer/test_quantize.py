@@ -49,7 +49,7 @@ def tensors() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def statistics() -> dict[str, InputStatistics]:
     rows = torch.randn(256, 48) @ torch.randn(48, 48)
-    known = InputStatistics(rows.mean(0), float(rows.abs().max()), rows.bfloat16(), len(rows))
+    known = InputStatistics(mean=rows.mean(0), absmax=float(rows.abs().max()), rows=rows.bfloat16(), count=len(rows))
     return dict.fromkeys(LAYERS, known)
 
 

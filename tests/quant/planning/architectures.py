@@ -1,4 +1,4 @@
-"""The committed key and shape lists of real architectures, as tools/architectures.py wrote them."""
+"""The committed key and shape lists of real models, as tools/architectures.py and tools/known_models.py wrote them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from functools import cache
 from math import prod
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "data" / "architectures"
+DATA = Path(__file__).parents[2] / "data"
+FOLDER, KNOWN_FOLDER = DATA / "architectures", DATA / "known"
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,16 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.txt"))
 
 
+def known_names() -> list[str]:
+    """The models that ComfyUI knows and no profile describes."""
+    return sorted(path.stem for path in KNOWN_FOLDER.glob("*.txt"))
+
+
 @cache
 def architecture(name: str) -> dict[str, Tensor]:
     """Key -> tensor of a whole model."""
-    lines = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    path = next(path for path in (FOLDER / f"{name}.txt", KNOWN_FOLDER / f"{name}.txt") if path.exists())
+    lines = path.read_text(encoding="utf-8").splitlines()
     return {key: tensor for line in lines if not line.startswith("#") for key, tensor in _expand(line)}
 
 

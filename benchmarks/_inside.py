@@ -1,0 +1,46 @@
+"""The part of benchmarks/sampling.py that runs in ComfyUI's interpreter; see `Host.call` in tools/comfyui/host.py."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import folder_paths
+import torch
+from calibrated_rounding.tools.comfyui.inside.models import load_unet
+from calibrated_rounding.tools.comfyui.inside.pack import call, load_extension
+from calibrated_rounding.tools.comfyui.inside.sampling import conditions, sample
+from torch import Tensor
+
+
+def read_versions() -> dict[str, str]:
+    """Read the versions of the packages that compute."""
+    return {package: version(package) for package in ("torch", "comfy-kitchen")}
+
+
+def calibrate(source: str, table: Tensor, folder: str) -> dict[str, str]:
+    """Calibrate the shipped model with its sensitivities, in two runs at other seeds than `sample_files` takes.
+
+    Returns:
+        path: The calibration file, below ``folder``.
+    """
+    extension = load_extension()
+    folder_paths.set_output_directory(folder)
+    model, _ = load_unet(source)
+    calibration = call(
+        extension.CalibrateModel, model=model, **conditions(table, 10),
+        latent_image={"samples": torch.zeros(10, 16, 1, 8, 8)}, seed=1000, runs=2, steps=20, cfg=3.0,
+        sampler_name="euler", scheduler="simple", rows=2048, budget_gib=2.0, probe_steps=4,
+    ).args[0]  # fmt: skip
+    return {"path": call(extension.SaveCalibration, calibration=calibration, name="digits").args[0]}
+
+
+def sample_files(paths: dict[str, str], table: Tensor, seeds: int) -> dict[str, Tensor]:
+    """Sample each file at the seeds 0, 1, ...: name -> latents ``[seeds, 10, 16, 1, 8, 8]``."""
+    load_extension()
+
+    def sample_file(path: str) -> Any:
+        model, _ = load_unet(path)
+        return torch.stack([sample(model, table, seed) for seed in range(seeds)])
+
+    return {name: sample_file(path) for name, path in paths.items()}

@@ -1,0 +1,99 @@
+"""ComfyUI's folders: where models are listed, and where results are written."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from pathlib import Path
+
+import folder_paths
+
+from ...quant import QuantError
+
+FOLDERS = ("diffusion_models", "text_encoders", "checkpoints")
+"""Kinds of model folders that Quantize File reads from."""
+
+OUTPUT_NAMES = {"text_encoders": "clip"}
+"""Kind of model folder -> folder of the output folder that ComfyUI lists with it, where the two names differ."""
+
+SUFFIXES = (".safetensors", ".sft")
+
+CALIBRATIONS = "calibrations"
+"""The folder of the output folder that holds calibrations."""
+
+
+def choose_output_path(filename_prefix: str) -> Path:
+    """The next free numbered file for a prefix in the output folder, as stock save nodes name their files.
+
+    Raises:
+        QuantError: the prefix has no name in it, or leads outside the output folder.
+    """
+    prefix = _normalize_prefix(filename_prefix)
+    try:
+        folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    except Exception:  # get_save_image_path has no error of its own
+        raise QuantError(
+            f"The name '{filename_prefix}' leads outside the output folder; give a name inside it."
+        ) from None
+    paths = (Path(folder) / f"{name}_{number:05}_.safetensors" for number in count(counter))
+    return next(path for path in paths if not os.path.lexists(path))
+
+
+def _normalize_prefix(text: str) -> str:
+    """ComfyUI counts files by the last part of a name, so that it must not be empty, ``.`` or ``..``."""
+    if not text.isprintable():
+        raise QuantError(f"The name {text!a} holds a character that no file name can have.")
+    *folders, name = text.replace("\\", "/").split("/")
+    if name.strip() in ("", ".", ".."):
+        raise QuantError(f"'{text}' names a folder; add the name of a file to it.")
+    kept = [folder for i, folder in enumerate(folders) if folder not in ("", ".") or (i == 0 and not folder)]
+    return "/".join([*kept, name.strip()])
+
+
+def is_listed(path: Path, kind: str) -> bool:
+    """Whether the stock loaders for a kind of model list the file at ``path``."""
+    return any(path.is_relative_to(os.path.abspath(folder)) for folder in folder_paths.get_folder_paths(kind))
+
+
+def list_model_files() -> list[str]:
+    """The safetensors files of `FOLDERS`, as ``folder/name``."""
+    return [f"{folder}/{name}" for folder in FOLDERS for name in list_models(folder)]
+
+
+def list_models(folder: str) -> list[str]:
+    """The safetensors files of one kind of model folder."""
+    return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(SUFFIXES)]
+
+
+def find_model(choice: str) -> tuple[str, str]:
+    """The kind of folder and the full path of one of `list_model_files`.
+
+    Raises:
+        QuantError: if there is no such file.
+    """
+    folder, _, name = choice.partition("/")
+    path = folder_paths.get_full_path(folder, name) if folder in FOLDERS else None
+    if path is None:
+        raise QuantError(f"There is no model file '{choice}'; it was moved or deleted.")
+    return folder, path
+
+
+def list_calibrations() -> list[str]:
+    """The safetensors files below `CALIBRATIONS`, by their names there."""
+    folder = _calibrations_folder()
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+
+
+def find_calibration(name: str) -> Path:
+    """The full path of one of `list_calibrations`.
+
+    Raises:
+        QuantError: if there is no such file.
+    """
+    if name not in list_calibrations():
+        raise QuantError(f"There is no calibration '{name}' in {_calibrations_folder()}; it was moved or deleted.")
+    return _calibrations_folder() / name
+
+
+def _calibrations_folder() -> Path:
+    return Path(folder_paths.get_output_directory()) / CALIBRATIONS

@@ -1,0 +1,81 @@
+"""What save nodes write: tensors and header fields; and notices for loading the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from comfy.cli_args import args
+from torch import Tensor
+
+from ...quant import QuantError
+from ...quant.files import CheckpointWriter
+from ...quant.formats import pack_notice
+from ...quant.formats.marker import SUFFIX, Marker, from_header
+from ...quant.notices import Notice, notice
+from ...quant.reports.provenance import Provenance, build_header
+from ..host.folders import OUTPUT_NAMES, is_listed
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a new file, whole or not at all.
+
+    Args:
+        path: The file.
+        tensors: On any device; ComfyUI's own may be merged with their patches only when they are written.
+        metadata: The header's text fields.
+    """
+    layout = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    with CheckpointWriter(path, layout, metadata, overwrite=False) as writer:
+        for name, tensor in tensors.items():
+            # Not cpu(): ComfyUI's lazily patched tensors do their work in to().
+            writer.write(name, tensor.to("cpu"))
+        writer.commit()
+
+
+def make_header(
+    tensors: Mapping[str, Tensor], provenance: Provenance | None, source: Mapping[str, str], patches: int
+) -> dict[str, str]:
+    """The header's text fields: the source file's own, the markers of all layers, and the provenance.
+
+    Args:
+        tensors: The tensors that are saved.
+        provenance: Of these tensors; None: unknown.
+        source: The text fields of the source file's header.
+        patches: Number of patches, such as LoRAs, that are merged into them.
+
+    Raises:
+        QuantError: if no tensor is quantized.
+    """
+    markers = {
+        key.removesuffix(SUFFIX): Marker.from_tensor(key.removesuffix(SUFFIX), tensor.to("cpu"))
+        for key, tensor in tensors.items()
+        if key.endswith(SUFFIX)
+    }
+    if not markers:
+        raise QuantError("Nothing in this model is quantized; connect the output of a quantize node.")
+    return build_header(source, markers, provenance and replace(provenance, merged_patches=patches))
+
+
+def workflow_fields(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """The graph as header fields, as stock save nodes write it; empty if the user has turned that off."""
+    if args.disable_metadata:
+        return {}
+    fields = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    return fields | {key: json.dumps(value) for key, value in (extra or {}).items()}
+
+
+def loading_notices(path: Path, kind: str, metadata: Mapping[str, str]) -> list[Notice]:
+    """Notices for loading a file: ComfyUI's loaders do not list its folder, or it needs this pack.
+
+    Args:
+        path: The file.
+        kind: The kind of model folder that its loader lists.
+        metadata: The file's header fields.
+    """
+    unlisted = [] if is_listed(path, kind) else [notice("not_listed", folder=OUTPUT_NAMES.get(kind, kind))]
+    needed = pack_notice(marker.format for marker in from_header(metadata).values())
+    return unlisted if needed is None else [*unlisted, needed]

@@ -1,0 +1,134 @@
+"""The calibration of a model: the statistics of all its layers' inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..text import shortened
+from .file import read_calibration, write_calibration
+from .statistics import InputStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Mapping[str, InputStatistics]):
+    """Statistics of the layers' inputs by layer name: a mapping as `quantize_file` takes for ``statistics``.
+
+    Layers that get the same input share one sample, which is kept under the name of one of them, their leader.
+    """
+
+    samples: dict[str, InputStatistics]
+    """Leader -> statistics, without fingerprint and sensitivity."""
+    shared: dict[str, str]
+    """Layer -> its leader; all layers that were recorded."""
+    fingerprints: dict[str, str]
+    """Layer -> `fingerprint` of the weight that ran."""
+    sensitivities: dict[str, float] = field(default_factory=dict)
+    """Layer -> sensitivity, of the layers that were probed."""
+    unrecorded: tuple[str, ...] = ()
+    """Layers that were watched and gave no row: they did not run, or none of their input rows was finite."""
+
+    def __getitem__(self, layer: str) -> InputStatistics:
+        return replace(
+            self.samples[self.shared[layer]],
+            fingerprint=self.fingerprints.get(layer),
+            sensitivity=self.sensitivities.get(layer),
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shared)
+
+    def __len__(self) -> int:
+        return len(self.shared)
+
+    def under(self, prefix: str) -> Calibration:
+        """The part of the layers whose names begin with ``prefix``, named without it."""
+        inside = {layer.removeprefix(prefix): layer for layer in self if layer.startswith(prefix)}
+        shared = {layer: self.shared[full] for layer, full in inside.items()}
+        return Calibration(
+            samples={leader: self.samples[leader] for leader in shared.values()},
+            shared=shared,
+            fingerprints={k: self.fingerprints[full] for k, full in inside.items() if full in self.fingerprints},
+            sensitivities={k: self.sensitivities[full] for k, full in inside.items() if full in self.sensitivities},
+            unrecorded=tuple(k.removeprefix(prefix) for k in self.unrecorded if k.startswith(prefix)),
+        )
+
+    def summary(self) -> str:
+        """Layers, rows and size in a sentence, then what is missing, a line for each."""
+        samples = self.samples.values()
+        rows = [0 if sample.rows is None else len(sample.rows) for sample in samples]
+        size = sum(0 if sample.rows is None else sample.rows.nbytes for sample in samples)
+        fewest = min(self.samples, key=lambda layer: self.samples[layer].count)
+        lines = [
+            f"{len(self)} layers calibrated, in {len(rows)} samples of {min(rows)} to {max(rows)} rows, drawn from "
+            f"{sum(sample.count for sample in samples)} rows; {size / 1e6:.1f} MB.",
+            f"Fewest rows seen: {fewest}, {self.samples[fewest].count}.",
+            self._unrecorded_line(),
+            self._sensitivity_line(),
+        ]
+        return "\n".join(line for line in lines if line)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the whole calibration: two with the same digest quantize alike."""
+        digest = hashlib.sha256(self._description().encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Raises:
+            CheckpointError: if the file cannot be written, or exists and is not to be replaced.
+        """
+        write_calibration(path, self._tensors(), self._description(), self.digest, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read a file that `save` has written.
+
+        Raises:
+            CheckpointError: if the file is not a calibration, or is damaged.
+        """
+        fields, digest = read_calibration(path)
+        calibration = cls(**fields)
+        # Files of the first versions have no digest.
+        if digest is not None and digest != calibration.digest:
+            raise CheckpointError(f"{path}: the calibration is damaged (its digest differs); record it again.")
+        return calibration
+
+    def _unrecorded_line(self) -> str:
+        if not self.unrecorded:
+            return ""
+        return (
+            f"Not recorded: {len(self.unrecorded)} layers that did not run, or whose inputs were not finite "
+            f"({shortened(self.unrecorded)}); without inputs, they are rounded to nearest."
+        )
+
+    def _sensitivity_line(self) -> str:
+        if not self.sensitivities:
+            return ""
+        missing = [layer for layer in self if layer not in self.sensitivities]
+        advice = f"; not of {shortened(missing)}: the format auto needs all, so take more probe_steps"
+        return f"Sensitivity measured of {len(self.sensitivities)} of {len(self)} layers{advice * bool(missing)}."
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{layer}.{name}": getattr(s, name) for layer, s in self.samples.items() for name in ("rows", "mean")}
+
+    def _description(self) -> str:
+        """Everything but the tensors, as JSON. Parts that are empty are left out, as in files of the first versions."""
+        inputs = {layer: {"absmax": sample.absmax, "count": sample.count} for layer, sample in self.samples.items()}
+        fields: dict[str, Any] = {"shared": self.shared, "fingerprints": self.fingerprints, "inputs": inputs}
+        optional = {"sensitivities": self.sensitivities, "unrecorded": list(self.unrecorded)}
+        return json.dumps(fields | {name: value for name, value in optional.items() if value}, sort_keys=True)

@@ -1,0 +1,248 @@
+"""Will ComfyUI's loader for this kind of file read markers of quantized layers under these names?
+
+Where it would not, it takes codes for values, mostly without a warning. What is known of its loaders lies in two files
+beside this module: ``known.toml`` has the models that they know, ``foreign.toml`` the kinds of files that they do not
+read as quantized models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnloadableError
+from ..files.shards import find_siblings
+from ..files.sources import Source
+from ..files.strict_json import quoted
+from ..notices import Notice, notice
+from .names import STRIPPED_PREFIXES, Names, Shapes, loader_prefix
+from .profiles import Kind, Signature, read_signature, read_toml
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obstacle:
+    """Why a quantized file with these names would not be read as one."""
+
+    title: str
+    """What the file is."""
+    reason: str
+    way_out: str
+
+    def __str__(self) -> str:
+        return f"This is {self.title}: {self.reason}; {self.way_out}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A model whose names ComfyUI's loaders know."""
+
+    title: str
+    kind: Kind
+    trace: tuple[str, ...]
+    """Generalized names that tell it by any part of its blocks."""
+    whole: tuple[Signature, ...]
+    """One of them fits a complete file."""
+
+    def home(self, stripped: str) -> str:
+        """The prefix that its loader takes off, where that of diffusion models takes off ``stripped``."""
+        return stripped if self.kind == "diffusion" else ""
+
+    def find_prefixes(self, names: Names) -> list[str]:
+        """The prefixes under which at least a part of it lies."""
+        return [prefix for trace in self.trace for prefix in names.find_prefixes(trace)]
+
+    def is_whole(self, names: Names, prefix: str = "") -> bool:
+        return any(signature.fits(names.shapes, prefix) for signature in self.whole)
+
+    def find_missing(self, names: Names) -> str | None:
+        """A tensor, or a numbered block, that the model lacks."""
+        if self.is_whole(names):
+            return names.find_first_gap()
+        missing = ([key for key in signature.all if key not in names.shapes] for signature in self.whole)
+        return min(filter(None, missing), key=len)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """What tells a kind of file by its names; ``foreign.toml`` explains the fields."""
+
+    all: tuple[re.Pattern[str], ...] = ()
+    none: tuple[re.Pattern[str], ...] = ()
+    every: re.Pattern[str] | None = None
+    most: re.Pattern[str] | None = None
+    exact: Signature
+
+    def fits(self, names: Names) -> bool:
+        lines = list(names.examples)
+        return (
+            all(pattern.search(names.text) for pattern in self.all)
+            and not any(pattern.search(names.text) for pattern in self.none)
+            and (self.every is None or all(map(self.every.match, lines)))
+            and (self.most is None or 2 * sum(map(bool, map(self.most.search, lines))) > len(lines))
+            and self.exact.fits(names.shapes, "")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignKind:
+    """A kind of file that ComfyUI's loaders do not read as a quantized model."""
+
+    obstacle: Obstacle
+    early: bool
+    signs: tuple[Sign, ...]
+
+    def fits(self, names: Names) -> bool:
+        return any(sign.fits(names) for sign in self.signs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What ComfyUI's loaders make of a file's names."""
+
+    obstacle: Obstacle | None = None
+    """Why they would not read its quantized layers."""
+    known: KnownModel | None = None
+    """The model that they find; None beside no obstacle: nothing is known."""
+
+
+def check_source(source: Source, *, force: bool) -> tuple[Notice, ...]:
+    """Refuse a source whose quantized layers ComfyUI would not read.
+
+    Args:
+        source: a file or a state dict.
+        force: give a warning instead.
+
+    Returns:
+        What the user should know about loading the result.
+
+    Raises:
+        UnloadableError: there is an obstacle.
+    """
+    answer = ask({name: tuple(spec.shape) for name, spec in source.tensors.items()}, source.path)
+    if answer.obstacle is None:
+        return () if answer.known else (notice("not_known"),)
+    if not force:
+        raise UnloadableError(str(answer.obstacle))
+    return (notice("forced", reason=str(answer.obstacle)),)
+
+
+def ask(shapes: Shapes, path: Path | None = None) -> Answer:
+    """What ComfyUI's loaders make of the tensors in the file at ``path``; None: they are in no file."""
+    siblings = None if path is None else find_siblings(path)
+    if siblings is not None:
+        return Answer(obstacle=_shard(siblings))
+    names = Names(shapes)
+    home = loader_prefix(shapes)
+    # Beside a diffusion model under one of these a checkpoint holds other models, whose names say nothing of it.
+    inside = names.under(home) if home in STRIPPED_PREFIXES else names
+    return next(answer for answer in _answers(names, inside, home) if answer is not None)
+
+
+def _answers(names: Names, inside: Names, home: str) -> Iterator[Answer | None]:
+    """What each rule says, in the order in which they are asked."""
+    yield _find_foreign(inside, early=True)
+    at_home = [(model, model.home(home)) for model in known_models() if model.home(home) in model.find_prefixes(names)]
+    at_home.sort(key=lambda found: not found[0].is_whole(names, found[1]))
+    yield from (_judge(model, names.under(prefix)) for model, prefix in at_home)
+    yield _find_displaced(names, home)
+    yield _find_foreign(inside, early=False)
+    gap = inside.find_first_gap(starts_only=True)
+    yield None if gap is None else Answer(obstacle=_part("a model", gap))
+    yield Answer()
+
+
+def _find_foreign(names: Names, *, early: bool) -> Answer | None:
+    kinds = (kind for kind in foreign_kinds() if kind.early == early and kind.fits(names))
+    return next((Answer(obstacle=kind.obstacle) for kind in kinds), None)
+
+
+def _judge(model: KnownModel, names: Names) -> Answer:
+    """A known model lies under the right prefix, which is taken off ``names``: is it whole?"""
+    missing = model.find_missing(names)
+    return Answer(known=model) if missing is None else Answer(obstacle=_part(model.title, missing))
+
+
+def _find_displaced(names: Names, home: str) -> Answer | None:
+    """A known model under a prefix that its loader does not strip."""
+    found = ((model, prefix) for model in known_models() for prefix in model.find_prefixes(names))
+    for model, prefix in found:
+        mostly = 2 * len(names.under(prefix).shapes) > len(names.shapes)
+        beside = home in STRIPPED_PREFIXES and not prefix.startswith(home)
+        diffusion = model.kind == "diffusion" and not beside and model.is_whole(names, prefix)
+        # Else it is a part of another model.
+        if prefix != model.home(home) and (mostly or diffusion):
+            return Answer(obstacle=_displaced(model, prefix))
+    return None
+
+
+def _shard(siblings: str) -> Obstacle:
+    return Obstacle(
+        title=siblings,
+        reason="a part of a model is not loaded alone",
+        way_out="give the .safetensors.index.json beside the shards, which quantizes them into one file",
+    )
+
+
+def _part(title: str, missing: str) -> Obstacle:
+    return Obstacle(
+        title=f"a part of {title}",
+        reason=f"it lacks {quoted(missing)}, and ComfyUI does not load a part alone",
+        way_out="give the whole model, or the .safetensors.index.json beside its shards",
+    )
+
+
+def _displaced(model: KnownModel, prefix: str) -> Obstacle:
+    return Obstacle(
+        title=f"{model.title} under {quoted(prefix)}",
+        reason="ComfyUI's loader does not take that off the names and would not find the quantized layers",
+        way_out="rename the tensors without it first",
+    )
+
+
+@cache
+def known_models() -> tuple[KnownModel, ...]:
+    """The models of ``known.toml``."""
+    return tuple(
+        KnownModel(
+            title=entry["title"],
+            kind=entry["kind"],
+            trace=tuple(entry["trace"]),
+            whole=tuple(map(read_signature, entry["whole"])),
+        )
+        for entry in read_toml(FOLDER / "known.toml")["model"]
+    )
+
+
+@cache
+def foreign_kinds() -> tuple[ForeignKind, ...]:
+    """The kinds of ``foreign.toml``, in its order."""
+    data = read_toml(FOLDER / "foreign.toml")
+    return tuple(
+        ForeignKind(
+            obstacle=Obstacle(title=entry["title"], **data["groups"][entry["group"]]),
+            early=entry.get("early", False),
+            signs=tuple(map(_read_sign, entry["signs"])),
+        )
+        for entry in data["kind"]
+    )
+
+
+def _read_sign(entry: Mapping[str, Any]) -> Sign:
+    exact = {"all": entry.get("keys", ()), "none": entry.get("no_keys", ()), "rows": entry.get("rows", {})}
+    return Sign(
+        all=tuple(map(_compile, entry.get("all", ()))),
+        none=tuple(map(_compile, entry.get("none", ()))),
+        every=_compile(entry["every"]) if "every" in entry else None,
+        most=_compile(entry["most"]) if "most" in entry else None,
+        exact=read_signature(exact),
+    )
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.MULTILINE | re.IGNORECASE)

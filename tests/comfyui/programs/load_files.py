@@ -1,0 +1,57 @@
+"""Programs of test_files.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import folder_paths
+import nodes
+import torch
+from calibrated_rounding.tools.comfyui.inside.models import describe_quantized_layers, load_unet
+from calibrated_rounding.tools.comfyui.inside.pack import load_extension
+from calibrated_rounding.tools.comfyui.inside.sampling import sample
+from comfy.quant_ops import QuantizedTensor
+from comfy_extras.nodes_model_merging import ModelSave
+from torch import Tensor
+
+
+def sample_files(paths: dict[str, str], table: Tensor, saved: str) -> dict[str, Any]:
+    """Load files without the pack, sample each, and save it with ModelSave into the folder ``saved``."""
+    folder_paths.set_output_directory(saved)
+    return {name: sample_file(path, table, name) for name, path in paths.items()}
+
+
+def sample_files_with_pack(paths: dict[str, str], table: Tensor, saved: str) -> dict[str, Any]:
+    load_extension()
+    return sample_files(paths, table, saved)
+
+
+def sample_file(path: str, table: Tensor, name: str) -> dict[str, Any]:
+    model, warnings = load_unet(path)
+    layers = describe_quantized_layers(model.model.diffusion_model)
+    latents = sample(model, table, seed=0)
+    ModelSave().save(model, name)
+    return {"warnings": warnings, "layers": layers, "latents": latents}
+
+
+def sample_checkpoint(folder: str, name: str, table: Tensor) -> dict[str, Any]:
+    folder_paths.add_model_folder_path("checkpoints", folder)
+    model, _, _ = nodes.CheckpointLoaderSimple().load_checkpoint(name)
+    layers = describe_quantized_layers(model.model.diffusion_model)
+    return {"layers": list(layers), "latents": sample(model, table, seed=0)}
+
+
+def quantize_weight(weight: Tensor, formats: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Tensor]]:
+    """Quantize a weight with ComfyUI's layouts; returns each format's tensors, one-byte types as uint8.
+
+    Args:
+        weight: Float ``[N, K]``.
+        formats: Name -> layout and its options.
+    """
+    results = {}
+    for name, (layout, options) in formats.items():
+        tensors = QuantizedTensor.from_float(weight.clone(), layout, **options).state_dict("weight")
+        results[name] = {
+            key: tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor for key, tensor in tensors.items()
+        }
+    return results

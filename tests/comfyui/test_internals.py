@@ -1,0 +1,58 @@
+"""ComfyUI's internals where versions differ: previews of nested latents, markers, and symbols that may be missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from calibrated_rounding.tools.comfyui import Host, example_model
+from safetensors.torch import load_file
+
+PROGRAMS = "tests.comfyui.programs.internals"
+
+
+def test_nested_latents_are_previewed(host: Host) -> None:
+    result = host.call(f"{PROGRAMS}:preview_nested", source=example_model("digits_wan.safetensors"))
+    assert result["previews"] == [True, True]
+
+
+def test_markers_stay_on_the_cpu(host: Host) -> None:
+    assert host.call(f"{PROGRAMS}:copy_markers") == {
+        "layer.weight": "meta",
+        "packed.weight": "meta",
+        "layer.comfy_quant": "cpu",
+        "block.comfy_attention.config": "cpu",
+    }
+
+
+def test_encoders_with_merged_layers_are_left_to_quantize_file(host: Host) -> None:
+    result = host.call(f"{PROGRAMS}:merge_weights", source=example_model("digits_gemma2.safetensors"))
+    assert result["refusal"] == (
+        "This ComfyUI has merged layers of the text encoder gemma2_2b that are separate in its file; quantize the file "
+        "with Quantize File."
+    )
+
+
+@pytest.fixture(scope="module")
+def lost(host: Host) -> dict[str, Any]:
+    table = load_file(example_model("digits_conditioning.safetensors"))["conditioning"]
+    return host.call(f"{PROGRAMS}:lose_symbols", source=example_model("digits_wan.safetensors"), table=table)
+
+
+def test_missing_symbols_cost_one_feature_each(lost: dict[str, Any]) -> None:
+    assert lost["picture"] is None
+    compiled, bypassed = lost["refusals"]
+    assert compiled.endswith("put the node that compiles after the one that quantizes.")
+    assert bypassed.startswith("The injection 'bypass_lora' of this model is bound to its float weights")
+
+
+def test_missing_symbols_are_logged_once(lost: dict[str, Any]) -> None:
+    names = ("ExecutionBlocker", "BypassInjectionManager", "set_torch_compile_wrapper")
+    assert sorted(lost["warnings"]) == sorted(set(lost["warnings"]))
+    assert [sum(name in text for text in lost["warnings"]) for name in names] == [1, 1, 1]
+
+
+def test_devices_are_asked_where_comfyui_can_tell(host: Host) -> None:
+    result = host.call(f"{PROGRAMS}:ask_devices")
+    assert result["none known"] == []
+    assert result["no int8"] == ["int8_tensor", "int8_row", "int8_convrot"]

@@ -1,0 +1,119 @@
+// The functions that Site (site.py) calls in ComfyUI's page; loaded before the page's own scripts.
+
+window.packPage = (() => {
+  const graph = () => window.app.graph;
+  const node = (id) => graph().getNodeById(id);
+  const lastNode = () => graph().nodes.at(-1);
+  const widget = (id, name) => node(id).widgets.find((entry) => entry.name === name);
+  const panel = (id) => node(id)?.widgets.find((entry) => entry.name === "calibrated_rounding")?.element;
+  const slotOf = (slots, name) => slots.findIndex((slot) => slot.name === name);
+  const execute = (command) => window.app.extensionManager.command.execute(command);
+  const textOf = (element, part) => element.querySelector(part)?.innerText ?? "";
+
+  return {
+    // The page
+    isReady: () => Boolean(window.app?.extensionManager?.setting && window.app.canvas?.graph),
+    isTyping: () => document.activeElement.tagName === "INPUT",
+    offersNode: (title) => Boolean(document.querySelector("[role=option]")?.innerText.trim().startsWith(title)),
+    newWorkflow: () => execute("Comfy.NewBlankWorkflow"),
+    queue: () => execute("Comfy.QueuePrompt"),
+    setSetting: (name, value) => window.app.extensionManager.setting.set(name, value),
+
+    // The graph. Places are in its coordinates; the view is neither moved nor scaled unless a caller does.
+    serialize: () => graph().serialize(),
+    loadGraph: (workflow) => window.app.loadGraphData(workflow),
+    setView: (offset) => Object.assign(window.app.canvas.ds, { scale: 1, offset }),
+    countNodes: () => graph().nodes.length,
+    hasNodes: (count) => graph().nodes.length === count,
+    nodeTypes: () => graph().nodes.map((entry) => entry.type),
+    nodeTitles: () => graph().nodes.map((entry) => entry.title),
+    lastNode: () => ({ id: Number(lastNode().id), place: [...lastNode().pos] }),
+    lastNodeIsPlaced: () => !lastNode().flags?.ghost,
+    placeLastNode: (place) => {
+      lastNode().pos = place;
+    },
+    createNode: (type, place) => {
+      const created = window.LiteGraph.createNode(type);
+      created.pos = place;
+      graph().add(created);
+      return Number(created.id);
+    },
+    connect: (source, output, target, input) =>
+      void node(source).connect(slotOf(node(source).outputs, output), node(target), slotOf(node(target).inputs, input)),
+    isConnected: (id, input) => node(id).isInputConnected(slotOf(node(id).inputs, input)),
+    setWidth: (id, width) => {
+      node(id).setSize([width, node(id).size[1]]);
+      graph().setDirtyCanvas(true, true);
+    },
+    setWidget: (id, name, value) => {
+      widget(id, name).value = value;
+      widget(id, name).callback?.(value);
+    },
+    widgetIs: (id, name, value) => widget(id, name).value === value,
+
+    // Places on the page, in pixels, and in the graph
+    toPage: (place) => {
+      const box = window.app.canvas.canvas.getBoundingClientRect();
+      const [left, top] = window.app.canvas.convertOffsetToCanvas(place);
+      return [left + box.left, top + box.top];
+    },
+    outputPlace: (id, name) => [...node(id).getOutputPos(slotOf(node(id).outputs, name))],
+    inputPlace: (id, name) => [...node(id).getInputPos(slotOf(node(id).inputs, name))],
+    widgetPlace: (id, name) => [node(id).pos[0] + node(id).size[0] / 2, node(id).pos[1] + widget(id, name).last_y + 10],
+    nodeBoxes: () =>
+      graph().nodes.map(({ id }) => {
+        const { left, top, right, bottom } = document.querySelector(`[data-node-id="${id}"]`).getBoundingClientRect();
+        return [left, top, right, bottom];
+      }),
+
+    // The pack's panel of a node
+    panel,
+    panelIsNarrower: (id, width) => panel(id).offsetWidth < width && panel(id).offsetWidth > width - 60,
+    readPanel: (id) => {
+      const element = panel(id);
+      if (!element) return { phase: "absent", title: "", facts: "", notices: "", words: "", bars: 0 };
+      return {
+        phase: element.dataset.phase,
+        title: textOf(element, ".calro-head"),
+        facts: textOf(element, ".calro-facts"),
+        notices: textOf(element, ".calro-notices"),
+        words: textOf(element, ".calro-words"),
+        bars: (element.querySelector("svg")?.innerHTML.match(/M/g) ?? []).length,
+        height: element.offsetHeight,
+        place: element.offsetTop,
+        node: node(id).size[1],
+      };
+    },
+    /** HTML of the parts of a panel whose content is wider than they are. */
+    listOverflowing: (id) =>
+      [...panel(id).querySelectorAll("*")]
+        .filter((part) => part.clientWidth && part.scrollWidth > part.clientWidth + 1)
+        .filter((part) => getComputedStyle(part).overflowX === "visible")
+        .map((part) => part.outerHTML),
+    /** HTML of the texts and buttons of a panel that are cut off or lie outside it. */
+    listCutOff: (id) => {
+      const box = panel(id).getBoundingClientRect();
+      const isOutside = (part) => {
+        const { left, right, top, bottom } = part.getBoundingClientRect();
+        return left < box.left || right > box.right + 1 || top < box.top || bottom > box.bottom + 1;
+      };
+      const isClipped = (part) => part.scrollWidth > part.clientWidth + 1 || part.scrollHeight > part.clientHeight + 1;
+      const parts = panel(id).querySelectorAll("b, button, .calro-facts, .calro-facts > span > span, .calro-notices");
+      return [...parts]
+        .filter((part) => part.offsetWidth && (isOutside(part) || isClipped(part)))
+        .map((part) => part.outerHTML);
+    },
+    /** Resolves when an element has kept its place and size for some frames. */
+    waitUntilStill: (element) =>
+      new Promise((resolve) => {
+        let [before, frames] = ["", 0];
+        const look = () => {
+          const now = JSON.stringify(element.getBoundingClientRect());
+          frames = now === before ? frames + 1 : 0;
+          before = now;
+          frames > 10 ? resolve() : requestAnimationFrame(look);
+        };
+        look();
+      }),
+  };
+})();

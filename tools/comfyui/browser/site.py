@@ -1,0 +1,280 @@
+"""ComfyUI's page: nodes dragged from the library or found by search, links and buttons with the mouse.
+
+The page's own side is page.js.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..checkout import PACK_NAME
+from ..server import Server
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+SCRIPT = Path(__file__).with_name("page.js")
+CALL = "([name, args]) => window.packPage[name](...args)"
+
+PLACES = [(120, 160), (480, 160), (960, 160), (960, 580), (120, 400)]
+"""Places of the nodes in the graph, in the order in which they are made; the side bar hides the first column."""
+
+EMPTY = (300, 850)
+"""A place on the canvas, in pixels, without a node."""
+
+Panel = dict[str, Any]
+"""Texts and sizes of a node's panel; `readPanel` in page.js reads them."""
+
+
+def launch(playwright: Any) -> Any:
+    """Start Debian's Chromium without its requests to other servers."""
+    return playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
+
+
+class Site:
+    """ComfyUI's page in one browser tab.
+
+    Args:
+        server: The server of the page.
+        page: Playwright's page.
+        shots: Folder for screenshots.
+        nodes2: Whether nodes are drawn by Nodes 2.0 and not on the canvas.
+    """
+
+    complaints: list[str]
+    """The pack's errors and warnings in the console."""
+    strangers: list[str]
+    """Addresses on other servers that the pack has asked for."""
+
+    def __init__(self, server: Server, page: Any, shots: Path, nodes2: bool) -> None:
+        self.server, self.page, self.shots, self.nodes2 = server, page, shots, nodes2
+        self.complaints, self.strangers = [], []
+        self._shot = itertools.count()
+        page.add_init_script(path=str(SCRIPT))
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self._blame(f"{error}\n{error.stack}"))
+        page.on("request", self._see)
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a function of page.js."""
+        return self.page.evaluate(CALL, [name, args])
+
+    def wait(self, name: str, *args: Any) -> None:
+        """Wait until a function of page.js returns something true."""
+        self.page.wait_for_function(CALL, arg=[name, args], timeout=60_000)
+
+    def becomes_true(self, name: str, *args: Any, seconds: float = 1) -> bool:
+        """Wait some seconds; returns whether a function of page.js has returned something true."""
+        from playwright.sync_api import TimeoutError as PlaywrightTimeout  # optional
+
+        try:
+            self.page.wait_for_function(CALL, arg=[name, args], timeout=1000 * seconds)
+        except PlaywrightTimeout:
+            return False
+        return True
+
+    def open(self, **settings: Any) -> None:
+        """Load the page with some of ComfyUI's settings, and begin an empty graph."""
+        self.server.post(
+            "/settings", {"Comfy.VueNodes.Enabled": self.nodes2, "Comfy.TutorialCompleted": True, **settings}
+        )
+        self.load()
+        self._clear_graph()
+        self.call("setView", [0, 0])
+
+    def reload(self) -> None:
+        """Load the page again with the same graph; ComfyUI itself may keep only changes by mouse."""
+        graph = self.call("serialize")
+        self.load()
+        if not self.becomes_true("countNodes", seconds=2):
+            self.call("loadGraph", graph)
+
+    def load(self) -> None:
+        self.page.goto(self.server.url)
+        self.wait("isReady")
+        self.page.keyboard.press("Escape")
+
+    def drag(self, title: str) -> int:
+        """Drag a node from the node library in the side bar to the next place; returns its id."""
+        count = self.call("countNodes")
+        library = self.page.get_by_role("button", name="Node Library")
+        library.click()
+        self.wait("isTyping")
+        self.page.keyboard.type(title)
+        self.page.get_by_role("treeitem").filter(has_text=re.compile(rf"^\s*{title}\s*$")).hover()
+        self.page.mouse.down()
+        self.page.mouse.move(*self.call("toPage", PLACES[count]), steps=12)
+        self.screenshot("dragged")
+        self.page.mouse.up()
+        self.wait("hasNodes", count + 1)
+        library.click()
+        node = self.call("lastNode")
+        assert math.dist(node["place"], PLACES[count]) < 50, "a node must lie where it was dropped"
+        return int(node["id"])
+
+    def add(self, title: str) -> int:
+        """Add a node from the search box at the next place; returns its id."""
+        count = self.call("countNodes")
+        self._open_search()
+        self.page.keyboard.type(title, delay=15)
+        self.wait("offersNode", title)
+        self.page.keyboard.press("Enter")
+        self.wait("hasNodes", count + 1)
+        self._put_down()
+        self.call("placeLastNode", PLACES[count])
+        return int(self.call("lastNode")["id"])
+
+    def link(self, source: int, output: str, target: int, name: str) -> None:
+        """Draw a link with the mouse, again while the nodes are still moving."""
+        for _ in range(10):
+            self._draw(self.call("outputPlace", source, output), self.call("inputPlace", target, name))
+            if self.becomes_true("isConnected", target, name):
+                return
+            self.page.keyboard.press("Escape")
+        raise AssertionError(f"The link to {name} cannot be drawn.")
+
+    def choose(self, node: int, name: str, value: str) -> None:
+        """Choose a value of a combo widget with the mouse."""
+        if self.nodes2:
+            label = re.compile(rf"(^|\.){name.rpartition('.')[2]}$")
+            self.page.locator(f'[data-node-id="{node}"]').get_by_role("combobox", name=label).click()
+            self.page.get_by_role("option", name=value, exact=True).click()
+        else:
+            self.page.mouse.click(*self.call("toPage", self.call("widgetPlace", node, name)))
+            entry = re.compile(rf"^\s*{re.escape(value)}\s*$")
+            self.page.locator(".litecontextmenu .litemenu-entry").filter(has_text=entry).click()
+        self.wait("widgetIs", node, name, value)
+
+    def create(self, kind: str) -> int:
+        """Create a node by its type, without the search box; returns its id."""
+        return int(self.call("createNode", kind, PLACES[self.call("countNodes")]))
+
+    def connect(self, source: int, output: str, target: int, name: str) -> None:
+        """Connect two nodes without the mouse."""
+        self.call("connect", source, output, target, name)
+
+    def resize(self, node: int, width: int) -> None:
+        self.call("setWidth", node, width)
+        self.wait("panelIsNarrower", node, width)
+        self.wait_until_still(self.panel(node))
+
+    def set(self, node: int, **values: Any) -> None:
+        """Set widgets, in order; two underscores in a name stand for a dot."""
+        for name, value in values.items():
+            self.call("setWidget", node, name.replace("__", "."), value)
+
+    def set_slow_rounding(self, node: int, iterations: int) -> None:
+        """Select learned rounding, which takes a while, with a seed that no cache has."""
+        seed = random.randrange(2**31)
+        self.set(node, rounding="svd", rounding__optimizer__iterations=iterations, rounding__random_seed=seed)
+
+    def queue(self) -> None:
+        self.call("queue")
+
+    def press(self, name: str) -> None:
+        """Press a button of the page."""
+        self.page.get_by_role("button", name=name, exact=True).first.click()
+
+    def read_panel(self, node: int) -> Panel:
+        panel: Panel = self.call("readPanel", node)
+        return panel
+
+    def watch(self, node: int, until: Callable[[Panel], bool], seconds: float = 120) -> list[Panel]:
+        """Collect everything that a panel shows until a condition holds for it."""
+        seen = [self.read_panel(node)]
+        for _ in range(int(seconds / 0.05)):
+            if until(seen[-1]):
+                return seen
+            self.page.wait_for_timeout(50)
+            panel = self.read_panel(node)
+            if panel != seen[-1]:
+                seen.append(panel)
+        raise AssertionError(f"Node {node} did not come to that; it showed {seen[-1]}.")
+
+    def watch_until(self, node: int, phase: str) -> list[Panel]:
+        """`watch` until a panel shows a phase: idle, running, done, interrupted, failed."""
+        return self.watch(node, lambda panel: panel["phase"] == phase)
+
+    def wait_until_still(self, element: Any) -> None:
+        """Wait until an element has stopped moving."""
+        element.evaluate("(element) => window.packPage.waitUntilStill(element)")
+
+    def open_report(self, node: int) -> Any:
+        """Open a node's full report with the keyboard; returns the dialog."""
+        self.panel(node).query_selector("button").focus()
+        self.page.keyboard.press("Enter")
+        dialog = self.page.locator("dialog.calro-report")
+        dialog.locator("circle").first.wait_for()
+        self.wait_until_still(dialog)
+        return dialog
+
+    def panel(self, node: int) -> Any:
+        """Playwright's handle of a panel."""
+        return self.page.evaluate_handle(CALL, ["panel", [node]]).as_element()
+
+    def wait_for_complaints(self, count: int) -> list[str]:
+        """Wait until there are as many complaints; returns all of them."""
+        for _ in range(200):
+            if len(self.complaints) >= count:
+                break
+            self.page.wait_for_timeout(50)
+        return list(self.complaints)
+
+    def screenshot(self, name: str) -> None:
+        self.shots.mkdir(exist_ok=True)
+        self.page.screenshot(path=str(self.shots / f"{next(self._shot)}_{name}.png"))
+
+    def _clear_graph(self) -> None:
+        """Begin a new workflow, again if the page has loaded its own after it."""
+        for _ in range(20):
+            self.call("newWorkflow")
+            if self.becomes_true("hasNodes", 0):
+                return
+        raise AssertionError("The graph does not become empty.")
+
+    def _draw(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        self.page.mouse.move(*self.call("toPage", start))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.call("toPage", end), steps=8)
+        self.page.mouse.up()
+
+    def _open_search(self) -> None:
+        """Double-click, again while the page does not listen yet."""
+        for _ in range(20):
+            self.page.mouse.dblclick(*EMPTY)
+            if self.becomes_true("isTyping"):
+                return
+        raise AssertionError("The search box does not open.")
+
+    def _put_down(self) -> None:
+        """Click until the node from the search box no longer follows the pointer."""
+        for step in range(20):
+            self.page.mouse.move(EMPTY[0] + step, EMPTY[1])
+            self.page.mouse.click(EMPTY[0] + step, EMPTY[1])
+            if self.becomes_true("lastNodeIsPlaced"):
+                return
+        raise AssertionError("The node cannot be put down.")
+
+    def _hear(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self._blame(f"{message.type}: {message.text} ({message.location.get('url', '')})")
+
+    def _blame(self, text: str) -> None:
+        """Keep complaints of the pack; ComfyUI's own page complains, too."""
+        if f"/extensions/{PACK_NAME}/" in text or "calibrated" in text or "calro" in text:
+            self.complaints.append(text)
+
+    def _see(self, request: Any) -> None:
+        referer = request.headers.get("referer", "")
+        same_server = urlsplit(request.url).netloc == urlsplit(self.server.url).netloc
+        if not same_server and PACK_NAME in f"{request.url}{referer}":
+            self.strangers.append(request.url)
