@@ -1,9 +1,9 @@
-"""Write the key and shape lists of the models that ComfyUI knows and no profile describes, built by its own classes.
+"""Write the key and shape lists of models that ComfyUI knows and no profile describes, built by its own classes.
 
     python tools/known_models.py COMFYUI_PATH [NAME ...]
 
-Run it with the interpreter of ComfyUI 0.33. The lists look like those of ``architectures.py``, and ComfyUI's detection
-must recognise each as the model that it claims to be.
+Run it with the interpreter of ComfyUI 0.33. ComfyUI must detect every list as the model that it claims to be;
+``architectures.py`` describes the format of the lists.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ ZIMAGE_PIXEL: Config = base.ZIMAGE | dict(
     image_model="zimage_pixel", patch_size=32, in_channels=3, decoder_in_channels=3072, decoder_hidden_size=3840,
     decoder_num_res_blocks=4, decoder_max_freqs=8,
 )  # fmt: skip
-CPU: Config = {"device": "cpu"}  # classes that read a tensor while they are built
+CPU: Config = {"device": "cpu"}  # for classes that read a tensor in their constructor
 LDM = "comfy.ldm."
 
-# name: (class, configuration, the model of comfy.supported_models that the host must take it for)
+# name: (class, configuration, class of comfy.supported_models that ComfyUI must detect)
 MODELS: dict[str, tuple[str, Config, str]] = {
     "sd15": (UNET_MODEL, SD15, "SD15"),
     "sd21": (UNET_MODEL, SD21, "SD20"),
@@ -133,21 +133,21 @@ MODELS: dict[str, tuple[str, Config, str]] = {
 }  # fmt: skip
 
 
-def known(path: str, config: Config, expected: str) -> dict[str, tuple[tuple[int, ...], str]]:
+def list_model(path: str, config: Config, expected: str) -> base.Tensors:
     import comfy.model_detection as detection
     import torch
 
-    operations = base.host_operations(False)
+    operations = base.mixed_precision_operations(False)
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta", "operations": operations} | config
     with torch.device(options["device"]):
-        found = base.tensors(base.load(path)(**options), operations)
+        tensors = base.list_tensors(base.load_class(path)(**options), operations)
     reads: set[str] = set()
-    state = {name: base.Traced(name, shape, reads) for name, (shape, _) in found.items()}
+    state = {name: base.ShapeProbe(name, shape, reads) for name, (shape, _) in tensors.items()}
     detected = detection.detect_unet_config(state, "")
     matched = type(detection.model_config_from_unet_config(detected, state)).__name__
     if matched != expected:
-        raise SystemExit(f"the host takes {path} for {matched}, not {expected}")
-    return base.flagged(found, reads)
+        raise SystemExit(f"ComfyUI detects {path} as {matched}, not {expected}")
+    return base.flag_reads(tensors, reads)
 
 
 def main(arguments: list[str]) -> None:
@@ -162,10 +162,10 @@ def main(arguments: list[str]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     for name in names or MODELS:
         path, config, expected = MODELS[name]
-        found = known(path, config, expected)
-        lines = [f"# {expected} of ComfyUI {comfyui_version.__version__}: {path}", *base.collapse(found)]
+        tensors = list_model(path, config, expected)
+        lines = [f"# {expected} of ComfyUI {comfyui_version.__version__}: {path}", *base.format_lines(tensors)]
         (OUT / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{name}: {len(found)} tensors, {len(lines) - 1} lines")
+        print(f"{name}: {len(tensors)} tensors, {len(lines) - 1} lines")
 
 
 if __name__ == "__main__":

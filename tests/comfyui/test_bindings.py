@@ -8,8 +8,6 @@ import pytest
 from calibrated_rounding.tools.comfyui import Host, example_model
 from safetensors.torch import load_file
 
-PROGRAMS = "tests.comfyui.programs.bindings"
-
 REBOUND = (
     *("bypass LoRA", "bound method", "method of another block", "partial function", "another block"),
     *("method in a wrapper", "method in an injection"),
@@ -43,12 +41,12 @@ def inputs() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def rebound(host: Host, inputs: dict[str, Any]) -> dict[str, Any]:
-    return host.call(f"{PROGRAMS}:rebind", **inputs)
+    return host.call("tests.comfyui.programs.bindings:rebind", **inputs)
 
 
 @pytest.fixture(scope="module")
 def refused(host: Host, inputs: dict[str, Any]) -> dict[str, Any]:
-    return host.call(f"{PROGRAMS}:refuse", **inputs)
+    return host.call("tests.comfyui.programs.bindings:refuse", **inputs)
 
 
 @pytest.mark.parametrize("case", REBOUND)
@@ -76,6 +74,7 @@ def test_unbound_patches_are_kept(refused: dict[str, Any], case: str) -> None:
 
 
 def test_encoders_are_treated_alike(host: Host) -> None:
-    result = host.call(f"{PROGRAMS}:rebind_encoder", source=example_model("digits_gemma2.safetensors"))
+    source = example_model("digits_gemma2.safetensors")
+    result = host.call("tests.comfyui.programs.bindings:rebind_encoder", source=source)
     assert result["equal"] and result["has an effect"]
     assert result["stuck"].startswith("The callback 'test' of this model is bound to its float weights")

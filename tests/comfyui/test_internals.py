@@ -8,16 +8,15 @@ import pytest
 from calibrated_rounding.tools.comfyui import Host, example_model
 from safetensors.torch import load_file
 
-PROGRAMS = "tests.comfyui.programs.internals"
-
 
 def test_nested_latents_are_previewed(host: Host) -> None:
-    result = host.call(f"{PROGRAMS}:preview_nested", source=example_model("digits_wan.safetensors"))
+    source = example_model("digits_wan.safetensors")
+    result = host.call("tests.comfyui.programs.internals:preview_nested", source=source)
     assert result["previews"] == [True, True]
 
 
 def test_markers_stay_on_the_cpu(host: Host) -> None:
-    assert host.call(f"{PROGRAMS}:copy_markers") == {
+    assert host.call("tests.comfyui.programs.internals:copy_markers") == {
         "layer.weight": "meta",
         "packed.weight": "meta",
         "layer.comfy_quant": "cpu",
@@ -26,7 +25,8 @@ def test_markers_stay_on_the_cpu(host: Host) -> None:
 
 
 def test_encoders_with_merged_layers_are_left_to_quantize_file(host: Host) -> None:
-    result = host.call(f"{PROGRAMS}:merge_weights", source=example_model("digits_gemma2.safetensors"))
+    source = example_model("digits_gemma2.safetensors")
+    result = host.call("tests.comfyui.programs.internals:merge_weights", source=source)
     assert result["refusal"] == (
         "This ComfyUI has merged layers of the text encoder gemma2_2b that are separate in its file; quantize the file "
         "with Quantize File."
@@ -36,7 +36,8 @@ def test_encoders_with_merged_layers_are_left_to_quantize_file(host: Host) -> No
 @pytest.fixture(scope="module")
 def lost(host: Host) -> dict[str, Any]:
     table = load_file(example_model("digits_conditioning.safetensors"))["conditioning"]
-    return host.call(f"{PROGRAMS}:lose_symbols", source=example_model("digits_wan.safetensors"), table=table)
+    source = example_model("digits_wan.safetensors")
+    return host.call("tests.comfyui.programs.internals:lose_symbols", source=source, table=table)
 
 
 def test_missing_symbols_cost_one_feature_each(lost: dict[str, Any]) -> None:
@@ -53,6 +54,6 @@ def test_missing_symbols_are_logged_once(lost: dict[str, Any]) -> None:
 
 
 def test_devices_are_asked_where_comfyui_can_tell(host: Host) -> None:
-    result = host.call(f"{PROGRAMS}:ask_devices")
+    result = host.call("tests.comfyui.programs.internals:ask_devices")
     assert result["none known"] == []
     assert result["no int8"] == ["int8_tensor", "int8_row", "int8_convrot"]
