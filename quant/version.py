@@ -1,4 +1,4 @@
-"""The pack's version, which is also in pyproject.toml, and those of what it runs on."""
+"""The versions of the pack (also in pyproject.toml) and of the packages that it runs on."""
 
 from __future__ import annotations
 

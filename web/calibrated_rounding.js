@@ -1,4 +1,4 @@
-// The front end of calibrated-rounding: panels in its nodes, fed by the server's events, by outputs and by the history.
+// The front end of calibrated-rounding: panels in its nodes, from the server's events, outputs and history.
 // Works on the public extension API alone, in the canvas and in Nodes 2.0.
 
 import { app } from "../../scripts/app.js";
@@ -22,7 +22,7 @@ const QUANTIZING = {
 };
 
 /**
- * Nodes that say a few words. over: the input over which they are told what a quantize node before them knows. table:
+ * Nodes that say a few words. over: the input through which they show what a quantize node before them knows. table:
  * their words are a table.
  */
 const TALKING = {

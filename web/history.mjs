@@ -10,7 +10,7 @@ const asked = async (path) => (await api.fetchApi(path)).json();
 
 export const liveRuns = () => asked("/calibrated_rounding/live");
 
-/** Execution id -> state, for those of `nodes` (execution id -> class) that have been run from this workflow. */
+/** Execution id -> state, for the `nodes` (execution id -> class) that have been run from this workflow. */
 export async function recall(workflow, nodes) {
   const [runs, history] = await Promise.all([liveRuns(), asked(`/history?max_items=${ENTRIES}`)]);
   const states = new Map(lastOutcomes(history, workflow, nodes));

@@ -7,7 +7,7 @@ const NEAR = 24; // pixels
 
 export class Points {
   /**
-   * title, help (for screen readers), hint: words. said(item): what is told of a point. chosen(item): the user went to
+   * title, help (for screen readers), hint: words. said(item): the words about a point. chosen(item): the user went to
    * it. draw(width): called when there is another width to draw for.
    */
   constructor({ title, help, hint, said, chosen, draw, kind = "" }) {

@@ -1,1 +1,1 @@
-"""What the front end is told and asks for: runs as they go on, reports, and checks of settings."""
+"""The server half of the front end: progress of runs, reports, and checks of settings."""

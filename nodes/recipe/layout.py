@@ -34,7 +34,7 @@ class Entry:
 
 
 def arrange(*, later: bool = False) -> tuple[Entry, ...]:
-    """The inputs that are always shown: those of the first release, or those that came later."""
+    """The inputs that are always shown, of the first release or of later ones."""
     return tuple(entry for entry in _arrange_option() if (entry.setting is not None and entry.setting.later) == later)
 
 

@@ -1,4 +1,4 @@
-"""The converter's options: those of a run as a table, those of the recipe from the declarations of its settings."""
+"""The converter's options: a table for the run, and the recipe's settings from their declarations."""
 
 from __future__ import annotations
 

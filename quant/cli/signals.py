@@ -1,4 +1,4 @@
-"""Stopping cleanly: a signal sets a flag that the engine asks for; a second one interrupts at once."""
+"""Stop cleanly: a signal sets a flag that the engine asks for; a second one interrupts immediately."""
 
 from __future__ import annotations
 

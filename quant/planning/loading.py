@@ -50,7 +50,7 @@ class KnownModel:
     """One of them fits a complete file."""
 
     def home(self, stripped: str) -> str:
-        """The prefix that its loader takes off, where that of diffusion models takes off ``stripped``."""
+        """The prefix that its loader strips, if the loader of diffusion models strips ``stripped``."""
         return stripped if self.kind == "diffusion" else ""
 
     def find_prefixes(self, names: Names) -> list[str]:

@@ -1,4 +1,4 @@
-"""Choices by measurement before a layer is written: rotation, an upgrade, or the format of every layer at once.
+"""Choices by measurement before a layer is written: rotation, an upgrade, or the formats of all layers together.
 
 A plan fixes the layout of the output, so whatever changes it is settled here. Each layer that has a choice is quantized
 in every way that it may take.
@@ -79,7 +79,7 @@ class _Search:
         return keep_layer(layer, self.recipe, f"no format stays under a weight error of {limit}: {', '.join(texts)}")
 
     def choose_formats(self) -> Plan:
-        """The formats of all layers at once: of least summed error within the recipe's target, or the other way round.
+        """The formats of all layers together: least summed error within the target size, or least size within the error.
 
         Raises:
             RecipeError: no choice meets the target.

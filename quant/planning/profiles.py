@@ -229,7 +229,7 @@ def match(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Recognition:
     profile = get_profile(name)
     found = recognise(shapes)
     if name == GENERIC:
-        # What the host could not load otherwise holds whatever rules the user prefers.
+        # ComfyUI could not load the file without the required rules, whatever profile the user prefers.
         required = tuple(rule for rule in found.profile.rules if rule.required)
         return Recognition(replace(profile, rules=required + profile.rules), found.prefix)
     prefix = profile.locate(shapes)

@@ -1,6 +1,6 @@
 """Learned rounding against leading singular directions, of the weight or of the calibration rows.
 
-For a weight's own directions the objective is ``||U_k^T (W_q - W) V_k||``; for those of recorded inputs
+For a weight's own directions the objective is ``||U_k^T (W_q - W) V_k||``; for directions of recorded inputs
 ``X = U S V^T`` it is ``||(W_q - W) V_k S_k||``. It is always evaluated on the grid: an optimizer moves a continuous
 position, but every loss and gradient is taken at the codes that the position rounds to (straight-through estimate,
 Bengio et al., arXiv 1308.3432), and the best codes seen are the result. A code is one of the two grid points around its

@@ -1,4 +1,4 @@
-"""Recording what a torch model is fed: which layers, under which names, and what it leaves behind."""
+"""Recording the inputs of a torch model: which layers, under which names, and no trace afterwards."""
 
 from __future__ import annotations
 

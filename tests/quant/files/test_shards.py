@@ -17,7 +17,7 @@ SHARDS = {
 
 @pytest.fixture
 def index(tmp_path, save):
-    """A sharded checkpoint; called with changes to the weight map, it writes the index anew."""
+    """A sharded checkpoint; called with changes to the weight map, it writes the index again."""
     for number, (shard, tensors) in enumerate(SHARDS.items()):
         save(tmp_path / shard, tensors, {"number": str(number), f"only{number}": "x"})
     weights = {name: shard for shard, tensors in reversed(SHARDS.items()) for name in tensors}

@@ -16,7 +16,7 @@ FOLDER, KNOWN_FOLDER = DATA / "architectures", DATA / "known"
 
 @dataclass(frozen=True)
 class Tensor:
-    """``linear``, ``embedding``: what module the host puts it in. ``read``: the host's detection reads its shape."""
+    """``linear``, ``embedding``: the module that ComfyUI puts it in. ``read``: ComfyUI's detection reads its shape."""
 
     shape: tuple[int, ...]
     linear: bool

@@ -51,7 +51,7 @@ def test_along_the_curve_more_bytes_never_cost_more(layers: list[list[Option]]) 
 
 
 def test_sizes_of_real_models_stay_within_the_limit_and_close_to_it() -> None:
-    """Sizes far beyond the units that are told apart, and of no common divisor."""
+    """Sizes far beyond the number of units, without a common divisor."""
     layers = [[Option(10_000_019 + 97 * i, 1.0 + i), Option(20_000_003 + 89 * i, 0.0)] for i in range(300)]
     knapsack = Knapsack(layers)
     limit = 4_321_987_654
