@@ -79,7 +79,7 @@ class _Search:
         return keep_layer(layer, self.recipe, f"no format stays under a weight error of {limit}: {', '.join(texts)}")
 
     def choose_formats(self) -> Plan:
-        """The formats of all layers together: least summed error within the target size, or least size within the error.
+        """The formats of all layers together: least summed error within a size, or least size within an error.
 
         Raises:
             RecipeError: no choice meets the target.
