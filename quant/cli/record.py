@@ -63,7 +63,7 @@ def load_function(name: str) -> Function:
 def _parser() -> Parser:
     parser = Parser(
         prog=f"{PROGRAM} record",
-        description="Call FUNCTION with a recorder; record the layers that run inside its 'with recorder.watch(model):'.",
+        description="Call FUNCTION with a recorder; record layers that run inside 'with recorder.watch(model):'.",
     )
     parser.add_argument("function", metavar="MODULE:FUNCTION", help="or FILE.py:FUNCTION; what runs the model")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help=f"calibration to write, *{SUFFIX}")
