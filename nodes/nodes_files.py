@@ -13,7 +13,7 @@ from ..quant.calibration.calibration import Calibration
 from ..quant.notices import Notice
 from .host import folders, running
 from .host.encoders import find_quantized_parts
-from .host.origin import read_provenance, read_source_metadata
+from .host.origin import PREFIX, read_kept_dtypes, read_provenance, read_source_metadata
 from .page import live
 from .page.shown import show_files, show_report
 from .pipeline import saving
@@ -64,9 +64,10 @@ class SaveQuantizedModel(io.ComfyNode):
         path = folders.choose_output_path(filename_prefix)
         comfy.model_management.load_models_gpu([model])
         tensors = {key.removeprefix(CHECKPOINT_PREFIX): t for key, t in model.state_dict_for_saving().items()}
+        dtypes = {key.removeprefix(PREFIX): dtype for key, dtype in read_kept_dtypes(model).items()}
         metadata = saving.make_header(tensors, read_provenance(model), read_source_metadata(model), len(model.patches))
         workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        saving.write_tensors(path, tensors, metadata | workflow)
+        saving.write_tensors(path, tensors, metadata | workflow, dtypes)
         notices = saving.loading_notices(path, "diffusion_models", metadata)
         return io.NodeOutput(str(path), ui=show_files([str(path)], notices))
 
@@ -97,7 +98,7 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
         if not parts:
             raise QuantError("Nothing in this text encoder is quantized; connect the output of a quantize node.")
         clip.load_model()
-        tensors = clip.patcher.model_state_dict_for_saving()
+        tensors, dtypes = clip.patcher.model_state_dict_for_saving(), read_kept_dtypes(clip.patcher)
         workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         written, notices = list[str](), list[Notice]()
         for part in parts:
@@ -105,7 +106,8 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
             own = {key.removeprefix(part.prefix): t for key, t in tensors.items() if key.startswith(part.prefix)}
             own |= clip.tokenizer.state_dict()
             metadata = saving.make_header(own, provenance, source, len(clip.patcher.patches))
-            saving.write_tensors(path, own, metadata | workflow)
+            kept = {key.removeprefix(part.prefix): d for key, d in dtypes.items() if key.startswith(part.prefix)}
+            saving.write_tensors(path, own, metadata | workflow, kept)
             written.append(str(path))
             notices = saving.loading_notices(path, "text_encoders", metadata)
         return io.NodeOutput("\n".join(written), ui=show_files(written, notices))

@@ -13,7 +13,7 @@ from .host.bindings import refuse_bound
 from .host.compiled import refuse_float_copies
 from .host.encoders import find_runnable_parts, read_part_tensors, rebuild_clip
 from .host.encoding import select_part
-from .host.origin import read_diffusion_tensors, read_origin, stamp_source
+from .host.origin import read_diffusion_tensors, read_origin, read_source_dtypes, stamp_source
 from .host.rebuilding import rebuild_model
 from .host.weights import LoadedWeights
 from .page.shown import show_report
@@ -49,7 +49,7 @@ class QuantizeModel(io.ComfyNode):
         refuse_float_copies(model)
         refuse_bound(model)
         recipe = make_recipe(values)
-        weights = LoadedWeights(read_diffusion_tensors(read_origin(model)))
+        weights = LoadedWeights(read_diffusion_tensors(read_origin(model)), read_source_dtypes(model))
         result = quantize_weights(weights, stamp_source(model), recipe, device, cls.hidden.unique_id, calibration)
         quantized = rebuild_model(model, result.tensors, Provenance(recipe=recipe.to_dict()))
         ui = show_report(result.report, unused_note(recipe, calibration), from_disk=result.from_disk)
@@ -82,9 +82,9 @@ class QuantizeTextEncoder(io.ComfyNode):
         recipe = make_recipe(values)
         parts = find_runnable_parts(clip)
         refuse_bound(clip.patcher)
-        stamp, results = stamp_source(clip.patcher), dict[str, Result]()
+        stamp, dtypes, results = stamp_source(clip.patcher), read_source_dtypes(clip.patcher), dict[str, Result]()
         for part in parts:
-            weights = LoadedWeights(read_part_tensors(clip, part))
+            weights = LoadedWeights(read_part_tensors(clip, part), dtypes)
             share = calibration and select_part(calibration, part)
             results[part.name] = quantize_weights(weights, stamp, recipe, device, cls.hidden.unique_id, share)
         report = merge_reports({name: result.report for name, result in results.items()})

@@ -14,7 +14,7 @@ from ...quant import QuantError
 from ...quant.formats.marker import SUFFIX
 from ...quant.reports.provenance import Provenance
 from .optional import import_optional
-from .origin import Origin, read_loader_options, read_origin, read_original_tensors
+from .origin import KEPT_DTYPES, Origin, read_loader_options, read_origin, read_original_tensors
 from .rebuilding import clone_onto, copy_tensors, make_patcher
 
 TRANSFORMER = ".transformer."
@@ -101,6 +101,7 @@ def rebuild_clip(
     fresh = _load(origin, whole, disable_dynamic=not clip.patcher.is_dynamic())
     new = clip.clone()
     new.patcher = clone_onto(fresh, clip.patcher, provenance, _reload, origin.options)
+    new.patcher.set_attachments(KEPT_DTYPES, {name: t.dtype for name, t in named.items()})
     new.cond_stage_model = new.patcher.model
     return new
 

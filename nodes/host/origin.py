@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...quant import QuantError
 from ...quant.files import read_header
+from ...quant.planning.profiles import recognise
 from ...quant.reports.provenance import Provenance
 
 PREFIX = "diffusion_model."
@@ -20,6 +21,8 @@ PROVENANCE = "calibrated_rounding"
 """Key of the attachment with a quantized model's `Provenance`, for the save nodes."""
 METADATA = "calibrated_rounding_metadata"
 """Key of the attachment with the header fields of the source file."""
+KEPT_DTYPES = "calibrated_rounding_dtypes"
+"""Key of the attachment with the dtypes that kept tensors have in a saved file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,31 @@ def read_source_metadata(patcher: Any) -> dict[str, str]:
         return dict(read_header(paths[0]).metadata) if len(paths) == 1 else {}
     except QuantError:
         return {}
+
+
+def read_source_dtypes(patcher: Any) -> dict[str, torch.dtype]:
+    """Dtypes of the tensors in the one safetensors file that a MODEL or CLIP comes from; empty where it is unknown.
+
+    ComfyUI loads into the dtype that it computes in: float32 on a CPU, float16 for some models on a GPU.
+
+    Returns:
+        By name, without the model's prefix in the file.
+    """
+    paths = _find_source_files(patcher)
+    try:
+        header = read_header(paths[0]) if len(paths) == 1 else None
+    except QuantError:
+        return {}
+    if header is None:
+        return {}
+    prefix = recognise({name: info.shape for name, info in header.tensors.items()}).prefix
+    return {name.removeprefix(prefix): info.dtype for name, info in header.tensors.items()}
+
+
+def read_kept_dtypes(patcher: Any) -> dict[str, torch.dtype]:
+    """Dtypes that the kept tensors of a quantized MODEL or CLIP have in a saved file, by the model's own names."""
+    dtypes: dict[str, torch.dtype] | None = patcher.get_attachment(KEPT_DTYPES)
+    return dtypes or {}
 
 
 def read_provenance(patcher: Any) -> Provenance | None:

@@ -20,6 +20,7 @@ from ...quant.reports.provenance import Provenance
 from .bindings import rebind
 from .compiled import recompile
 from .origin import (
+    KEPT_DTYPES,
     METADATA,
     PREFIX,
     PROVENANCE,
@@ -52,6 +53,7 @@ def rebuild_model(patcher: Any, tensors: Mapping[str, Tensor], provenance: Prove
     origin = read_origin(patcher)
     fresh = _load(origin, tensors, disable_dynamic=not patcher.is_dynamic())
     clone = clone_onto(fresh, patcher, provenance, _reload, origin.options)
+    clone.set_attachments(KEPT_DTYPES, {PREFIX + name: t.dtype for name, t in tensors.items()})
     clone.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, RECORDING)
     recompile(clone)
     return clone

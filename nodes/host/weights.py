@@ -22,15 +22,17 @@ class LoadedWeights:
 
     path = None
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], file_dtypes: Mapping[str, torch.dtype] | None = None) -> None:
+        """file_dtypes: of the tensors in the file that the model comes from, which plans and files keep."""
         self._data = tensors
-        self.tensors = {name: Spec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+        dtypes = file_dtypes or {}
+        self.tensors = {n: Spec(prefer_dtype(t.dtype, dtypes.get(n)), tuple(t.shape)) for n, t in tensors.items()}
         self.metadata: dict[str, str] = {}
 
     def read(self, name: str) -> Tensor:
         """A copy on the CPU. A model's own weights are inference tensors, which no optimizer can use."""
         with torch.inference_mode(False):
-            return self._data[name].detach().to("cpu", copy=True)
+            return self._data[name].detach().to("cpu", self.tensors[name].dtype, copy=True)
 
     def sha256(self) -> None:
         return None
@@ -50,3 +52,10 @@ class LoadedWeights:
             values = (values[:SAMPLE] if quick else values).to("cpu").contiguous()
             digest.update(values.view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def prefer_dtype(loaded: torch.dtype, preferred: torch.dtype | None) -> torch.dtype:
+    """``preferred``, if both are floating point of at least 16 bits: codes, scales and indices keep their own."""
+    if preferred is None or not all(d.is_floating_point and d.itemsize > 1 for d in (loaded, preferred)):
+        return loaded
+    return preferred

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from comfy.cli_args import args
 from torch import Tensor
 
@@ -18,22 +19,41 @@ from ...quant.formats.marker import SUFFIX, Marker, from_header
 from ...quant.notices import Notice, notice
 from ...quant.reports.provenance import Provenance, build_header
 from ..host.folders import OUTPUT_NAMES, is_listed
+from ..host.weights import prefer_dtype
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtypes: Mapping[str, torch.dtype]
+) -> None:
     """Write a new file, whole or not at all.
 
     Args:
         path: The file.
         tensors: On any device; ComfyUI's own may be merged with their patches only when they are written.
         metadata: The header's text fields.
+        dtypes: Of kept tensors, by name: ComfyUI holds them in the dtype that it computes in.
+
+    Raises:
+        QuantError: if a value overflows in the dtype of the file.
     """
-    layout = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    written = {name: prefer_dtype(tensor.dtype, dtypes.get(name)) for name, tensor in tensors.items()}
+    layout = {name: (written[name], tuple(t.shape)) for name, t in tensors.items()}
     with CheckpointWriter(path, layout, metadata, overwrite=False) as writer:
         for name, tensor in tensors.items():
             # Not cpu(): ComfyUI's lazily patched tensors do their work in to().
-            writer.write(name, tensor.to("cpu"))
+            writer.write(name, _cast(name, tensor.to("cpu"), written[name]))
         writer.commit()
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = tensor.to(dtype)
+    if cast.dtype != tensor.dtype and not torch.equal(torch.isfinite(cast), torch.isfinite(tensor)):
+        short = str(dtype).removeprefix("torch.")
+        raise QuantError(
+            f"The tensor '{name}' holds values too large for {short}, the file's dtype; quantize with keep_dtype "
+            "float32."
+        )
+    return cast
 
 
 def make_header(
