@@ -2,22 +2,22 @@
 
     python benchmarks/document.py
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. A figure that a result file lacks leaves
-its cell empty. tests/test_documents.py fails if a document differs from the result files.
+A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, as in MANUAL.md. A figure that a result file
+lacks leaves its cell empty. tests/test_documents.py fails if a document differs from the result files.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibrated_rounding.tools.manual import render
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 DOCUMENTS = ("README.md", "BENCHMARKS.md")
-TABLE = re.compile(r"<!-- table: (\w+) -->\n(?:\|.*\n)*<!-- end of table -->")
 
 Figures = Mapping[str, Mapping[str, float | None]]
 """By case and metric, as a result file has them."""
@@ -63,11 +63,7 @@ def read_figures(results: str) -> Figures:
 
 def update_tables(document: str) -> str:
     """Replace every table in a document's text."""
-    return TABLE.sub(lambda match: _write_table(match[1]), document)
-
-
-def _write_table(name: str) -> str:
-    return f"<!-- table: {name} -->\n{TABLES[name].format()}\n<!-- end of table -->"
+    return render(document, {name: table.format for name, table in TABLES.items()})
 
 
 def _format_cell(figures: Figures, case: str, cell: str) -> str:
@@ -107,7 +103,7 @@ TABLES = {
             Column("convert-to-quant 1.3.4, its default", "{}, convert-to-quant, learned", PSNR),
         ),
     ),
-    "sampling": Table(
+    "sampled latents": Table(
         results="sampling",
         head="format",
         rows={f"`{name}`": name for name in BY_CLOSENESS},
@@ -139,7 +135,7 @@ TABLES = {
             Column("convert-to-quant", "{}, convert-to-quant", RATIO_A8),
         ),
     ),
-    "cost_layer": Table(
+    "cost of a layer": Table(
         results="cost",
         head="format, 3072 x 12288",
         rows={f"`{name}`": f"3072 x 12288, {name}, calibrated" for name in TIMED},
@@ -148,7 +144,7 @@ TABLES = {
             Column("in Cholesky factorizations of the Hessian", "{}", "{time, in Choleskys:.1f}"),
         ),
     ),
-    "cost_model": Table(
+    "cost of a model": Table(
         results="cost",
         head="format, shipped model",
         rows={f"`{name}`": f"shipped model, {name}" for name in TIMED},
@@ -158,7 +154,7 @@ TABLES = {
             Column("calibrated / nearest", "{}, calibrated", "{time, in nearest's:.0f}"),
         ),
     ),
-    "learned": Table(
+    "learned rounding": Table(
         results="peer_layers",
         head="format, layers",
         rows={label: f"{case}, svd" for label, case in LAYERS.items()},
@@ -172,7 +168,7 @@ TABLES = {
             Column("time ratio", "{}", "{time, ours / convert-to-quant:.2f}"),
         ),
     ),
-    "large": Table(
+    "large file": Table(
         results="peer",
         head="2 GB file",
         rows={

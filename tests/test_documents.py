@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from calibrated_rounding.benchmarks.document import DOCUMENTS as WITH_FIGURES
-from calibrated_rounding.benchmarks.document import TABLE, TABLES, update_tables
+from calibrated_rounding.benchmarks.document import TABLES as FIGURES
+from calibrated_rounding.benchmarks.document import update_tables
 from calibrated_rounding.quant.cli.options import list_options
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.planning.profiles import get_profile, profile_names
@@ -128,7 +131,8 @@ def test_tables_of_figures_say_what_was_measured(name: str) -> None:
 
 
 def test_every_table_of_figures_is_shown() -> None:
-    assert {shown[1] for name in WITH_FIGURES for shown in TABLE.finditer(text(name))} == set(TABLES)
+    shown = [block[2] for name in WITH_FIGURES for block in manual.BLOCK.finditer(text(name))]
+    assert sorted(shown) == sorted(FIGURES)
 
 
 def test_paths_in_development_exist() -> None:
@@ -144,6 +148,53 @@ def test_identifiers_in_development_exist() -> None:
     words = {word for path in files for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
     named = [span for span in spans("DEVELOPMENT.md") if re.fullmatch(r"\w*[A-Z_]\w*", span)]
     assert [name for name in named if name not in words] == []
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of DEVELOPMENT.md in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text("DEVELOPMENT.md"), re.MULTILINE | re.DOTALL)
+
+
+def test_diffs_in_development_apply() -> None:
+    diffs = [part for block in blocks("diff") for part in re.split(r"^--- a/", block, flags=re.MULTILINE)[1:]]
+    assert len(diffs) > 3
+    for diff in diffs:
+        path, *lines = diff.splitlines()
+        for line in lines:
+            if line.startswith((" ", "-")):
+                assert line[1:] in text(path).splitlines(), f"{path}: {line}"
+
+
+def import_levels() -> dict[str, list[list[str]]]:
+    """By package ("": all of them): modules and folders, each level importing from those before it alone."""
+    lines = re.sub(r"\n +", " ", blocks("imports")[0]).splitlines()
+    parts = [line.rpartition(": ") for line in lines]
+    return {name: [re.findall(r"[\w*]+", level) for level in chain.split("<")] for name, _, chain in parts}
+
+
+def imports(package: str) -> Iterator[tuple[Path, list[str]]]:
+    """Each relative import of a package's files: the file, and what it leads to, from the checkout's root."""
+    for path in (ROOT / package).rglob("*.py"):
+        folder = path.relative_to(ROOT).parts[:-1]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                start = [*folder[: len(folder) - node.level + 1], *(node.module or "").split(".")]
+                yield path, [part for part in [*start, node.names[0].name] if part]
+
+
+@pytest.mark.parametrize("package", ["kernels", "quant", "nodes"])
+def test_imports_run_one_way(package: str) -> None:
+    levels = import_levels()
+
+    def level(name: str, owner: str) -> int:
+        return next(i for i, names in enumerate(levels[owner]) if any(fnmatch(name, pattern) for pattern in names))
+
+    for path, target in imports(package):
+        inner = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if target[0] != package:
+            assert level(target[0], "") < level(package, ""), f"{path} imports {target}"
+        elif package in levels and not inner.startswith("__") and target[1] != inner:
+            assert level(target[1], package) < level(inner, package), f"{path} imports {target}"
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -1,7 +1,7 @@
-"""Write the tables of MANUAL.md that list settings: `python tools/manual.py`.
+"""Write the tables of MANUAL.md that list settings, options and profiles: `python tools/manual.py`.
 
-They are made from the declarations in quant/recipe.py, and from the tables of options in quant/cli. Each stands between
-two comments, ``<!-- generated: NAME -->`` and ``<!-- end -->``; everything else is left as it is.
+They are made from the declarations in quant/recipe.py, the tables of options in quant/cli and the profiles. Each stands
+between two comments, ``<!-- generated: NAME -->`` and ``<!-- end -->``; everything else is left as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from calibrated_rounding.nodes.recipe import layout
 from calibrated_rounding.nodes.recipe.layout import Entry
 from calibrated_rounding.quant.cli.options import Option, list_alias_options, list_options
+from calibrated_rounding.quant.planning.profiles import get_profile, profile_names
 from calibrated_rounding.quant.settings import Setting
 from calibrated_rounding.quant.settings.kinds import Choice, Real, Whole
 
@@ -22,9 +23,10 @@ BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTA
 Row = tuple[str, ...]
 
 
-def render(text: str) -> str:
-    """Replace the generated tables of a text."""
-    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]]()}\n{block[3]}", text)
+def render(text: str, tables: Mapping[str, Callable[[], str]] | None = None) -> str:
+    """Replace the generated tables of a text; ``tables`` makes them by name, None: MANUAL.md's."""
+    makers = TABLES if tables is None else tables
+    return BLOCK.sub(lambda block: f"{block[1]}{makers[block[2]]()}\n{block[3]}", text)
 
 
 def make_options_table() -> str:
@@ -46,10 +48,18 @@ def make_inputs_table() -> str:
     return _write_table(("input", "shown with", "values", "default", "what it does"), rows)
 
 
+def make_profiles_table() -> str:
+    """Make the table of the profiles."""
+    profiles = map(get_profile, profile_names())
+    rows = ((f"`{profile.name}`", profile.kind.replace("_", " "), profile.title) for profile in profiles)
+    return _write_table(("profile", "for", "model"), rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "inputs of a recipe": make_inputs_table,
     "options": make_options_table,
     "options for compatibility": make_compatibility_table,
+    "profiles": make_profiles_table,
 }
 
 

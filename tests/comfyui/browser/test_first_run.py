@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from itertools import product
 from pathlib import Path
@@ -87,12 +88,13 @@ def download(site: Site, dialog: Any, button: str) -> str:
 
 
 def test_csv_cells_run_no_formula(site: Site) -> None:
-    layer = json.dumps({"name": '=HYPERLINK("x")', "shape": [1, 2], "format": "a\nb\u001b[31m", "error": -0.5})
-    script = f"import('/extensions/calibrated-rounding/export.mjs').then(({{ toCsv }}) => toCsv([{layer}]))"
-    assert site.page.evaluate(script).splitlines() == [
-        "name,shape,format,error",
-        """"'=HYPERLINK(""x"")",1x2,a\\u000ab\\u001b[31m,-0.5""",
-    ]
+    errors = {"weight": {"error": 0.25, "nearest": 0.5}, "fell_back": False, "seconds": 1}
+    layer = {"name": '=HYPERLINK("x")', "shape": [1, 2], "format": "a\nb\u001b[31m", "errors": errors, "notes": []}
+    script = f"import('/extensions/calibrated-rounding/export.mjs').then(({{ toCsv }}) => toCsv([{json.dumps(layer)}]))"
+    lines = site.page.evaluate(script).splitlines()
+    assert lines[1].startswith(""""'=HYPERLINK(""x"")",1x2,a\\u000ab\\u001b[31m,""")
+    (cells,) = csv.DictReader(lines)
+    assert (cells["weight.error"], cells["weight.nearest"], cells["projected.error"]) == ("0.25", "0.5", "")
 
 
 def test_search_finds_nodes_by_title(site: Site) -> None:
