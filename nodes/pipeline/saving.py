@@ -36,6 +36,7 @@ def write_tensors(
     Raises:
         QuantError: if a value overflows in the dtype of the file.
     """
+    tensors = {name: _canonical(name, tensor) for name, tensor in tensors.items()}
     written = {name: prefer_dtype(tensor.dtype, dtypes.get(name)) for name, tensor in tensors.items()}
     layout = {name: (written[name], tuple(t.shape)) for name, t in tensors.items()}
     with CheckpointWriter(path, layout, metadata, overwrite=False) as writer:
@@ -43,6 +44,13 @@ def write_tensors(
             # Not cpu(): ComfyUI's lazily patched tensors do their work in to().
             writer.write(name, _cast(name, tensor.to("cpu"), written[name]))
         writer.commit()
+
+
+def _canonical(name: str, tensor: Tensor) -> Tensor:
+    """A marker or scale as the engine stores it: ComfyUI writes other JSON, and other dtypes for exponents."""
+    if name.endswith(SUFFIX):
+        return Marker.from_tensor(name.removesuffix(SUFFIX), tensor.to("cpu")).to_tensor()
+    return tensor.view(torch.uint8) if tensor.dtype == getattr(torch, "float8_e8m0fnu", None) else tensor
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
