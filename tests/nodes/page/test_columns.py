@@ -9,7 +9,7 @@ from calibrated_rounding.nodes.page.columns import columns
 from calibrated_rounding.nodes.page.shown import pack_report
 from calibrated_rounding.quant import LayerReport, Report
 from calibrated_rounding.quant.layer.layer_errors import ErrorPair, LayerErrors
-from calibrated_rounding.tests.comfyui.workflows import table
+from calibrated_rounding.tools.comfyui.workflows import table
 from hypothesis import given
 from hypothesis import strategies as st
 
