@@ -27,7 +27,6 @@ from ..recipe.values import make_recipe
 
 COMPUTE: Mapping[str, str] = {
     "float8_e4m3fn": "supports_fp8_compute",
-    "float8_e5m2": "supports_fp8_compute",
     "mxfp8": "supports_mxfp8_compute",
     # Since 0.38; older versions compute INT8 on every device.
     "int8_tensorwise": "supports_int8_compute",
@@ -99,7 +98,8 @@ def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
 def is_emulated(fmt: Format) -> bool:
     """Whether the present device lacks the format, so that ComfyUI computes in 16 or 32 bits."""
     native = getattr(comfy.model_management, COMPUTE.get(fmt.comfyui_name, ""), None)
-    return native is not None and not native(comfy.model_management.get_torch_device())
+    lacking = native is not None and not native(comfy.model_management.get_torch_device())
+    return lacking or fmt.needs_full_precision
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Format:
     """Whether ComfyUI can quantize the layer's input with a measured ``input_scale``."""
     obeys_full_precision: bool = False
     """Whether every supported ComfyUI keeps the inputs in float if the marker asks for it (INT8: from 0.38 on only)."""
+    needs_full_precision: bool = False
+    """Whether every layer is marked to be multiplied in 16 bits, because CUDA has no product in this format."""
     inputs: Granularity = ROWS
     """Which of a layer's inputs ``[R, K]`` share a scale where ComfyUI rounds them to the same grid."""
     group_size: int | None = None
@@ -154,7 +156,7 @@ def int8_blockwise(size: int = 128) -> Format:
     )
 
 
-def _float8(name: str, title: str, grid: Grid) -> Format:
+def _float8(name: str, title: str, grid: Grid, has_product: bool = True) -> Format:
     # torch._scaled_mm wants both sides of the product to be multiples of 16.
     return Format(
         name=name,
@@ -163,8 +165,9 @@ def _float8(name: str, title: str, grid: Grid) -> Format:
         grid=grid,
         granularity=PerTensor(),
         multiple=(16, 16),
-        static_input=True,
+        static_input=has_product,
         obeys_full_precision=True,
+        needs_full_precision=not has_product,
         inputs=PerTensor(),
     )
 
@@ -186,7 +189,8 @@ FORMATS: Mapping[str, Format] = {
     f.name: f
     for f in (
         _float8("float8_e4m3fn", "FP8 E4M3, per tensor", E4M3),
-        _float8("float8_e5m2", "FP8 E5M2, per tensor", E5M2),
+        # torch._scaled_mm refuses E5M2 x E5M2 on CUDA (PyTorch 2.13), and comfy-kitchen does not catch that.
+        _float8("float8_e5m2", "FP8 E5M2, per tensor", E5M2, has_product=False),
         _int8("int8_tensor", "INT8, per tensor", PerTensor()),
         _int8("int8_row", "INT8, per row", PerRow()),
         _int8("int8_convrot", "INT8, per row, rotated", PerRow(), rotated=True),

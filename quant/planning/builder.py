@@ -224,7 +224,7 @@ def _plan_layer(layer: str, spec: TensorSpec, choice: _Choice, recipe: Recipe, i
         group=group,
         reason=choice.reason,
         notes=(*choice.notes, *notes),
-        full_precision=recipe.full_precision_matrix_mult,
+        full_precision=recipe.full_precision_matrix_mult or choice.format.needs_full_precision,
         input_scale=measure_input_scale(recipe.input_scale, inputs, choice.format),
         inputs=inputs,
         fixed=choice.fixed,

@@ -13,7 +13,7 @@ import torch
 from calibrated_rounding.quant import Recipe, Report, SvdSettings, quantize_file, quantize_tensor
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.tests.comfyui.fp8 import OPTIONS, both_ways
-from calibrated_rounding.tools.comfyui import Host, example_model
+from calibrated_rounding.tools.comfyui import Host, HostError, example_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -206,6 +206,25 @@ def test_nearest_matches_comfyui_codes_and_scales(
         assert differ.float().mean() < 1e-3
     else:
         assert not differ.any()
+
+
+def test_e5m2_runs_where_cuda_refuses_its_product(host: Host, sampled: Sampled, table: torch.Tensor) -> None:
+    function = "tests.comfyui.programs.load_files:sample_where_cuda_refuses"
+    path = sampled.paths["float8_e5m2"]
+    result = host.call(function, path=path, table=table, options=OPTIONS["fp8_compute"])
+    assert torch.equal(result["latents"], sampled.results["emulated"]["float8_e5m2"]["latents"])
+
+
+def test_e5m2_without_its_flag_fails_there(host: Host, sampled: Sampled, table: torch.Tensor, tmp_path: Path) -> None:
+    tensors = load_file(sampled.paths["float8_e5m2"])
+    unflagged = torch.tensor(list(b'{"format": "float8_e5m2"}'), dtype=torch.uint8)
+    path = tmp_path / "unflagged.safetensors"
+    markers = {key: unflagged.clone() for key in tensors if key.endswith(".comfy_quant")}
+    with safe_open(sampled.paths["float8_e5m2"], "pt") as file:
+        save_file(tensors | markers, path, {"config": file.metadata()["config"]})
+    function = "tests.comfyui.programs.load_files:sample_where_cuda_refuses"
+    with pytest.raises(HostError, match="two Float8_e5m2 matrices"):
+        host.call(function, path=path, table=table, options=OPTIONS["fp8_compute"])
 
 
 def test_all_in_one_checkpoint_keeps_vae(host: Host, sampled: Sampled, table: torch.Tensor, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import folder_paths
@@ -24,6 +25,23 @@ def sample_files(paths: dict[str, str], table: Tensor, saved: str) -> dict[str, 
 def sample_files_with_pack(paths: dict[str, str], table: Tensor, saved: str) -> dict[str, Any]:
     load_extension()
     return sample_files(paths, table, saved)
+
+
+def sample_where_cuda_refuses(path: str, table: Tensor) -> dict[str, Any]:
+    """Sample a file where products of E5M2 by E5M2 are refused, as on CUDA."""
+    torch._scaled_mm = _refusing(torch._scaled_mm)
+    torch.nn.functional.scaled_mm = _refusing(torch.nn.functional.scaled_mm)  # PyTorch 2.10 and later
+    model, _ = load_unet(path)
+    return {"latents": sample(model, table, seed=0)}
+
+
+def _refusing(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def multiply(a: Tensor, b: Tensor, *args: Any, **options: Any) -> Tensor:
+        if a.dtype == b.dtype == torch.float8_e5m2:
+            raise ValueError("Multiplication of two Float8_e5m2 matrices is not supported")
+        return product(a, b, *args, **options)
+
+    return multiply
 
 
 def sample_file(path: str, table: Tensor, name: str) -> dict[str, Any]:

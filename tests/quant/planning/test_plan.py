@@ -178,6 +178,12 @@ def test_nothing_to_quantize_is_an_error() -> None:
         make_plan(specs({"norm.weight": (8,)}), Recipe())
 
 
+def test_e5m2_is_always_marked_full_precision() -> None:
+    plan = plan_of(Recipe(format="float8_e5m2", overrides=(("other", "float8_e4m3fn"),)), other__weight=(64, 64))
+    flags = {name: marker.full_precision_matrix_mult for name, marker in plan.markers.items()}
+    assert flags == {"ballast": True, "other": None}
+
+
 def test_full_precision_is_in_the_marker() -> None:
     plan = plan_of(Recipe(format="fp8", full_precision_matrix_mult=True))
     assert plan.markers["ballast"].full_precision_matrix_mult is True
