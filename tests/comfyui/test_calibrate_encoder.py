@@ -91,7 +91,7 @@ def test_calibration_provides_input_scales(qwen: dict[str, Any]) -> None:
     ("case", "words"),
     [
         ("quantized", ("is quantized", "calibrate the float model")),
-        ("empty", ("no prompt", "one a line")),
+        ("empty", ("no prompt", "one per line")),
         ("no clip", ("no text encoder",)),
         ("no calibration", ("needs recorded inputs",)),
         ("other model", ("another model", "1 of 14 layers", "(model.layers.1.mlp.up_proj)")),

@@ -212,7 +212,7 @@ def recording_graph(seed: int) -> dict[str, Any]:
 
 def test_recording_grows_with_new_seeds_only(server: Server) -> None:
     reports = [server.execute(recording_graph(seed))["report"]["text"][0] for seed in (1, 1, 2)]
-    rows = [int(report.split(" seen")[0].split()[-1]) for report in reports]
+    rows = [int(report.split("drawn from ")[1].split()[0]) for report in reports]
     assert rows == [rows[0], rows[0], 2 * rows[0]]
     assert server.object_info("CalibratedRoundingLoadCalibration")["input"]["required"]["file"][1]["options"]
 

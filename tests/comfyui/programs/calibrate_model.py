@@ -9,7 +9,7 @@ import comfy.model_management as management
 import comfy.sample
 import folder_paths
 import torch
-from calibrated_rounding.nodes.host.models import diffusion_tensors, origin_of
+from calibrated_rounding.nodes.host.origin import read_diffusion_tensors, read_origin
 from calibrated_rounding.quant.files.dequantized import as_float
 from calibrated_rounding.quant.files.sources import StateDictSource
 from calibrated_rounding.tools.comfyui.inside.errors import error_message
@@ -183,7 +183,7 @@ def compare_with_nearest(model: Any, fmt: str, calibration: Any, table: Tensor, 
 
 def sample_with_weights(model: Any, quantized: Any, table: Tensor, reference: Tensor) -> float:
     """Error of the rounded weights in the float model, whose inputs are not quantized."""
-    floats = as_float(StateDictSource(diffusion_tensors(origin_of(quantized))), True, torch.float32)
+    floats = as_float(StateDictSource(read_diffusion_tensors(read_origin(quantized))), True, torch.float32)
     inner = model.model.diffusion_model
     weights = {key: tensor.clone() for key, tensor in inner.state_dict().items()}
     inner.load_state_dict({key: floats.read(key) for key in weights})

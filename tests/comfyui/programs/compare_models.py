@@ -81,7 +81,7 @@ def sample_masked(comparison: Comparison, model: Any, latents: Tensor) -> dict[s
     latent_image = {"samples": latents.clone(), "noise_mask": mask, "batch_index": [4, 9]}
     steps = list[Tensor]()
     sampling = Sampling(**comparison.conditions, latent_image=latent_image, **comparison.settings)
-    samples = sampling.run(model, 3, lambda step, x0, *_: steps.append(x0))
+    samples = sampling.sample(model, 3, lambda step, x0, *_: steps.append(x0))
     return {"equal": torch.equal(samples, comparison.sample(model, 3, latent_image)), "steps": len(steps)}
 
 

@@ -82,7 +82,7 @@ def watch_progress() -> dict[str, Any]:
     result = {
         "events": list(events),
         "progress": list(progress),
-        "remembered": live.remembered(),
+        "remembered": live.list_latest(),
         "errors": [layer.errors.weight.error for layer in report.layers],
     }
 
@@ -90,9 +90,9 @@ def watch_progress() -> dict[str, Any]:
         raise ValueError("no such luck")
 
     try:
-        running.run(fail, "8")
+        running.run_engine(fail, "8", live.begin("8"))
     except ValueError:
-        result["failed"] = live.remembered()[-1]
+        result["failed"] = live.list_latest()[-1]
     return result
 
 

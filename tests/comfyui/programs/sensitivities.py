@@ -87,7 +87,7 @@ def fail_while_probing(raised: BaseException, model: Any, table: Tensor) -> dict
 
     result = {"hooks_during": 0, "raised": False}
     try:
-        SamplingProbe(model).sensitivities(["blocks.0.ffn.0"], sample_or_fail)
+        SamplingProbe(model).measure(["blocks.0.ffn.0"], sample_or_fail)
     except BaseException as error:
         result = {"hooks_during": hooks[0], "raised": error is raised}
     return {**result, "hooks_left": count_hooks(model.model)}
