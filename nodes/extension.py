@@ -11,14 +11,8 @@ from ..kernels.layouts import stock
 from .examples.folders import add_example_folders
 from .host import registration
 from .nodes_blockwise import LoadBlockwiseModel
-from .nodes_calibration import (
-    CalibrateModel,
-    CalibrateTextEncoder,
-    CollectCalibration,
-    LoadCalibration,
-    RecordCalibration,
-    SaveCalibration,
-)
+from .nodes_calibration import CalibrateModel, CalibrateTextEncoder, CollectCalibration, RecordCalibration
+from .nodes_calibration_files import LoadCalibration, SaveCalibration
 from .nodes_compare import CompareModels
 from .nodes_conditioning import LoadClassConditioning
 from .nodes_example_encoder import LoadExampleTextEncoder

@@ -1,4 +1,4 @@
-"""The nodes that record calibrations and keep them as files."""
+"""The nodes that record calibrations."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant import QuantError
-from ..quant.calibration.calibration import Calibration
 from ..quant.calibration.collector import BUDGET, ROWS
-from .host import folders
 from .host.encoding import calibrate_encoder
 from .host.probing import SamplingProbe
 from .host.recording import SamplingRecorder, attach_recorder
 from .host.sampling import Sampling, SamplingBar, condition_inputs, step_inputs
 from .host.server import send_text
 from .prompts import PROMPTS
-from .recipe.inputs import QuantCalibration
 from .recipe.values import lines
-from .schema import CATEGORY
+from .schema import CATEGORY, calibration_outputs, to_node_output
 
 CalibrationRecorder = io.Custom("CALIBRATION_RECORDER")
 
 GIB = 2**30
-FOR_QUANTIZING = "For the calibration input of quantize nodes."
 ROWS_OF_SAMPLING = "Calibration rows of each layer: a uniform sample of its inputs over all steps, prompts and runs."
 ROWS_OF_ENCODING = "Calibration rows of each layer: a uniform sample of its inputs over all tokens of all prompts."
 
@@ -50,18 +46,6 @@ def size_inputs(rows: str = ROWS_OF_SAMPLING) -> list[io.Input]:
             tooltip="Memory budget of all rows together, in GiB of RAM, for any number of steps. Beyond it, fewer rows "
             "of every layer are kept.",
         ),
-    ]
-
-
-def to_node_output(calibration: Calibration) -> io.NodeOutput:
-    text = calibration.summary()
-    return io.NodeOutput(calibration, text, ui={"text": [text]})
-
-
-def calibration_outputs() -> list[io.Output]:
-    return [
-        QuantCalibration.Output("calibration", tooltip=FOR_QUANTIZING),
-        io.String.Output("report", tooltip="Number of layers and rows, the size, and layers that were not recorded."),
     ]
 
 
@@ -218,61 +202,3 @@ class CalibrateTextEncoder(io.ComfyNode):
         if not texts:
             raise QuantError("There is no prompt to calibrate with; write some, one per line.")
         return to_node_output(calibrate_encoder(clip, texts, rows, int(budget_gib * GIB), cls.hidden.unique_id))
-
-
-class SaveCalibration(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CalibratedRoundingSaveCalibration",
-            display_name="Save Calibration",
-            category=CATEGORY,
-            description="Writes a calibration into the output folder, for Load Calibration and the command line's "
-            "--calibration.",
-            search_aliases=["export calibration"],
-            inputs=[
-                QuantCalibration.Input("calibration", tooltip="From any of the calibration nodes."),
-                io.String.Input(
-                    "name",
-                    default="calibration",
-                    tooltip=f"Name of the file in output/{folders.CALIBRATIONS}; a number is added.",
-                ),
-            ],
-            outputs=[io.String.Output("path", tooltip="The file that was written.")],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, calibration: Calibration, name: str) -> io.NodeOutput:
-        path = folders.choose_output_path(f"{folders.CALIBRATIONS}/{name}")
-        calibration.save(path, overwrite=False)
-        return io.NodeOutput(str(path), ui={"text": [f"{path}\n{calibration.summary()}"]})
-
-
-class LoadCalibration(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CalibratedRoundingLoadCalibration",
-            display_name="Load Calibration",
-            category=CATEGORY,
-            description="Loads a calibration that Save Calibration has written. Use it with the model that it was "
-            "recorded with; for any other model it is refused.",
-            search_aliases=["import calibration"],
-            inputs=[
-                io.Combo.Input(
-                    "file", options=folders.list_calibrations(), tooltip=f"A file in output/{folders.CALIBRATIONS}."
-                )
-            ],
-            outputs=calibration_outputs(),
-            has_intermediate_output=True,
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, file: str | None = None) -> Any:
-        stat = folders.find_calibration(file).stat() if file else None
-        return stat and (stat.st_mtime_ns, stat.st_size)
-
-    @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
-        return to_node_output(Calibration.load(folders.find_calibration(file)))

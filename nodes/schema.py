@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..quant.calibration.calibration import Calibration
 from .host.running import DEVICES
+from .recipe.inputs import QuantCalibration
 
 CATEGORY = "model/quantization"
 EXAMPLES = f"{CATEGORY}/examples"
@@ -30,3 +32,16 @@ def device_input() -> io.Input:
 
 def report_output() -> io.Output:
     return io.String.Output("report", tooltip="Format, size and errors of every layer, and the totals.")
+
+
+def calibration_outputs() -> list[io.Output]:
+    return [
+        QuantCalibration.Output("calibration", tooltip="For the calibration input of quantize nodes."),
+        io.String.Output("report", tooltip="Number of layers and rows, the size, and layers that were not recorded."),
+    ]
+
+
+def to_node_output(calibration: Calibration) -> io.NodeOutput:
+    """The values of `calibration_outputs`; the node shows the summary."""
+    text = calibration.summary()
+    return io.NodeOutput(calibration, text, ui={"text": [text]})

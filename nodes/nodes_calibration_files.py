@@ -1,0 +1,70 @@
+"""The nodes that keep calibrations as files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..quant.calibration.calibration import Calibration
+from .host import folders
+from .recipe.inputs import QuantCalibration
+from .schema import CATEGORY, calibration_outputs, to_node_output
+
+
+class SaveCalibration(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingSaveCalibration",
+            display_name="Save Calibration",
+            category=CATEGORY,
+            description="Writes a calibration into the output folder, for Load Calibration and the command line's "
+            "--calibration.",
+            search_aliases=["export calibration"],
+            inputs=[
+                QuantCalibration.Input("calibration", tooltip="From any of the calibration nodes."),
+                io.String.Input(
+                    "name",
+                    default="calibration",
+                    tooltip=f"Name of the file in output/{folders.CALIBRATIONS}; a number is added.",
+                ),
+            ],
+            outputs=[io.String.Output("path", tooltip="The file that was written.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, calibration: Calibration, name: str) -> io.NodeOutput:
+        path = folders.choose_output_path(f"{folders.CALIBRATIONS}/{name}")
+        calibration.save(path, overwrite=False)
+        return io.NodeOutput(str(path), ui={"text": [f"{path}\n{calibration.summary()}"]})
+
+
+class LoadCalibration(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibratedRoundingLoadCalibration",
+            display_name="Load Calibration",
+            category=CATEGORY,
+            description="Loads a calibration that Save Calibration has written. Use it with the model that it was "
+            "recorded with; for any other model it is refused.",
+            search_aliases=["import calibration"],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=folders.list_calibrations(), tooltip=f"A file in output/{folders.CALIBRATIONS}."
+                )
+            ],
+            outputs=calibration_outputs(),
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None) -> Any:
+        stat = folders.find_calibration(file).stat() if file else None
+        return stat and (stat.st_mtime_ns, stat.st_size)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return to_node_output(Calibration.load(folders.find_calibration(file)))
