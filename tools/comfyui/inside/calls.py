@@ -23,5 +23,3 @@ def count_calls(owner: Any, name: str) -> Iterator[list[int]]:
         yield calls
     finally:
         setattr(owner, name, function)
-
-
