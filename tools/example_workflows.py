@@ -150,9 +150,9 @@ SIZED = {
     "format": "auto",
     "format.formats": "int8_convrot",
     "format.target": "share",
-    "format.target.target_share": 0.51,
+    "format.target.target_share": 0.68,
 }
-"""No larger than with the profile: on a CPU, ComfyUI holds the float layers in 32 bits."""
+"""No larger than with the profile."""
 
 QUANTIZED_PROMPT, QUANTIZED_CONDITIONINGS = prompts("quantize", "quantized", 1220, 40)
 FLOAT_PROMPT, FLOAT_CONDITIONINGS = prompts("encoder", "float", 1220, 400)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -55,7 +57,14 @@ class Server:
             *("--database-url", "sqlite:///:memory:", "--disable-api-nodes", *self.options),
         ]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=self.base, env=comfyui_environment(), stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.base,
+                env=comfyui_environment(),
+                stdout=log,
+                stderr=log,
+                preexec_fn=_restore_interrupt if os.name == "posix" else None,
+            )
         try:
             self._wait_until_ready(180)
         except BaseException:
@@ -166,6 +175,11 @@ class Server:
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.2)
         raise HostError(f"The server did not start within {timeout:.0f} s.\n{read_tail(self.log)}")
+
+
+def _restore_interrupt() -> None:
+    """Let SIGINT end the server, even if this process runs in the background, where shells ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _find_free_port() -> int:
