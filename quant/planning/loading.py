@@ -76,6 +76,7 @@ class Sign:
     none: tuple[re.Pattern[str], ...] = ()
     every: re.Pattern[str] | None = None
     most: re.Pattern[str] | None = None
+    file: re.Pattern[str] | None = None
     exact: Signature
 
     def fits(self, names: Names) -> bool:
@@ -85,6 +86,7 @@ class Sign:
             and not any(pattern.search(names.text) for pattern in self.none)
             and (self.every is None or all(map(self.every.match, lines)))
             and (self.most is None or 2 * sum(map(bool, map(self.most.search, lines))) > len(lines))
+            and (self.file is None or self.file.match(names.file) is not None)
             and self.exact.fits(names.shapes, "")
         )
 
@@ -137,7 +139,7 @@ def ask(shapes: Shapes, path: Path | None = None) -> Answer:
     siblings = None if path is None else find_siblings(path)
     if siblings is not None:
         return Answer(obstacle=_shard(siblings))
-    names = Names(shapes)
+    names = Names(shapes, "" if path is None else path.name)
     home = loader_prefix(shapes)
     # Beside a diffusion model under one of these a checkpoint holds other models, whose names say nothing of it.
     inside = names.under(home) if home in STRIPPED_PREFIXES else names
@@ -240,6 +242,7 @@ def _read_sign(entry: Mapping[str, Any]) -> Sign:
         none=tuple(map(_compile, entry.get("none", ()))),
         every=_compile(entry["every"]) if "every" in entry else None,
         most=_compile(entry["most"]) if "most" in entry else None,
+        file=_compile(entry["file"]) if "file" in entry else None,
         exact=read_signature(exact),
     )
 

@@ -49,6 +49,8 @@ class Names:
     """The names of a file's tensors, with their shapes."""
 
     shapes: Shapes
+    file: str = ""
+    """Name of the file."""
 
     @cached_property
     def examples(self) -> dict[str, str]:
@@ -62,7 +64,8 @@ class Names:
 
     def under(self, prefix: str) -> Names:
         """The names that begin with ``prefix``, without it."""
-        return Names({n.removeprefix(prefix): shape for n, shape in self.shapes.items() if n.startswith(prefix)})
+        inside = {n.removeprefix(prefix): shape for n, shape in self.shapes.items() if n.startswith(prefix)}
+        return Names(inside, self.file)
 
     def find_prefixes(self, trace: str) -> list[str]:
         """Every prefix ("" or ending in a dot) under which a generalized name lies, the shortest first."""
