@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, UnloadableError, plan_file, quantize_file, quantize_state_dict
-from calibrated_rounding.quant.planning.loading import ask, foreign_kinds, known_models
-from calibrated_rounding.quant.planning.names import loader_prefix
+from calibrated_rounding.quant.planning.file_kinds import foreign_kinds, known_models
+from calibrated_rounding.quant.planning.loading import ask
+from calibrated_rounding.quant.planning.names import Names, loader_prefix
 from calibrated_rounding.quant.planning.profiles import recognise
 from calibrated_rounding.quant.reports.inspection import inspect_file
 from calibrated_rounding.tests.quant.planning import architectures
@@ -306,6 +307,12 @@ def test_generic_rules_quantize_only_comfyuis_linear_layers(name: str) -> None:
 
 def test_every_known_model_says_what_a_part_lacks() -> None:
     assert all(any(not signature.rows for signature in model.whole) for model in known_models())
+
+
+def test_hostile_names_are_not_searched_whole() -> None:
+    many = {f"strange_{n}_encoder.decoder.weight": (1,) for n in range(20_000)}
+    assert len(Names(many | {"encoder." * 50_000: (1,)}).text) < 500_000
+    assert refusal(many | {"encoder." * 50_000: (1,)} | {"a." * 50_000: (1,)}) == ""
 
 
 KEYS = st.sampled_from(sorted({key for name in LOADED for key in list(architectures.shapes(name))[::40]}))
