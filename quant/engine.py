@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -18,10 +18,12 @@ from .files.dequantized import as_float
 from .files.sinks import Output, Sink
 from .files.sources import Source
 from .files.tensors import WEIGHT
+from .files.verification import verify_planned
 from .formats import pack_notice
 from .formats.dequantize import dequantize_layer
 from .formats.marker import SUFFIX
 from .layer import bias
+from .layer.overflow import cast, refuse_overflow
 from .layer.quantize import explain_failures, quantize_layer
 from .layer.task import QuantizedLayer
 from .notices import Notice, notice
@@ -75,8 +77,8 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
         AlreadyQuantizedError: the source holds quantized layers, and the recipe does not ask to dequantize them.
         ProfileError: the profile or the calibration is not this model's, or no layer would be quantized.
         RecipeError: the recipe asks for what cannot be had, such as a target that no choice of formats meets.
-        LayerError: a weight cannot be quantized.
-        CheckpointError: the source cannot be read, or the sink not be written.
+        LayerError: a weight cannot be quantized, or a tensor not be held in its planned dtype.
+        CheckpointError: the source cannot be read, or the sink not be written or not as planned.
         Cancelled: ``run.cancel`` asked to stop.
     """
     warnings = () if run.is_loaded_model else check_source(source, force=run.force)
@@ -85,7 +87,8 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
     with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
         report = _Execution(run, plan, floats, output).execute()
         run.check_cancelled()
-        output.commit(_header(plan, floats, run, floats.sha256()))
+        verify = partial(verify_planned, layout=plan.layout, markers=plan.markers)
+        output.commit(_header(plan, floats, run, floats.sha256()), verify)
     return report
 
 
@@ -165,7 +168,7 @@ class _Execution:
         if entry.dtype == entry.source.dtype:
             self.output.copy(entry.name, self.source)
         else:
-            self.output.write(entry.name, self.source.read(entry.name).to(entry.dtype))
+            self.output.write(entry.name, cast(entry.name, self.source.read(entry.name), entry.dtype))
 
     def _quantize(self, layer: LayerPlan) -> LayerReport:
         weight = self.source.read(layer.name + WEIGHT)
@@ -173,6 +176,7 @@ class _Execution:
         run = self.run
         result = quantize_layer(make_task(layer, weight, run.recipe, run.device, run.check_cancelled))
         for suffix, tensor in layer.format.pack(result.codes, result.scale).items():
+            refuse_overflow(layer.name, tensor, layer.format)
             self.output.write(f"{layer.name}.{suffix}", tensor.to(weight.device))
         self.output.write(layer.name + SUFFIX, layer.marker.to_tensor())
         if layer.input_scale is not None:
@@ -217,8 +221,8 @@ class _Execution:
         old, mean = self.source.read(name), self._input_means[layer.name]
         rounded = dequantize_layer(result.codes, result.scale, layer.format, layer.group, layer.shape)
         error = rounded - weight.to(rounded.device, torch.float32)
-        corrected = bias.correct(old.to(rounded.device), error, mean.to(rounded.device))
-        self.output.write(name, corrected.to(old.device))
+        corrected = bias.correct(name, old.to(rounded.device), error, mean.to(rounded.device))
+        self.output.write(name, cast(name, corrected.to(old.device), self.plan.kept[name].dtype))
 
     def _announce(self, report: Report) -> None:
         if self.run.on_progress is None:

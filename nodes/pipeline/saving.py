@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ...quant import QuantError
 from ...quant.files import CheckpointWriter
+from ...quant.files.verification import verify_layers
 from ...quant.formats import pack_notice
 from ...quant.formats.marker import SUFFIX, Marker, from_header
+from ...quant.layer.overflow import cast
 from ...quant.notices import Notice, notice
 from ...quant.reports.provenance import Provenance, build_header
 from ..host.folders import OUTPUT_NAMES, is_listed
@@ -34,7 +36,7 @@ def write_tensors(
         dtypes: Of kept tensors, by name: ComfyUI holds them in the dtype that it computes in.
 
     Raises:
-        QuantError: if a value overflows in the dtype of the file.
+        QuantError: if a value overflows in the dtype of the file, or a quantized layer is not as ComfyUI loads it.
     """
     tensors = {name: _canonical(name, tensor) for name, tensor in tensors.items()}
     written = {name: prefer_dtype(tensor.dtype, dtypes.get(name)) for name, tensor in tensors.items()}
@@ -42,8 +44,8 @@ def write_tensors(
     with CheckpointWriter(path, layout, metadata, overwrite=False) as writer:
         for name, tensor in tensors.items():
             # Not cpu(): ComfyUI's lazily patched tensors do their work in to().
-            writer.write(name, _cast(name, tensor.to("cpu"), written[name]))
-        writer.commit()
+            writer.write(name, cast(name, tensor.to("cpu"), written[name]))
+        writer.commit(verify=verify_layers)
 
 
 def _canonical(name: str, tensor: Tensor) -> Tensor:
@@ -51,17 +53,6 @@ def _canonical(name: str, tensor: Tensor) -> Tensor:
     if name.endswith(SUFFIX):
         return Marker.from_tensor(name.removesuffix(SUFFIX), tensor.to("cpu")).to_tensor()
     return tensor.view(torch.uint8) if tensor.dtype == getattr(torch, "float8_e8m0fnu", None) else tensor
-
-
-def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = tensor.to(dtype)
-    if cast.dtype != tensor.dtype and not torch.equal(torch.isfinite(cast), torch.isfinite(tensor)):
-        short = str(dtype).removeprefix("torch.")
-        raise QuantError(
-            f"The tensor '{name}' holds values too large for {short}, the file's dtype; quantize with keep_dtype "
-            "float32."
-        )
-    return cast
 
 
 def make_header(

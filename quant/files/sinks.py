@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .reader import Checkpoint
-from .sources import Source
+from .sources import Source, StateDictSource, Verify
 from .tensors import Layout
 from .writer import CheckpointWriter
 
@@ -23,8 +23,8 @@ class Output(Protocol):
         """Take a tensor of the source as it is."""
         ...
 
-    def commit(self, metadata: Mapping[str, str]) -> None:
-        """Finish; without it nothing is left behind."""
+    def commit(self, metadata: Mapping[str, str], verify: Verify) -> None:
+        """Finish, unless ``verify`` raises; without it nothing is left behind."""
         ...
 
 
@@ -50,8 +50,8 @@ class StateDictSink:
     def copy(self, name: str, source: Source) -> None:
         self.tensors[name] = source.read(name)
 
-    def commit(self, metadata: Mapping[str, str]) -> None:
-        pass
+    def commit(self, metadata: Mapping[str, str], verify: Verify) -> None:
+        verify(StateDictSource(self.tensors, metadata))
 
 
 class FileSink:

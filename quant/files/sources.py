@@ -4,7 +4,7 @@ float.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -31,15 +31,19 @@ class Source(Protocol):
         ...
 
 
+Verify = Callable[[Source], None]
+"""Raises QuantError if a source is not what it should be."""
+
+
 class StateDictSource:
     """A state dict as a source."""
 
     path = None
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
         self._data = tensors
         self.tensors = {name: Spec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
-        self.metadata: dict[str, str] = {}
+        self.metadata = dict(metadata or {})
 
     def read(self, name: str) -> Tensor:
         return self._data[name]

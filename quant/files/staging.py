@@ -83,6 +83,13 @@ class StagedFile:
             while view:
                 view = view[os.write(self._opened(), view[:_PIECE]) :]
 
+    @property
+    def temporary(self) -> Path:
+        """Where the bytes are until `publish`."""
+        if self._temporary is None:
+            raise CheckpointError(f"{self.target} is not open for writing.")
+        return self._temporary
+
     def publish(self, overwrite: bool = True) -> None:
         """Bring everything to the disk and give the file the target's name, in one step.
 

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
+
+_PIECE = 1 << 22
+_NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
+"""The least magnitude, as bits, that is infinity or NaN."""
 
 WEIGHT = ".weight"
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -47,6 +52,21 @@ def is_bank(name: str, shape: Sequence[int]) -> bool:
 def is_layer(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor is a layer's weight matrix, by name and shape; biases, norms and convolutions are not."""
     return name.endswith(WEIGHT) and len(shape) == 2
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity. Looks at it in pieces: a mask of a layer would take its memory.
+
+    One-byte types are FP8 and, stored as bytes, E8M0, of which ComfyUI reads 255 as NaN; whole numbers are finite.
+    """
+    flat = tensor.detach().reshape(-1)
+    return all(_is_finite_piece(flat[start : start + _PIECE]) for start in range(0, len(flat), _PIECE))
+
+
+def _is_finite_piece(piece: Tensor) -> bool:
+    if piece.dtype in _NOT_FINITE:
+        return not bool((piece.view(torch.uint8) & 0x7F >= _NOT_FINITE[piece.dtype]).any())
+    return not piece.dtype.is_floating_point or bool(piece.isfinite().all())
 
 
 def dtype_name(dtype: torch.dtype) -> str:

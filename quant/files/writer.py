@@ -11,6 +11,8 @@ import torch
 from ..errors import CheckpointError
 from .header import TensorInfo
 from .layout import arrange, encode_header, refit
+from .reader import open_checkpoint
+from .sources import Verify
 from .staging import StagedFile
 from .strict_json import quoted
 from .views import byte_view
@@ -85,11 +87,15 @@ class CheckpointWriter:
             raise self._refusal(name, f"has {position - info.start} bytes, not the {info.nbytes} of its place")
         del self._missing[name]
 
-    def commit(self, metadata: Mapping[str, str] | None = None) -> None:
-        """Put the file in its place; `metadata`, where given, replaces the one given at the start.
+    def commit(self, metadata: Mapping[str, str] | None = None, verify: Verify | None = None) -> None:
+        """Put the file in its place.
 
-        Raises CheckpointError when a slot is empty, `metadata` needs more room than the first one took, or the disk
-        fails.
+        Args:
+            metadata: replaces the metadata given at the start.
+            verify: looks at the whole file under its temporary name, and raises where it must not appear.
+
+        Raises:
+            CheckpointError: a slot is empty, `metadata` needs more room than the first one took, or the disk fails.
         """
         if self._missing:
             count, first = len(self._missing), quoted(next(iter(self._missing)))
@@ -98,6 +104,9 @@ class CheckpointWriter:
             header = encode_header(self.tensors.values(), metadata, self.path)
             self._header = refit(header, len(self._header), self.path)
         self._file.write_at(0, self._header)
+        if verify is not None:
+            with open_checkpoint(self._file.temporary) as written:
+                verify(written)
         self._file.publish(self._overwrite)
 
     def _slot(self, name: str) -> TensorInfo:

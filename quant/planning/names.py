@@ -17,6 +17,11 @@ FEWEST_NAMES = 6
 LAST_PREFIX = "model."
 """... and this one otherwise."""
 
+MOST_NAMES = 5000
+"""Generalized names that are looked at, at most; the largest models have about 600."""
+LONGEST_NAME = 400
+"""Characters of a name that is looked at, at most."""
+
 NUMBER = "#"
 _NUMBER = re.compile(r"(?<![^.])(block)?\d+(?![^.])")
 _BLOCKS = re.compile(r"(blocks?|layers?|refiner|encoders|h)$")
@@ -49,11 +54,18 @@ class Names:
     """The names of a file's tensors, with their shapes."""
 
     shapes: Shapes
+    file: str = ""
+    """Name of the file."""
 
     @cached_property
     def examples(self) -> dict[str, str]:
-        """A name for each generalized one."""
-        return {generalize(name): name for name in self.shapes}
+        """A name for each generalized one; so few of a hostile file that no search in them takes long."""
+        examples: dict[str, str] = {}
+        for name in self._short:
+            if len(examples) == MOST_NAMES:
+                break
+            examples[generalize(name)] = name
+        return examples
 
     @cached_property
     def text(self) -> str:
@@ -62,7 +74,8 @@ class Names:
 
     def under(self, prefix: str) -> Names:
         """The names that begin with ``prefix``, without it."""
-        return Names({n.removeprefix(prefix): shape for n, shape in self.shapes.items() if n.startswith(prefix)})
+        inside = {n.removeprefix(prefix): shape for n, shape in self.shapes.items() if n.startswith(prefix)}
+        return Names(inside, self.file)
 
     def find_prefixes(self, trace: str) -> list[str]:
         """Every prefix ("" or ending in a dot) under which a generalized name lies, the shortest first."""
@@ -83,10 +96,14 @@ class Names:
         return None
 
     @cached_property
+    def _short(self) -> list[str]:
+        return [name for name in self.shapes if len(name) <= LONGEST_NAME]
+
+    @cached_property
     def _numbered_blocks(self) -> Mapping[str, set[int]]:
         """The numbers of the blocks in each group of them, such as ``blocks``; a block holds modules of its own."""
         groups: dict[str, set[int]] = defaultdict(set)
-        for name in self.shapes:
+        for name in self._short:
             parts = name.split(".")
             for i, part in enumerate(parts[1:-2], start=1):
                 number = part.removeprefix("block")

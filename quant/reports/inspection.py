@@ -16,7 +16,8 @@ from ..formats import pack_notice
 from ..formats.marker import SUFFIX, Marker, from_header
 from ..formats.stored import LEGACY_MARK
 from ..notices import render
-from ..planning.loading import Obstacle, ask
+from ..planning.file_kinds import Obstacle
+from ..planning.loading import ask
 from ..planning.profiles import recognise
 from .provenance import Provenance
 

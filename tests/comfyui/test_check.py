@@ -108,3 +108,25 @@ def test_malformed_requests_are_refused(server: Server) -> None:
     with pytest.raises(HostError, match="400"):
         ask(server, file="diffusion_models/../../server.log")
     assert ask(server, ["diffusion_models", "../../server.log"])["plan"] is None
+
+
+def test_file_that_comfyui_would_not_load_is_refused(server: Server, tmp_path: Path) -> None:
+    names = {
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.0.attn.add_q_proj",
+        "single_transformer_blocks.0.attn.to_q",
+    }
+    save_file({f"{name}.weight": torch.zeros(64, 64) for name in names}, tmp_path / "flux.safetensors")
+    name = server.add_model("diffusion_models", tmp_path / "flux.safetensors", "flux_diffusers.safetensors")
+    answer = ask(server, file=f"diffusion_models/{name}")
+    assert answer["plan"] is None
+    assert kinds(answer) == {("refused", "error")}
+    assert "Flux.1 or a relative under the names of diffusers" in answer["notices"][0]["values"]["text"]
+    # Load Diffusion Model renames such tensors, so that the graph can quantize the model.
+    assert ("refused", "error") not in kinds(ask(server, ["diffusion_models", name]))
+
+
+def test_unknown_model_is_noted(server: Server, tmp_path: Path) -> None:
+    save_file({"strange.linear.weight": torch.zeros(64, 64)}, tmp_path / "strange.safetensors")
+    name = server.add_model("diffusion_models", tmp_path / "strange.safetensors", "strange.safetensors")
+    assert kinds(ask(server, file=f"diffusion_models/{name}")) == {("not_known", "warning"), ("not_recognised", "info")}

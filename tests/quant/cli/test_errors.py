@@ -239,3 +239,35 @@ def test_a_layer_name_with_a_line_break_stays_on_one_line(refused: Any, tmp_path
     path = tmp_path / "m.safetensors"
     save_file({"a\nb.weight": torch.full((16, 16), float("nan"))}, path)
     refused("-i", path, "--quiet", names=(r"a\nb", "NaN"))
+
+
+LORA = {f"blocks.{n}.q.lora_{part}.weight": torch.ones(16, 16) for n in range(2) for part in "AB"}
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_what_comfyui_would_not_load_is_refused(refused: Any, tmp_path: Path, more: list[str]) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(LORA, path)
+    refused("-i", path, "--quiet", *more, names=(path, "This is a LoRA", "--force"))
+
+
+def test_one_shard_alone_is_refused(refused: Any, tiny_path: Path) -> None:
+    path = tiny_path.rename(tiny_path.with_name("model-00001-of-00002.safetensors"))
+    refused("-i", path, "--quiet", names=(path, "1 of 2 shards", ".safetensors.index.json"))
+
+
+def test_force_says_what_comfyui_will_not_load(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(LORA, path)
+    for more in (["--dry-run"], []):
+        ran = run("-i", path, "-o", tmp_path / "q.safetensors", "--force", *more)
+        assert ran.code == 0
+        assert "Forced, although ComfyUI will not load the result. This is a LoRA" in ran.out
+    assert "This is a LoRA" in run("inspect", tmp_path / "q.safetensors").out
+
+
+def test_inspect_says_what_cannot_be_quantized(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(LORA, path)
+    assert "it cannot be quantized for ComfyUI: This is a LoRA" in run("inspect", path).out
+    assert json.loads(run("inspect", path, "--json").out)["refusal"].startswith("This is a LoRA")

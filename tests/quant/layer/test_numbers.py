@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
-from calibrated_rounding.quant import InputStatistics, LayerError, Recipe, SvdSettings, quantize_state_dict
+from calibrated_rounding.quant import InputStatistics, LayerError, QuantError, Recipe, SvdSettings, quantize_state_dict
 from calibrated_rounding.quant.files.dequantized import as_float
 from calibrated_rounding.quant.files.sources import StateDictSource
-from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.quant.files.tensors import is_finite
+from calibrated_rounding.quant.formats import FORMATS, Format
 from calibrated_rounding.quant.notices import notice
 from calibrated_rounding.quant.recipe import ROUNDINGS
 from calibrated_rounding.quant.reports.report import Report
@@ -79,3 +80,55 @@ def test_output_errors_that_overflow_are_null_and_noted(name: str, rounding: str
     assert "output error unknown: it overflows float32 (1): a" in report.short().splitlines()
     stored = json.loads(report.to_json(), parse_constant=pytest.fail)["layers"][0]["errors"]
     assert stored["output_w8a8"] is None and math.isfinite(stored["weight"]["error"])
+
+
+@pytest.mark.parametrize("bias_correction", ["off", "synthetic"])
+def test_a_bias_beyond_its_dtype_is_refused_by_name(bias_correction: str) -> None:
+    tensors = {"a.weight": weight_with(0.0), "a.bias": torch.full((128,), 1e5)}
+    recipe = Recipe(profile="generic", keep_dtype="float16", bias_correction=bias_correction)
+    with pytest.raises(LayerError, match=r"^The tensor 'a\.bias' holds values of up to 1e\+05, more than float16"):
+        quantize_state_dict(tensors, recipe)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_a_corrected_bias_takes_the_kept_dtype(name: str) -> None:
+    tensors = {"a.weight": weight_with(0.0), "a.bias": torch.ones(128).half()}
+    corrected, _ = quantize_state_dict(tensors, Recipe(profile="generic", keep_dtype=name, bias_correction="synthetic"))
+    assert corrected["a.bias"].dtype == getattr(torch, name)
+
+
+def test_a_corrected_bias_that_overflows_is_refused_by_name() -> None:
+    tensors = {"a.weight": weight_with(1e6), "a.bias": torch.zeros(128).half()}
+    known = {"a": InputStatistics(mean=torch.full((128,), 1e6))}
+    recipe = Recipe(format="int8_tensor", profile="generic", bias_correction="measured")
+    with pytest.raises(LayerError, match=r"^The bias 'a\.bias' overflows when it is corrected"):
+        quantize_state_dict(tensors, recipe, statistics=known)
+
+
+def test_infinity_in_a_kept_tensor_stays() -> None:
+    tensors = {"a.weight": weight_with(0.0), "mask": torch.tensor([0.0, -torch.inf])}
+    kept, _ = quantize_state_dict(tensors, Recipe(profile="generic", keep_dtype="float16"))
+    assert kept["mask"].tolist() == [0.0, -torch.inf]
+
+
+@EVERY_FORMAT
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_scales_that_are_not_finite_are_never_written(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = Format.pack
+
+    def spoil(self: Format, codes: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        packed = pack(self, codes, scale)
+        broken = 255 if self.power_of_two else value
+        return packed | {"weight_scale": torch.full_like(packed["weight_scale"], broken)}
+
+    monkeypatch.setattr(Format, "pack", spoil)
+    with pytest.raises(QuantError, match="'a"):
+        quantized(weight_with(0.0), name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_codes_that_are_not_finite_are_seen(dtype: torch.dtype) -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(dtype)
+    finite = torch.isfinite(every.float())
+    assert is_finite(every[finite])
+    assert not any(is_finite(code.reshape(1)) for code in every[~finite])

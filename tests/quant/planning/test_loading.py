@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, UnloadableError, plan_file, quantize_file, quantize_state_dict
-from calibrated_rounding.quant.planning.loading import ask, foreign_kinds, known_models
-from calibrated_rounding.quant.planning.names import loader_prefix
+from calibrated_rounding.quant.planning.file_kinds import foreign_kinds, known_models
+from calibrated_rounding.quant.planning.loading import ask
+from calibrated_rounding.quant.planning.names import Names, loader_prefix
 from calibrated_rounding.quant.planning.profiles import recognise
 from calibrated_rounding.quant.reports.inspection import inspect_file
 from calibrated_rounding.tests.quant.planning import architectures
@@ -78,6 +80,43 @@ def test_members_of_foreign_kinds_are_refused(kind: str, member: str) -> None:
     text = refusal(expand(MEMBERS[kind][member]))
     assert text.startswith(f"This is {kind}: ")
     assert text.endswith(".") and ". " not in text.removeprefix(f"This is {kind}")
+
+
+DIFFUSERS: dict[str, list[str]] = json.loads((architectures.DATA / "diffusers.json").read_text(encoding="utf-8"))
+"""Generalized names of the models of diffusers 0.42.1, as tools/diffusers_names.py wrote them."""
+OWN_NAMES = {
+    "ErnieImageTransformer2DModel",
+    "JoyImageEditPlusTransformer3DModel",
+    "JoyImageEditTransformer3DModel",
+    "Kandinsky5Transformer3DModel",
+    "QwenImage21Transformer2DModel",
+    "QwenImageTransformer2DModel",
+}
+"""Models of which ComfyUI and diffusers have the same names."""
+UNTOLD = {
+    "Kandinsky6SRTransformer3DModel",
+    "Kandinsky6Transformer3DModel",
+    "LongCatAudioDiTTransformer",
+    "PRXTransformer2DModel",
+    "T5FilmDecoder",
+    "UVit2DModel",
+}
+"""Models that nothing but the name of diffusers' file tells."""
+
+
+def numbered(general: str) -> list[str]:
+    """The names with 0 and 1 for each ``#``."""
+    head, *rest = general.split("#")
+    choices = product("01", repeat=len(rest))
+    return [head + "".join(map("".join, zip(numbers, rest, strict=True))) for numbers in choices]
+
+
+@pytest.mark.parametrize("model", DIFFUSERS)
+def test_every_model_of_diffusers_is_told(model: str) -> None:
+    shapes = {name: (64, 64) for general in DIFFUSERS[model] for name in numbered(general)}
+    assert bool(refusal(shapes)) == (model not in OWN_NAMES | UNTOLD)
+    in_its_file = refusal(shapes, Path("diffusion_pytorch_model.safetensors"))
+    assert bool(in_its_file) == (model not in OWN_NAMES)
 
 
 def test_every_foreign_kind_has_members() -> None:
@@ -152,6 +191,13 @@ def test_a_model_with_a_missing_block_is_refused(name: str) -> None:
 ])  # fmt: skip
 def test_one_shard_by_its_name_is_refused(name: str) -> None:
     assert "shards" in refusal(architectures.shapes("wan_t2v_1_3b"), Path(name))
+
+
+def test_an_unknown_model_in_a_file_of_diffusers_is_refused() -> None:
+    assert "diffusers" in refusal({"strange.linear.weight": (64, 64)}, Path("diffusion_pytorch_model.safetensors"))
+    assert refusal({"strange.linear.weight": (64, 64)}, Path("strange.safetensors")) == ""
+    # WAN's authors use the name, too.
+    assert refusal(architectures.shapes("wan_t2v_1_3b"), Path("diffusion_pytorch_model.safetensors")) == ""
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "best of wan.safetensors", "10of20.safetensors"])
@@ -261,6 +307,12 @@ def test_generic_rules_quantize_only_comfyuis_linear_layers(name: str) -> None:
 
 def test_every_known_model_says_what_a_part_lacks() -> None:
     assert all(any(not signature.rows for signature in model.whole) for model in known_models())
+
+
+def test_hostile_names_are_not_searched_whole() -> None:
+    many = {f"strange_{n}_encoder.decoder.weight": (1,) for n in range(20_000)}
+    assert len(Names(many | {"encoder." * 50_000: (1,)}).text) < 500_000
+    assert refusal(many | {"encoder." * 50_000: (1,)} | {"a." * 50_000: (1,)}) == ""
 
 
 KEYS = st.sampled_from(sorted({key for name in LOADED for key in list(architectures.shapes(name))[::40]}))

@@ -1,0 +1,37 @@
+"""Values that a dtype or a format cannot hold: they are refused by name, never written as infinity or NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import LayerError
+from ..files.tensors import dtype_name, is_finite
+from ..formats import Format
+
+
+def refuse_overflow(layer: str, stored: Tensor, fmt: Format) -> None:
+    """Raise LayerError for codes or scales of a layer that are not finite."""
+    if not is_finite(stored):
+        raise LayerError(
+            f"Layer '{layer}' has codes or scales that overflow in {fmt.name}, as its weights are too large; keep it "
+            "with exclude, or choose another format."
+        )
+
+
+def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another dtype; infinite values and NaN stay.
+
+    Raises:
+        LayerError: the dtype cannot hold a value.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+    result = tensor.to(dtype)
+    if not is_finite(result) and not torch.equal(result.isfinite(), tensor.isfinite()):
+        largest = float(tensor[tensor.isfinite()].abs().amax())
+        raise LayerError(
+            f"The tensor '{name}' holds values of up to {largest:.3g}, more than {dtype_name(dtype)} can hold; keep it "
+            "in float32, with keep_dtype or an override."
+        )
+    return result
