@@ -158,10 +158,15 @@ def format_rows(fmt: str, latents: Mapping[str, Tensor]) -> list[Row]:
         gain = here.psnr_db - nearest.psnr_db if both else None
         reached = None if gain is None or target is None else gain >= target
         rows += [
-            Row(case, "mean PSNR of latents", here and here.psnr_db, "dB"),
-            Row(case, "PSNR above nearest", gain, "dB", target, reached),
-            Row(case, "relative error of latents", here and here.relative_error, "ratio"),
-            Row(case, "error / nearest", here.relative_error / nearest.relative_error if both else None, "ratio"),
+            Row(case=case, metric="mean PSNR of latents", value=here and here.psnr_db, unit="dB"),
+            Row(case=case, metric="PSNR above nearest", value=gain, unit="dB", target=target, reached=reached),
+            Row(case=case, metric="relative error of latents", value=here and here.relative_error, unit="ratio"),
+            Row(
+                case=case,
+                metric="error / nearest",
+                value=here.relative_error / nearest.relative_error if both else None,
+                unit="ratio",
+            ),
         ]
     return rows
 

@@ -85,7 +85,7 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
     floats = as_float(source, run.recipe.dequantize)
     plan = replace(plan_run(floats, run), warnings=warnings)
     with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
-        report = _Execution(run, plan, floats, output).execute()
+        report = _Execution(run=run, plan=plan, source=floats, output=output).execute()
         run.check_cancelled()
         verify = partial(verify_planned, layout=plan.layout, markers=plan.markers)
         output.commit(_header(plan, floats, run, floats.sha256()), verify)
@@ -127,7 +127,7 @@ def _header(plan: Plan, source: Source, run: Run, source_sha256: str | None) -> 
     return build_header(source.metadata, plan.markers, provenance, prefix=plan.prefix)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Execution:
     """Carries out a plan."""
 

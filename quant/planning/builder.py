@@ -37,7 +37,9 @@ def make_plan(tensors: Mapping[str, TensorSpec], recipe: Recipe, statistics: Sta
     """
     shapes = {name: spec.shape for name, spec in tensors.items()}
     found = recognise(shapes) if recipe.profile == "auto" else match(recipe.profile, shapes)
-    builder = _Builder(found, recipe, _match_statistics(statistics or {}, tensors, found.prefix))
+    builder = _Builder(
+        recognition=found, recipe=recipe, statistics=_match_statistics(statistics or {}, tensors, found.prefix)
+    )
     plan = Plan(
         profile=found.profile.name,
         prefix=found.prefix,
@@ -102,7 +104,7 @@ class _Keep:
     is_lookup_table: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Builder:
     recognition: Recognition
     recipe: Recipe
