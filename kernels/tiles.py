@@ -65,7 +65,7 @@ class GemmShape:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceInfo:
-    """What the choice of a tile depends on."""
+    """Properties of a device that the choice of a tile depends on."""
 
     arch: str
 

@@ -51,9 +51,9 @@ class Run:
 
     recipe: Recipe
     device: str = "cpu"
-    """Where layers are computed."""
+    """Device that computes the layers."""
     statistics: Statistics = field(default_factory=dict)
-    """What a calibration knows of the layers' inputs."""
+    """Statistics of the layers' inputs from a calibration."""
     on_progress: OnProgress | None = None
     """Called before the first layer and after each."""
     cancel: Cancel | None = None
@@ -241,7 +241,7 @@ class _Execution:
 
 
 def _notes(plan: Plan, run: Run) -> list[Notice]:
-    """What was asked for and could not be done, and what was assumed."""
+    """List the settings that could not be applied, and the assumptions made."""
     layers = list(plan.layers.values())
     needed = pack_notice(layer.format.comfyui_name for layer in layers)
     notes = [*plan.warnings, *([needed] if needed is not None else [])]

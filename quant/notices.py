@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 Level = Literal["info", "warning", "error"]
 LEVELS = get_args(Level)
 Value = str | int | float | list[str]
-"""What a template is filled with; a list is joined with commas."""
+"""Value of a template's field; a list is joined with commas."""
 
 
 @dataclass(frozen=True)

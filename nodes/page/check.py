@@ -36,7 +36,7 @@ COMPUTE: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What the page knows of a node."""
+    """A node as the page describes it."""
 
     values: Mapping[str, Any]
     """Of the node's inputs, as the API format has them."""
@@ -103,7 +103,7 @@ def is_emulated(fmt: Format) -> bool:
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
-    """What the page shows of a plan."""
+    """The part of a plan that the page shows."""
     kept_layers = sum(is_layer(entry.name, entry.source.shape) for entry in plan.kept.values())
     return {
         "profile": plan.profile,
@@ -135,7 +135,7 @@ def _plan_file(question: Question, recipe: Recipe) -> tuple[Plan | None, list[No
 
 
 def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
-    """What the recipe makes of a file: of all of it, or of the diffusion model in it, as a loader takes it out."""
+    """Plan a whole file, or the diffusion model in it as a loader extracts it."""
     with open_checkpoint(path) as checkpoint:
         warnings = check_source(checkpoint, force=False) if whole else ()
         prefix = "" if whole else recognise(checkpoint.shapes).prefix

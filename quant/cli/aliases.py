@@ -35,7 +35,7 @@ class FormatPart:
     name: str
     help: str
     values: tuple[Any, ...] = ()
-    """What the option takes; nothing if it is a flag."""
+    """Name of the option's value; empty for a flag."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def list_spellings(setting: str) -> tuple[str, ...]:
 
 
 def get_target(name: str) -> str:
-    """Where the parser keeps the value of an alias that is an option of its own."""
+    """Destination in the parser of an alias that is an option of its own."""
     alias = ALIASES[name]
     return alias.name if isinstance(alias, FormatPart) else name
 

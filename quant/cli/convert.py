@@ -57,7 +57,7 @@ def convert(argv: Sequence[str]) -> int:
 
 
 def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
-    """Where to write. Raises CheckpointError for a name that no loader lists."""
+    """Return the output path. Raises CheckpointError for a name that no loader lists."""
     name = Path(source).name
     stem = name.removesuffix(INDEX_SUFFIX if name.endswith(INDEX_SUFFIX) else SUFFIX)
     default = f"{stem}_{recipe.format}{SUFFIX}"

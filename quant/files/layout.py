@@ -1,4 +1,4 @@
-"""Where each tensor of a file to be written lies, and the header that says so."""
+"""Positions of the tensors in a file to be written, and its header."""
 
 from __future__ import annotations
 

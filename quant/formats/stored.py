@@ -1,4 +1,4 @@
-"""What a layer of each format must hold in a file: the read-only table.
+"""Tensors that a layer of each format must have in a file: the read-only table.
 
 `table` has the formats that this pack writes; this table also has the ones that it only recognises. Sources:
 ``comfy/ops.py`` and ``comfy/quant_ops.py`` of ComfyUI 0.29 to 0.38, the layouts of comfy-kitchen 0.2.24 to 0.2.40.
@@ -40,7 +40,7 @@ UNPACKED = Fraction(1)
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFormat:
-    """How the layers of a format lie in a file."""
+    """Storage of a format's layers in a file."""
 
     codes: torch.dtype
     """Dtype of ``weight``."""
@@ -59,7 +59,7 @@ class StoredFormat:
     rotation: Rotation = "never"
     """When the weight is rotated: where the marker has ``convrot``, or whatever the marker has."""
     needs: str = ""
-    """What runs it, where that is known."""
+    """Programs that run it, if known; else empty."""
     decode: Callable[[Marker], Format] | None = None
     """The format that turns codes into a float weight; None where this pack only recognises the layer."""
 
@@ -212,7 +212,7 @@ UNMARKED: Mapping[torch.dtype, str] = {
     torch.float8_e5m2: "float8_e5m2",
     torch.int8: "int8_tensorwise",
 }
-"""What a layer in this dtype without a marker is taken for."""
+"""Format of a layer in this dtype without a marker."""
 
 LEGACY_NAMES: Mapping[str, str] = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 """Names in older ComfyUI files, which have no markers, and the present ones."""

@@ -113,7 +113,7 @@ class _Builder:
     patterns: PatternSearch = field(default_factory=PatternSearch)
 
     def decide(self, name: str, spec: TensorSpec) -> Entry:
-        """What happens to one tensor."""
+        """Decide how one tensor is stored."""
         outcome = self._outcome(name, spec)
         if isinstance(outcome, RemovedTensor):
             return outcome

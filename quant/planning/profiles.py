@@ -55,12 +55,14 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What happens to one layer; ``source`` says who found the reason. required: overrides do not apply."""
+    """A profile's decision for one layer."""
 
     action: Action
     reason: str
     source: str
+    """Who found the reason."""
     required: bool = False
+    """Whether overrides do not apply."""
 
 
 DEFAULT = Decision(action="quantize", reason="a linear layer that no rule keeps", source="default")
