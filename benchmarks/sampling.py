@@ -75,7 +75,10 @@ def main() -> None:
         print(f"Nothing was measured: {reason}.")
         emit(rows_of({}), options.json, title)
         return
-    rows = rows_of(sample_all(host, options.seeds, options.convert_to_quant))
+    rows = [
+        Row(case="all", metric="seeds", value=options.seeds, unit="samples of each class"),
+        *rows_of(sample_all(host, options.seeds, options.convert_to_quant)),
+    ]
     versions = read_versions(host) | converter.read_version(options.convert_to_quant)
     emit(rows, options.json, title, extra_versions=versions)
 
