@@ -8,10 +8,13 @@ import os
 import shutil
 import stat
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakSet
 
 from ..errors import CheckpointError
 from .targets import refuse_special
@@ -60,6 +63,9 @@ class StagedFile:
     Every method raises CheckpointError for what the system refuses, the disk being full included.
     """
 
+    count_published: ClassVar[int] = 0
+    """How many files this process has given their names."""
+
     def __init__(self, target: Path, size: int, *, overwrite: bool = True) -> None:
         self.target = target.absolute()  # the process may change its folder before the end
         self.size = size
@@ -67,6 +73,7 @@ class StagedFile:
         self._temporary: Path | None = None
         self._descriptor: int | None = None
         self._mode: int | None = None
+        _staged.add(self)
 
     def create(self) -> None:
         """Remove what dead processes left for this target, then allocate the whole file."""
@@ -110,7 +117,9 @@ class StagedFile:
                 self._close()
             else:
                 self._copy_mode(descriptor)
-            _rename(self._temporary, self.target, self.overwrite)
+            with _naming:
+                _rename(self._temporary, self.target, self.overwrite)
+                StagedFile.count_published += 1
         self._temporary = None
         self._close()
         _sync_folder(self.target.parent)
@@ -120,17 +129,22 @@ class StagedFile:
         try:
             self._close()
         finally:
-            if self._temporary is not None:
-                with suppress(OSError):
-                    self._temporary.unlink()
-                self._temporary = None
+            self.remove()
+            self._temporary = None
+
+    def remove(self) -> None:
+        """Remove the temporary file, and leave it open."""
+        if self._temporary is not None:
+            with suppress(OSError):
+                self._temporary.unlink()
 
     def _open(self) -> None:
         # The name is known before the file exists, so an interrupt at any point finds what to remove.
         self._temporary = self.target.with_name(f"{_prefix(self.target)}{uuid.uuid4().hex}{_SUFFIX}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         # What replaces a file has its permissions, and none but the owner's until then.
-        self._descriptor = os.open(self._temporary, flags, 0o666 if self._mode is None else 0o600)
+        with _naming:
+            self._descriptor = os.open(self._temporary, flags, 0o666 if self._mode is None else 0o600)
 
     def _copy_mode(self, descriptor: int) -> None:
         mode = _replaced_mode(self.target)
@@ -172,6 +186,30 @@ class StagedFile:
             free = shutil.disk_usage(self.target.parent).free
             return f"the disk is full; the file needs {self.size} bytes, {free} are free"
         return f"the disk is full; the file needs {self.size} bytes"
+
+
+_staged: WeakSet[StagedFile] = WeakSet()
+_naming = threading.Lock()
+"""Held while a file of this process gets a name."""
+
+
+@contextmanager
+def abandon_unfinished(published: int) -> Iterator[bool]:
+    """Remove this process's temporary files from any thread, for the end of a process that cannot wait.
+
+    Within the block no file gets a name. Descriptors stay open, as another thread may be writing to one.
+
+    Args:
+        published: `StagedFile.count_published` at the start of the work.
+
+    Yields:
+        False if a file was published since; nothing is removed then.
+    """
+    with _naming:
+        nothing_written = StagedFile.count_published == published
+        for file in list(_staged) if nothing_written else ():
+            file.remove()
+        yield nothing_written
 
 
 def remove_stale(target: Path) -> None:
