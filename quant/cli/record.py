@@ -18,7 +18,7 @@ from ..calibration.collector import BUDGET, ROWS
 from ..calibration.recorder import Recorder
 from ..errors import CheckpointError, QuantError
 from .console import PROGRAM, Parser, UsageError, say
-from .convert import SUFFIX, refuse_existing
+from .convert import SUFFIX, check_output
 
 GIB = 2**30
 FILE_MODULE = "calibrated_rounding_recorded"
@@ -92,10 +92,8 @@ def _checked_output(name: str, overwrite: bool) -> Path:
     """Refuse before the work what could not be written after it."""
     path = Path(name)
     if path.suffix != SUFFIX:
-        raise CheckpointError(f"The output {path} must end in {SUFFIX}.")
-    refuse_existing([], path, overwrite)
-    if os.path.isdir(path) or not os.access(path.parent, os.W_OK):
-        raise CheckpointError(f"{path} cannot be written: it is a folder, or its folder is missing or read-only.")
+        raise CheckpointError(f"The output {name!r} must end in {SUFFIX}.")
+    check_output(path, [], overwrite)
     return path
 
 
