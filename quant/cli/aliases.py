@@ -60,6 +60,7 @@ ALIASES: Mapping[str, Alias] = {
     "--full-matrix": Spelling("svd.full"),
     "--manual-seed": Spelling("seed"),
     "--simple": Preset("rounding", "nearest"),
+    "--fp8": Preset("format", "float8_e4m3fn"),
     "--int8": FormatPart("int8", "INT8: int8_row, or as --scaling-mode says."),
     "--convrot": FormatPart("convrot", "INT8 with rotated inputs (int8_convrot)."),
     "--mxfp8": FormatPart("mxfp8", "MXFP8 (mxfp8)."),

@@ -27,7 +27,8 @@ from ..recipe import Recipe
 from ..reports.report import Report
 from .bar import progress_bar
 from .choices import list_unused, make_recipe
-from .console import fail, say
+from .console import fail, say, say_lines
+from .ending import result_lines
 from .options import make_parser
 from .signals import stop_on_signals
 from .text import plan_text
@@ -111,8 +112,8 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
     if report_path is not None:
         _write_report(report, report_path, overwrite)
     if "quiet" not in args:
-        say(report.table() if "verbose" in args else report.short())
-        say(f"Written: {target}")
+        above = [*report.table().split("\n"), ""] if "verbose" in args else report.warnings()
+        say_lines([*above, *result_lines(report, target)])
     return 0
 
 

@@ -89,11 +89,16 @@ class Report:
 
     def short(self) -> str:
         """Render kept tensors with reasons, warnings, and the totals."""
-        kept = kept_lines(((entry.name, entry.reason, entry.source) for entry in self.kept), self.removed)
+        largest = sorted(self.kept, key=lambda entry: -entry.bytes_after)
+        kept = kept_lines(((entry.name, entry.reason, entry.source) for entry in largest), self.removed)
+        return "\n".join([*kept, *self.warnings(), self.summary()])
+
+    def warnings(self) -> list[str]:
+        """Render the layers' warnings, each with the layers that it concerns, and the notes of the run."""
         warnings = grouped(
             (render(note), layer.name) for layer in self.layers for note in layer.notes if note.level == "warning"
         )
-        return "\n".join([*kept, *warnings, *map(render, self.notes), self.summary()])
+        return [*warnings, *map(render, self.notes)]
 
     def summary(self) -> str:
         """The totals in one line."""
