@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 QUANT = (
-    *("errors", "version", "text", "seeds", "device", "bounded_json", "patterns", "notices", "settings", "formats"),
-    *("recipe", "files", "calibration", "rounding", "layer", "planning", "reports", "engine", "api"),
-    *("public", "__init__", "cli", "__main__"),
+    *("errors", "version", "text", "seeds", "device", "parallel", "pipelining", "bounded_json", "patterns", "notices"),
+    *("settings", "formats", "recipe", "files", "calibration", "rounding", "layer", "planning", "reports"),
+    *("run", "execution", "engine", "api", "public", "__init__", "cli", "__main__"),
 )
 """Modules and folders of ``quant``, each of which may import itself and what stands before it."""
 
