@@ -66,9 +66,9 @@ def _measure_wide(runs: int) -> list[Row]:
     factor = "factor"
     medians = _race({factor: lambda: torch.linalg.cholesky(hessian)} | {name: calibrate(name) for name in KINDS}, runs)
     case = f"{WIDE[0]} x {WIDE[1]}"
-    times = [Row(f"{case}, Cholesky of {WIDE[1]} x {WIDE[1]}", "time", medians.pop(factor), "s")]
+    times = [Row(case=f"{case}, Cholesky of {WIDE[1]} x {WIDE[1]}", metric="time", value=medians.pop(factor), unit="s")]
     for name, seconds in medians.items():
-        times.append(Row(f"{case}, {name}, calibrated", "time", seconds, "s"))
+        times.append(Row(case=f"{case}, {name}, calibrated", metric="time", value=seconds, unit="s"))
         times.append(
             _at_most(f"{case}, {name}, calibrated", "time, in Choleskys", seconds / times[0].value, IN_CHOLESKYS)
         )
@@ -88,7 +88,8 @@ def _measure_shipped(network: Network, runs: int) -> list[Row]:
     for name in KINDS:
         medians = _race({rounding: quantize(name, rounding) for rounding in ("nearest", "calibrated")}, runs)
         rows += [
-            Row(f"shipped model, {name}, {rounding}", "time", seconds, "s") for rounding, seconds in medians.items()
+            Row(case=f"shipped model, {name}, {rounding}", metric="time", value=seconds, unit="s")
+            for rounding, seconds in medians.items()
         ]
         ratio = medians["calibrated"] / medians["nearest"]
         rows.append(_at_most(f"shipped model, {name}, calibrated", "time, in nearest's", ratio, IN_NEARESTS))
@@ -109,10 +110,10 @@ def _measure_large(runs: int) -> list[Row]:
 
         case = "2 GB"
         medians = _race({case: copy} | {name: quantize(name) for name in KINDS}, runs)
-    rows = [Row(f"{case}, copy and SHA-256", "time", medians[case], "s")]
+    rows = [Row(case=f"{case}, copy and SHA-256", metric="time", value=medians[case], unit="s")]
     for name in KINDS:
         ratio = medians[name] / medians[case]
-        rows.append(Row(f"{case}, {name}, nearest", "time", medians[name], "s"))
+        rows.append(Row(case=f"{case}, {name}, nearest", metric="time", value=medians[name], unit="s"))
         rows.append(_at_most(f"{case}, {name}, nearest", "time, in copies with SHA-256", ratio, IN_COPIES))
     return rows
 
@@ -152,7 +153,7 @@ def _race(works: Mapping[str, Callable[[], object]], runs: int) -> dict[str, flo
 
 
 def _at_most(case: str, metric: str, value: float, target: float, unit: str = "ratio") -> Row:
-    return Row(case, metric, value, unit, target, value <= target)
+    return Row(case=case, metric=metric, value=value, unit=unit, target=target, reached=value <= target)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def quantize_tensor(
 
 
 def plan_file(source: str | os.PathLike[str], recipe: Recipe | None = None, *, force: bool = False) -> Plan:
-    """What `quantize_file` would do, from the header alone: without what the recipe leaves to measurement."""
+    """Plan `quantize_file` from the header alone, without the choices that the recipe leaves to measurement."""
     recipe = recipe or Recipe()
     with open_checkpoint(source) as checkpoint:
         warnings = check_source(checkpoint, force=force)

@@ -49,7 +49,7 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
     floats = as_float(source, run.recipe.dequantize)
     plan = replace(plan_run(floats, run), warnings=warnings)
     with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
-        report = Execution(run, plan, floats, output).execute(_notes(plan, run))
+        report = Execution(run=run, plan=plan, source=floats, output=output).execute(_notes(plan, run))
         run.check_cancelled()
         verify = partial(verify_planned, layout=plan.layout, markers=plan.markers)
         output.commit(_header(plan, floats, run, floats.sha256()), verify)
@@ -92,7 +92,7 @@ def _header(plan: Plan, source: Source, run: Run, source_sha256: str | None) -> 
 
 
 def _notes(plan: Plan, run: Run) -> list[Notice]:
-    """What was asked for and could not be done, and what was assumed."""
+    """List the settings that could not be applied, and the assumptions made."""
     layers = list(plan.layers.values())
     needed = pack_notice(layer.format.comfyui_name for layer in layers)
     notes = [*plan.warnings, *([needed] if needed is not None else [])]

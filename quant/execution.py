@@ -49,7 +49,7 @@ class LoadedLayer:
     """None where the bias is not corrected, or there is none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Execution:
     """Carries out a plan.
 

@@ -1,4 +1,4 @@
-"""What is known of a tensor before it is read."""
+"""Dtype and shape of a tensor, known before it is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class TensorSpec(Protocol):
-    """What is known of a tensor before it is read."""
+    """Dtype and shape of a tensor, known before it is read."""
 
     @property
     def dtype(self) -> torch.dtype: ...

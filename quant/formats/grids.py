@@ -34,7 +34,7 @@ class Grid(Protocol):
     def spacing(self, x: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IntegerGrid:
     """Whole numbers from -127 to 127: symmetric, so that negating a weight negates its code."""
 
@@ -57,7 +57,7 @@ class IntegerGrid:
         return torch.ones_like(x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FloatGrid:
     """An 8-bit floating-point format (OCP 8-bit Floating Point Specification, section 5)."""
 
@@ -98,7 +98,7 @@ def to_float32(codes: Tensor) -> Tensor:
 
 
 INT8 = IntegerGrid()
-E4M3 = FloatGrid(torch.float8_e4m3fn, maximum=448.0, mantissa_bits=3, smallest_exponent=-6)
-E5M2 = FloatGrid(torch.float8_e5m2, maximum=57344.0, mantissa_bits=2, smallest_exponent=-14)
+E4M3 = FloatGrid(dtype=torch.float8_e4m3fn, maximum=448.0, mantissa_bits=3, smallest_exponent=-6)
+E5M2 = FloatGrid(dtype=torch.float8_e5m2, maximum=57344.0, mantissa_bits=2, smallest_exponent=-14)
 
 _VALUES = {grid.dtype: torch.arange(256, dtype=torch.uint8).view(grid.dtype).to(torch.float32) for grid in (E4M3, E5M2)}

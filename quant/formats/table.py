@@ -29,7 +29,7 @@ ROWS = PerRow()
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How this pack stores a weight ``[N, K]``."""
+    """Storage of a weight ``[N, K]`` by this pack."""
 
     name: str
     """Name in a recipe."""
