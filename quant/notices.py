@@ -56,6 +56,7 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "scale_chosen": ("info", "scale: {scale}"),
     "rows_kept_nearest": ("info", "{nearest} of {rows} rows kept nearest"),
     "fell_back": ("info", "fell back to nearest"),
+    "computed_on_cpu": ("info", "computed on the CPU: it does not fit in the memory of {device}"),
     "output_error_overflow": ("warning", "output error unknown: it overflows float32"),
     # A run.
     "forced": ("warning", "Forced, although ComfyUI will not load the result. {reason}"),

@@ -89,20 +89,23 @@ def run_all(function: Callable[[Item], Result], items: Iterable[Item]) -> list[R
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """Return ``left @ right`` for matrices, computed in `BLOCK` rows at a time on the CPU."""
-    if left.device.type != "cpu":
-        return left @ right
     result = left.new_empty(left.shape[0], right.shape[1])
 
     def multiply(rows: slice) -> None:
         torch.mm(left[rows], right, out=result[rows])
 
-    run_all(multiply, blocks(len(left), BLOCK))
+    run_all(multiply, cpu_blocks(len(left), BLOCK, left.device))
     return result
 
 
 def blocks(length: int, size: int) -> Sequence[slice]:
     """Divide ``range(length)`` into slices of ``size``; the last may be smaller."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def cpu_blocks(length: int, size: int, device: torch.device) -> Sequence[slice]:
+    """Divide as `blocks` does on the CPU; another device takes everything at a time."""
+    return blocks(length, size if device.type == "cpu" else max(1, length))
 
 
 class _Batch(Generic[Item, Result]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -58,17 +59,20 @@ def _round_by_table(task: LayerTask) -> RoundedWeight:
     """Round all 65,536 possible weights once; a histogram of the weights gives scale and errors exactly."""
     weight = task.weight.contiguous().view(torch.uint16)
     codes = torch.empty(task.shape, dtype=task.format.grid.dtype)
+    counts, counting = torch.zeros(1 << 16, dtype=torch.int64), threading.Lock()
 
-    def count(rows: slice) -> Tensor:
+    def count(rows: slice) -> None:
         task.check_cancelled()
-        return torch.bincount(_places(weight[rows]), minlength=1 << 16)
+        some = torch.bincount(_places(weight[rows]), minlength=1 << 16)
+        with counting:
+            counts.add_(some)
 
     def look_up(rows: slice) -> None:
         task.check_cancelled()
         stored = codes[rows].view(torch.uint8).view(-1)
         torch.index_select(table.codes.view(torch.uint8), 0, _places(weight[rows]), out=stored)
 
-    counts = torch.stack(run_all(count, row_blocks(task))).sum(dim=0)
+    run_all(count, row_blocks(task))
     amax = find_amax(counts, task.weight.dtype)
     if not math.isfinite(amax):
         raise not_finite(task, task.weight)

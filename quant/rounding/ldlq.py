@@ -25,7 +25,7 @@ from ...kernels.errors import KernelError
 from ..errors import RecipeError
 from ..formats import Format
 from ..formats.grids import Grid
-from ..parallel import blocks, run_all
+from ..parallel import blocks, cpu_blocks, run_all
 from .cholesky import factorize
 
 BLOCK = 128
@@ -111,7 +111,7 @@ def round_ldlq(
     if overwrite_hessian:
         permuted = hessian.copy_(permuted)
     wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1])).expand(weight.shape)
-    rows = blocks(len(weight), PART_ROWS if weight.device.type == "cpu" else max(1, len(weight)))
+    rows = cpu_blocks(len(weight), PART_ROWS, weight.device)
 
     def pose(part: slice) -> LdlqProblem:
         transposed = _permute_columns(weight[part], order)
@@ -147,9 +147,16 @@ def _estimate_column_costs(weight: Tensor, scale: Tensor, fmt: Format, hessian: 
 
     Large weights lie on a coarser grid in floating point, so columns differ by more than the Hessian's diagonal.
     """
-    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
-    steps = fmt.grid.spacing(weight / wide_scale).mul_(wide_scale)
-    return steps.square_().mean(dim=0).mul_(hessian.diagonal())
+    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1])).expand(weight.shape)
+    costs = weight.new_empty(weight.shape[1])
+
+    def estimate(columns: slice) -> None:
+        scales = wide_scale[:, columns]
+        steps = fmt.grid.spacing(weight[:, columns] / scales).mul_(scales)
+        costs[columns] = steps.square_().mean(dim=0)
+
+    run_all(estimate, cpu_blocks(len(costs), BLOCK, weight.device))
+    return costs.mul_(hessian.diagonal())
 
 
 def _permute_square(hessian: Tensor, order: Tensor) -> Tensor:
