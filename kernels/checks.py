@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .eager.groups import GroupGrid
 from .eager.ldlq import ColumnBlock
 from .eager.quantize import count_groups
 from .errors import KernelError
@@ -100,6 +101,21 @@ def check_columns(block: ColumnBlock, matrix: Tensor, *others: Tensor) -> None:
         _require(fits, f"Expected float32 {list(shape)} with contiguous rows, got {_describe(x)}.")
     _require_float32("Scales", block.scale, tuple(shape))
     _require_float32("The factor or Hessian", matrix, (shape[0], shape[0]))
+
+
+def check_group(
+    grid: GroupGrid, weight: Tensor, targets: Tensor, factor: Tensor, pivots: Tensor, scales: Tensor
+) -> None:
+    """Require a group of columns ``[B, N]``, its ``[B, B]`` factor, its pivots and candidate scales ``[C, N]``."""
+    _require(weight.ndim == 2, f"A group of columns is [B, N], got {_describe(weight)}.")
+    columns, rows = weight.shape
+    _require_float32("Weights", weight, (columns, rows))
+    _require_float32("Targets", targets, (columns, rows))
+    _require_float32("The factor", factor, (columns, columns))
+    _require_float32("Pivots", pivots, (columns,))
+    _require(scales.ndim == 2 and len(scales) > 0, f"Candidate scales are [C, N], got {_describe(scales)}.")
+    _require_float32("Candidate scales", scales, (len(scales), rows))
+    _require_float32("Levels", grid.levels, (len(grid.levels),))
 
 
 def _require_float32(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
