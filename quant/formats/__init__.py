@@ -1,6 +1,10 @@
 """Formats of quantized weights: the table that is written, the table that is read, markers, grids and scales."""
 
-from .table import ALIASES, BLOCKWISE, FLOATS, FORMATS, Format, Shape, format_name, int8_blockwise, pack_notice
+from .base import Format, Layout, Scale, Shape
+from .group_scales import GroupScales
+from .grouped import GroupedFormat
+from .scaled import ScaledFormat
+from .table import ALIASES, BLOCKWISE, FLOATS, FORMATS, format_name, int8_blockwise, pack_notice
 
 __all__ = [
     "ALIASES",
@@ -8,6 +12,11 @@ __all__ = [
     "FLOATS",
     "FORMATS",
     "Format",
+    "GroupScales",
+    "GroupedFormat",
+    "Layout",
+    "Scale",
+    "ScaledFormat",
     "Shape",
     "format_name",
     "int8_blockwise",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..formats import scales
+from ..formats import ScaledFormat, scales
 from ..formats.granularity import PerTensor
 from ..notices import notice
 from ..rounding import round_calibrated, round_nearest, round_svd
@@ -22,14 +22,19 @@ Method = Callable[[LayerTask], QuantizedLayer]
 
 
 def quantize_nearest(task: LayerTask) -> QuantizedLayer:
-    """Round each weight to the nearest grid point. Works in blocks, so that a layer needs little memory."""
-    fmt, find_scale = task.format, scales.SCALE_METHODS[task.recipe.scale]
-    shared = _tensor_scale(task) if isinstance(fmt.granularity, PerTensor) else None
-    codes = torch.empty(task.padded_shape, dtype=fmt.grid.dtype, device=task.weight.device)
+    """Round each weight to the nearest grid point.
+
+    Formats of one level of scales work in blocks of rows, so that a layer needs little memory.
+    """
+    fmt = task.format
+    if not isinstance(fmt, ScaledFormat):
+        return _quantize_whole(task)
+    shared = _tensor_scale(task, fmt) if isinstance(fmt.granularity, PerTensor) else None
+    codes = torch.empty(task.padded_shape, dtype=fmt.code_dtype, device=task.weight.device)
     block_scales, start, square_error, square = [], 0, 0.0, 0.0
     for block in load_blocks(task):
         task.check_cancelled()
-        scale = find_scale(block, fmt) if shared is None else shared
+        scale = fmt.find_scale(block, task.recipe.scale) if shared is None else shared
         code = round_nearest(block, scale, fmt)
         square_error += square_sum(fmt.dequantize(code, scale).sub_(block))
         square += square_sum(block)
@@ -48,13 +53,17 @@ def quantize_nearest(task: LayerTask) -> QuantizedLayer:
 
 def quantize_svd(task: LayerTask) -> QuantizedLayer:
     """Minimize the error on leading directions: of the weight, or of its inputs (metric ``inputs``)."""
+    fmt = task.format
+    if not isinstance(fmt, ScaledFormat):
+        return fall_back(_quantize_whole(task))
     rows, by_inputs = load_input_rows(task), task.recipe.svd.metric == "inputs"
     learned = hold_out(task, rows)[1].rows if by_inputs and rows is not None else None
     measurement = Measurement.prepare(task, rows)
+    assert isinstance(measurement.scale, Tensor)  # of one level
     found = round_svd(
         measurement.weight,
         measurement.scale,
-        task.format,
+        fmt,
         task.recipe.svd,
         task.check_cancelled,
         seed=task.seed,
@@ -72,11 +81,15 @@ def quantize_calibrated(task: LayerTask) -> QuantizedLayer:
     rows = load_input_rows(task)
     if rows is None:
         return quantize_nearest(task).add_notes(notice("nearest_without_inputs"))
+    fmt = task.format
+    if not isinstance(fmt, ScaledFormat):
+        return fall_back(_quantize_whole(task))
     learned, measurement = hold_out(task, rows)[1].rows, Measurement.prepare(task, rows)
+    assert isinstance(measurement.scale, Tensor)  # of one level
     codes = round_calibrated(
         measurement.weight,
         measurement.scale,
-        task.format,
+        fmt,
         learned,
         task.recipe.calibrated,
         task.check_cancelled,
@@ -93,13 +106,20 @@ ROUNDING_METHODS: Mapping[str, Method] = {
 
 def quantize_with_best_scale(task: LayerTask, method: Method) -> QuantizedLayer:
     """The result of ``method`` with the scale method that leaves the smallest `LayerErrors.primary`."""
-    results = {name: method(replace(task, recipe=replace(task.recipe, scale=name))) for name in scales.SCALE_METHODS}
+    names = task.format.scale_methods
+    results = {name: method(replace(task, recipe=replace(task.recipe, scale=name))) for name in names}
     name = min(results, key=lambda name: results[name].errors.primary.error)
     return results[name].add_notes(notice("scale_chosen", scale=name))
 
 
-def _tensor_scale(task: LayerTask) -> Tensor:
+def _quantize_whole(task: LayerTask) -> QuantizedLayer:
+    task.check_cancelled()
+    measurement = Measurement.prepare(task, load_input_rows(task))
+    return measurement.measure(measurement.nearest)
+
+
+def _tensor_scale(task: LayerTask, fmt: ScaledFormat) -> Tensor:
     if task.recipe.scale == "absmax":
         extremes = [torch.stack(torch.aminmax(block)) for block in load_blocks(task)]
-        return scales.from_amax(torch.stack(extremes).abs().amax(), task.format)
-    return scales.SCALE_METHODS[task.recipe.scale](load_weight(task), task.format)
+        return scales.from_amax(torch.stack(extremes).abs().amax(), fmt)
+    return fmt.find_scale(load_weight(task), task.recipe.scale)

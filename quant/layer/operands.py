@@ -29,7 +29,7 @@ def load_blocks(task: LayerTask) -> Iterator[Tensor]:
     """
     weight, fmt = task.weight, task.format
     rows, columns = task.padded_shape
-    unit = math.lcm(fmt.granularity.rows, fmt.padded[0])
+    unit = math.lcm(fmt.row_unit, fmt.padded[0])
     height = max(unit, BLOCK_ELEMENTS // columns // unit * unit)
     for start in range(0, rows, height):
         block = weight[start : start + height].to(torch.float32)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..formats import Format
+from ..formats import ScaledFormat
 from ..recipe import CalibratedSettings
 from .ldlq import round_ldlq
 
@@ -25,7 +25,7 @@ LEAST_GAIN = 0.02
 def round_calibrated(
     weight: Tensor,
     scale: Tensor,
-    fmt: Format,
+    fmt: ScaledFormat,
     inputs: Tensor,
     settings: CalibratedSettings,
     check_cancelled: Callable[[], None] = lambda: None,

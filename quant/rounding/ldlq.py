@@ -20,7 +20,7 @@ from torch import Tensor
 from ...kernels import ldlq
 from ...kernels.errors import KernelError
 from ..errors import RecipeError
-from ..formats import Format
+from ..formats import ScaledFormat
 from ..formats.grids import Grid
 
 BLOCK = 128
@@ -64,7 +64,7 @@ class LdlqProblem:
 def round_ldlq(
     weight: Tensor,
     scale: Tensor,
-    fmt: Format,
+    fmt: ScaledFormat,
     hessian: Tensor,
     check_cancelled: CheckCancelled,
     *,
@@ -121,7 +121,7 @@ def round_ldlq(
     return result
 
 
-def _estimate_column_costs(weight: Tensor, scale: Tensor, fmt: Format, hessian: Tensor) -> Tensor:
+def _estimate_column_costs(weight: Tensor, scale: Tensor, fmt: ScaledFormat, hessian: Tensor) -> Tensor:
     """Return the expected cost of rounding each column alone, up to a factor, ``[K]``.
 
     Large weights lie on a coarser grid in floating point, so columns differ by more than the Hessian's diagonal.
@@ -135,7 +135,7 @@ def _permute_columns(x: Tensor, order: Tensor) -> Tensor:
     return x.T[order].contiguous()
 
 
-def _permute_scale(scale: Tensor, fmt: Format, weight: Tensor, order: Tensor) -> Tensor:
+def _permute_scale(scale: Tensor, fmt: ScaledFormat, weight: Tensor, order: Tensor) -> Tensor:
     """Return the scales as ``[K, N]``; expanded, without a copy, if all columns share them."""
     shape = (weight.shape[0], weight.shape[1])
     wide_scale = fmt.granularity.expand(scale, shape).expand(shape)

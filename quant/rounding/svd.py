@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..formats import Format
+from ..formats import ScaledFormat
 from ..recipe import SvdSettings
 from .ldlq import round_ldlq
 from .nearest import round_nearest
@@ -74,7 +74,7 @@ class SvdResult:
 def round_svd(
     weight: Tensor,
     scale: Tensor,
-    fmt: Format,
+    fmt: ScaledFormat,
     settings: SvdSettings,
     check_cancelled: Callable[[], None] = lambda: None,
     *,
@@ -156,7 +156,7 @@ def _compute_leading(matrix: Tensor, k: int, full: bool, seed: int) -> tuple[Ten
 
 
 def _optimize(
-    projection: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
+    projection: Projection, scale: Tensor, fmt: ScaledFormat, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
     """Search codes with one of the `optimizers`; returns the best ones seen."""
     weight = projection.weight
@@ -183,7 +183,7 @@ def _optimize(
 
 
 def _solve_ldlq(
-    projection: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
+    projection: Projection, scale: Tensor, fmt: ScaledFormat, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
     """Round by LDLQ with the Hessian ``V V^T + damping``: the optimizer `feedback`."""
     hessian = projection.right @ projection.right.T

@@ -59,7 +59,8 @@ def test_layout_is_what_pack_gives_and_scales_survive_it(fmt: Format, trained: t
     result = quantized(trained, fmt, 256 if fmt.rotated else None)
     packed = fmt.pack(result.codes, result.scale)
     assert {name: (t.dtype, tuple(t.shape)) for name, t in packed.items()} == fmt.layout((512, 256))
-    assert torch.equal(fmt.unpack_scale(packed["weight_scale"], (512, 256)), result.scale)
+    again = fmt.dequantize(*fmt.unpack(packed))
+    assert torch.equal(again, fmt.dequantize(result.codes, result.scale))
 
 
 def test_names() -> None:

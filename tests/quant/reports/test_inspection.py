@@ -89,7 +89,7 @@ def test_comfyui_loads_what_the_engine_writes(name: str, digits_path: Path, tmp_
         assert "int8_blockwise" in found.obstacles[0] and "calibrated-rounding is installed" in found.obstacles[0]
         return
     assert found.obstacles == []
-    assert STORED_FORMATS[FORMATS[name].comfyui_name].codes == FORMATS[name].grid.dtype
+    assert STORED_FORMATS[FORMATS[name].comfyui_name].codes == FORMATS[name].layout((256, 256))["weight"][0]
 
 
 def test_block_wise_layers_are_described(digits_path: Path, tmp_path: Path) -> None:
