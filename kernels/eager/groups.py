@@ -68,8 +68,9 @@ class GroupGrid:
             scale: ``[C, N]``.
             inverse: ``1 / scale``.
         """
-        bins = (target * inverse).mul_(self.density).add_(self.offset).clamp_(0, len(self.places) - 1)
-        places = self.places.index_select(0, bins.to(torch.int32).view(-1)).view(target.shape)
+        bins = (target * inverse).mul_(self.density).add_(self.offset).clamp_(max=len(self.places) - 1)
+        # As whole numbers NaN, which overflowing weights lead to, is some bin too.
+        places = self.places.index_select(0, bins.to(torch.int32).clamp_(min=0).view(-1)).view(target.shape)
         nearest = self._decode(places, scale)
         other = self._decode(places.add_((target > nearest).to(torch.int32), alpha=2).sub_(1), scale)
         closer = (other - target).abs_() < (nearest - target).abs_()

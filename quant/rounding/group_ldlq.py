@@ -103,6 +103,7 @@ def round_groups(
     passes: int = 0,
     least_gain: float = 0.0,
     steps: Sequence[int] = STEPS,
+    overwrite_hessian: bool = False,
 ) -> GroupedWeight:
     """Round a weight and choose its group scales so that ``tr(E H E^T)`` is small, E being the error.
 
@@ -115,6 +116,7 @@ def round_groups(
         passes: Maximum refinement passes after LDLQ. None of them raises the cost.
         least_gain: Stop after a pass that removes less than this share of the cost.
         steps: Candidates of a group's scale in LDLQ, in E4M3 numbers from the scale of ``weight``.
+        overwrite_hessian: Let the result be computed in the Hessian's own memory, which saves one ``[K, K]`` copy.
 
     Returns:
         Grid points and their scales.
@@ -125,6 +127,9 @@ def round_groups(
     """
     rows, count = weight.scale.shape
     order, group_order = _choose_order(weight, hessian)
+    permuted = hessian[order[:, None], order]
+    if overwrite_hessian:
+        permuted = hessian.copy_(permuted)
     height = PART_ROWS if hessian.device.type == "cpu" else rows
     parts = [
         _Part(
@@ -136,7 +141,7 @@ def round_groups(
         for values, scale in zip(torch.split(weight.values, height), torch.split(weight.scale, height), strict=True)
     ]
     try:
-        factors = _factorize_groups(hessian[order[:, None], order], count)
+        factors = _factorize_groups(permuted, count)
         for part in parts:
             _run_ldlq(part, factors, steps, check_cancelled)
         for _ in range(passes):
