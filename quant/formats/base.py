@@ -91,6 +91,13 @@ class Format(ABC):
         """Nearest codes ``[N, K]`` of a weight, float32 ``[N, K]``."""
 
     @abstractmethod
+    def neighbours(self, weight: Tensor, scale: Any) -> tuple[Tensor, Tensor]:
+        """The grid points around each weight, dequantized, float32 ``[N, K]``: the next below and the next above.
+
+        Both are the weight itself if it is a grid point, and the same one if it lies beyond the grid's end.
+        """
+
+    @abstractmethod
     def dequantize(self, codes: Tensor, scale: Any) -> Tensor:
         """Decode codes: float32 ``[N, K]``, still rotated if the format rotates."""
 

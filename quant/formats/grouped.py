@@ -104,10 +104,12 @@ class GroupedFormat(Format):
 
     def round(self, weight: Tensor, scale: GroupScales) -> Tensor:
         order = torch.tensor(self.order, dtype=torch.uint8, device=weight.device)
-        height = max(1, CHUNK_ELEMENTS // max(weight.shape[1], 1))
-        starts = range(0, weight.shape[0], height)
-        parts = [slice(start, start + height) for start in starts]
-        return torch.cat([order[self._nearest(weight[part], scale.rows(part))] for part in parts])
+        return torch.cat([order[self._nearest(weight[part], scale.rows(part))] for part in _chunks(weight)])
+
+    def neighbours(self, weight: Tensor, scale: GroupScales) -> tuple[Tensor, Tensor]:
+        pairs = [self._neighbours(weight[part], scale.rows(part)) for part in _chunks(weight)]
+        lower, upper = (torch.cat(points) for points in zip(*pairs, strict=True))
+        return lower, upper
 
     def dequantize(self, codes: Tensor, scale: GroupScales) -> Tensor:
         levels = by_group(self._table(scale)[codes.to(torch.int32)], self.group)
@@ -148,6 +150,20 @@ class GroupedFormat(Format):
         """Places in `order` of the nearest grid points of some rows, ``[n, K]``; the lower of equals."""
         targets = by_group(weight / scale.row_channel, self.group)
         return nearest_places(self.grid(scale), targets).flatten(1)
+
+    def _neighbours(self, weight: Tensor, scale: GroupScales) -> tuple[Tensor, Tensor]:
+        points, targets = self.grid(scale), by_group(weight / scale.row_channel, self.group)
+        last = points.shape[-1] - 1
+        lower = torch.searchsorted(points, targets, right=True).sub_(1).clamp_(min=0)
+        upper = torch.searchsorted(points, targets).clamp_(max=last)
+        below, above = (points.gather(-1, places).flatten(1).mul_(scale.row_channel) for places in (lower, upper))
+        return below, above
+
+
+def _chunks(weight: Tensor) -> list[slice]:
+    """Rows of a weight, `CHUNK_ELEMENTS` at a time."""
+    height = max(1, CHUNK_ELEMENTS // max(weight.shape[1], 1))
+    return [slice(start, start + height) for start in range(0, weight.shape[0], height)]
 
 
 def nearest_places(points: Tensor, targets: Tensor) -> Tensor:

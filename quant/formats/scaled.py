@@ -60,6 +60,11 @@ class ScaledFormat(Format):
     def round(self, weight: Tensor, scale: Tensor) -> Tensor:
         return self.grid.encode(weight / self.granularity.expand(scale, (weight.shape[0], weight.shape[1])))
 
+    def neighbours(self, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        wide = self.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
+        relative = weight / wide
+        return self.grid.below(relative).mul_(wide), self.grid.above(relative).mul_(wide)
+
     def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
         return codes.to(torch.float32) * self.granularity.expand(scale, (codes.shape[0], codes.shape[1]))
 

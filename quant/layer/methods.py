@@ -53,17 +53,13 @@ def quantize_nearest(task: LayerTask) -> QuantizedLayer:
 
 def quantize_svd(task: LayerTask) -> QuantizedLayer:
     """Minimize the error on leading directions: of the weight, or of its inputs (metric ``inputs``)."""
-    fmt = task.format
-    if not isinstance(fmt, ScaledFormat):
-        return fall_back(_quantize_whole(task))
     rows, by_inputs = load_input_rows(task), task.recipe.svd.metric == "inputs"
     learned = hold_out(task, rows)[1].rows if by_inputs and rows is not None else None
     measurement = Measurement.prepare(task, rows)
-    assert isinstance(measurement.scale, Tensor)  # of one level
     found = round_svd(
         measurement.weight,
         measurement.scale,
-        fmt,
+        task.format,
         task.recipe.svd,
         task.check_cancelled,
         seed=task.seed,
@@ -81,20 +77,16 @@ def quantize_calibrated(task: LayerTask) -> QuantizedLayer:
     rows = load_input_rows(task)
     if rows is None:
         return quantize_nearest(task).add_notes(notice("nearest_without_inputs"))
-    fmt = task.format
-    if not isinstance(fmt, ScaledFormat):
-        return fall_back(_quantize_whole(task))
     learned, measurement = hold_out(task, rows)[1].rows, Measurement.prepare(task, rows)
-    assert isinstance(measurement.scale, Tensor)  # of one level
-    codes = round_calibrated(
+    codes, scale = round_calibrated(
         measurement.weight,
         measurement.scale,
-        fmt,
+        task.format,
         learned,
         task.recipe.calibrated,
         task.check_cancelled,
     )
-    return measurement.accept(codes)
+    return measurement.accept(codes, scale)
 
 
 ROUNDING_METHODS: Mapping[str, Method] = {

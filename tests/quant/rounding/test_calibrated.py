@@ -7,7 +7,7 @@ import torch
 from calibrated_rounding.quant import Recipe
 from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.errors import RecipeError
-from calibrated_rounding.quant.formats import FORMATS, ScaledFormat
+from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.rotation import largest_group, rotate
 from calibrated_rounding.quant.layer.layer_errors import ErrorPair
 from calibrated_rounding.quant.layer.quantize import quantize_layer
@@ -55,7 +55,7 @@ def output_error(result: QuantizedLayer, weight: torch.Tensor, inputs: torch.Ten
     return float((inputs @ (fmt.dequantize(result.codes, result.scale) - weight).T).norm())
 
 
-@pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if isinstance(fmt, ScaledFormat)])
+@pytest.mark.parametrize("name", FORMATS)
 def test_output_error_on_unseen_inputs_halves(name: str, trained: torch.Tensor) -> None:
     result = quantized(trained, name, correlated(2048, 256, 1), rounding="calibrated")
     unseen = correlated(2048, 256, 2)
