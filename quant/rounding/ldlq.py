@@ -23,7 +23,7 @@ from torch import Tensor
 from ...kernels import ldlq
 from ...kernels.errors import KernelError
 from ..errors import RecipeError
-from ..formats import Format
+from ..formats import ScaledFormat
 from ..formats.grids import Grid
 from ..parallel import blocks, cpu_blocks, run_all
 from .cholesky import factorize
@@ -75,7 +75,7 @@ class LdlqProblem:
 def round_ldlq(
     weight: Tensor,
     scale: Tensor,
-    fmt: Format,
+    fmt: ScaledFormat,
     hessian: Tensor,
     check_cancelled: CheckCancelled,
     *,
@@ -142,7 +142,7 @@ def round_ldlq(
     return result
 
 
-def _estimate_column_costs(weight: Tensor, scale: Tensor, fmt: Format, hessian: Tensor) -> Tensor:
+def _estimate_column_costs(weight: Tensor, scale: Tensor, fmt: ScaledFormat, hessian: Tensor) -> Tensor:
     """Return the expected cost of rounding each column alone, up to a factor, ``[K]``.
 
     Large weights lie on a coarser grid in floating point, so columns differ by more than the Hessian's diagonal.

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..formats import Format
+from ..formats import Format, Scale
 from ..parallel import matmul
 from ..recipe import SvdSettings
-from .ldlq import round_ldlq
+from .by_ldlq import round_by_ldlq
 from .nearest import round_nearest
 from .optimizers import make_stepper
 
@@ -63,7 +64,7 @@ class SvdResult:
     """Codes and their error on the leading directions."""
 
     codes: Tensor
-    """``[N, K]`` in the grid's dtype."""
+    """``[N, K]`` in the format's code dtype."""
 
     error: float
     """Norm of the projected error, relative to the projected weight."""
@@ -77,7 +78,7 @@ class SvdResult:
 
 def round_svd(
     weight: Tensor,
-    scale: Tensor,
+    scale: Any,
     fmt: Format,
     settings: SvdSettings,
     check_cancelled: Callable[[], None] = lambda: None,
@@ -89,8 +90,8 @@ def round_svd(
 
     Args:
         weight: Float weight, float32 ``[N, K]``.
-        scale: Scales, float32, in the shape of the format's granularity.
-        fmt: The format; its grid holds the codes.
+        scale: Scales of nearest rounding, as the format shapes them; they stay.
+        fmt: The format.
         settings: Optimizer, number of directions and kind of SVD.
         check_cancelled: Called at every iteration; may raise to stop.
         seed: Seed of the randomized SVD.
@@ -175,13 +176,11 @@ def _compute_randomized(matrix: Tensor, k: int, seed: int) -> tuple[Tensor, Tens
 
 
 def _optimize(
-    projection: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
+    projection: Projection, scale: Scale, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
     """Search codes with one of the `optimizers`; returns the best ones seen."""
     weight = projection.weight
-    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
-    scaled = weight / wide_scale
-    lower, upper = fmt.grid.below(scaled).mul_(wide_scale), fmt.grid.above(scaled).mul_(wide_scale)
+    lower, upper = fmt.neighbours(weight, scale)
     middle = (lower + upper).mul_(0.5)
     position = weight.clone()
     stepper = make_stepper(settings.optimizer, position, upper - lower, settings.lr)
@@ -202,9 +201,9 @@ def _optimize(
 
 
 def _solve_ldlq(
-    projection: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
+    projection: Projection, scale: Scale, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
     """Round by LDLQ with the Hessian ``V V^T + damping``: the optimizer `feedback`."""
     hessian = matmul(projection.right, projection.right.T)
     hessian.diagonal().add_(LDLQ_DAMPING)
-    return round_ldlq(projection.weight, scale, fmt, hessian, check_cancelled, adjacent=True, overwrite_hessian=True)
+    return round_by_ldlq(projection.weight, scale, fmt, hessian, check_cancelled, bound=True)[0]

@@ -21,10 +21,10 @@ def operands() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(ROWS, WIDTH, generator=generator), torch.randn(ROWS, WIDTH, generator=generator)
 
 
-@pytest.mark.parametrize("name", ["int8_row", "float8_e4m3fn"])
+@pytest.mark.parametrize("name", ["int8_row", "float8_e4m3fn", "w4a8", "nvfp4"])
 def test_calibrated_holds_two_square_matrices(name: str, operands: tuple[torch.Tensor, torch.Tensor]) -> None:
     (weight, inputs), fmt = operands, FORMATS[name]
-    scale = absmax(weight, fmt)
+    scale = fmt.find_scale(weight, "absmax")
     with PeakBytes() as memory:
         round_calibrated(weight, scale, fmt, inputs, CalibratedSettings(passes=1))
     square = 4 * WIDTH**2
