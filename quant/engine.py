@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from .calibration.calibration import Calibration
 from .calibration.statistics import NO_STATISTICS
 from .errors import ProfileError, RecipeError
 from .execution import Execution
@@ -106,4 +107,14 @@ def _notes(plan: Plan, run: Run) -> list[Notice]:
         notes.append(notice("sensitivities_unused", layers=unprobed))
     if run.recipe.bias_correction == "measured" and all(s.mean is None for s in run.statistics.values()):
         notes.append(notice("no_bias_corrected"))
+    unrecorded = _find_unrecorded(plan, run)
+    if unrecorded:
+        notes.append(notice("layers_unrecorded", layers=shortened(unrecorded)))
     return notes
+
+
+def _find_unrecorded(plan: Plan, run: Run) -> list[str]:
+    """Quantized layers that the calibration's recorder watched in vain."""
+    watched = run.statistics.unrecorded if isinstance(run.statistics, Calibration) else ()
+    names = {*watched, *(plan.prefix + name for name in watched)}
+    return [layer.name for layer in plan.layers.values() if layer.name in names]

@@ -69,6 +69,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     ),
     "sensitivities_unused": ("warning", "Sensitivities were not used: {layers} layers have none."),
     "no_bias_corrected": ("warning", "No bias was corrected: no input means were measured."),
+    "layers_unrecorded": (
+        "warning",
+        "Quantized without recorded inputs: {layers}. These layers did not run during the recording, or their inputs "
+        "were not finite.",
+    ),
     "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
     "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),
     # Settings.

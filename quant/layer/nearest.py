@@ -75,7 +75,7 @@ def _round_by_table(task: LayerTask) -> RoundedWeight:
     run_all(count, row_blocks(task))
     amax = find_amax(counts, task.weight.dtype)
     if not math.isfinite(amax):
-        raise not_finite(task)
+        raise not_finite(task, task.weight)
     scale = scales.from_amax(torch.tensor(amax), task.format)
     table = make_table(task.format, scale, task.weight.dtype)
     run_all(look_up, row_blocks(task))

@@ -36,18 +36,14 @@ def load_block(task: LayerTask, rows: slice) -> Tensor:
     """Load rows of the weight, float32 ``[n, K]``, padded and rotated as the format stores them.
 
     Raises:
-        LayerError: the weight holds NaN or infinity, or values so large that the rotation overflows.
+        LayerError: the weight holds NaN, infinity, or float64 values that float32 cannot hold.
     """
     block = task.weight[rows].to(torch.float32)
     if not _is_finite(block):
-        raise not_finite(task)
+        raise not_finite(task, task.weight[rows])
     missing = (0, task.padded_shape[1] - block.shape[1], 0, rows.stop - rows.start - block.shape[0])
     block = torch.nn.functional.pad(block, missing) if any(missing) else block
     return rotate(block, task.group) if task.group else block
-
-
-def not_finite(task: LayerTask) -> LayerError:
-    return LayerError(f"Layer '{task.name}' holds NaN or infinite weights; the source file is damaged or not a weight.")
 
 
 def load_weight(task: LayerTask) -> Tensor:
@@ -62,11 +58,17 @@ def load_weight(task: LayerTask) -> Tensor:
 
 
 def load_input_rows(task: LayerTask) -> InputRows | None:
-    """The recorded input rows on the weight's device, None if there are fewer than `FEWEST_ROWS`."""
+    """The recorded input rows on the weight's device, None if there are fewer than `FEWEST_ROWS`.
+
+    Raises:
+        LayerError: they hold NaN or infinity, which the recorder leaves out.
+    """
     recorded = task.inputs.rows
     if recorded is None or len(recorded) < FEWEST_ROWS:
         return None
     rows = recorded.to(task.weight.device)
+    if not _is_finite(rows):
+        raise LayerError(f"The calibration of layer '{task.name}' holds NaN or infinite inputs; record it again.")
     return InputRows.prepare(
         rows,
         task.padded_shape[1],
@@ -80,6 +82,18 @@ def load_input_rows(task: LayerTask) -> InputRows | None:
 def hold_out(task: LayerTask, rows: InputRows) -> tuple[InputRows, InputRows]:
     """Held-out rows, which judge, and the rows to learn from."""
     return rows.split(task.recipe.calibrated.held_out)
+
+
+def not_finite(task: LayerTask, block: Tensor) -> LayerError:
+    """The error for weights that are not finite in float32."""
+    if not _is_finite(block):
+        return LayerError(
+            f"Layer '{task.name}' holds NaN or infinite weights; the source file is damaged or not a weight."
+        )
+    return LayerError(
+        f"Layer '{task.name}' holds weights of up to {float(block.abs().amax()):.3g}, more than float32 can hold; keep "
+        "the layer with exclude, or repair the source file."
+    )
 
 
 def _is_finite(block: Tensor) -> bool:

@@ -59,7 +59,7 @@ class LayerPlan:
         tensors = {f"{self.name}.{suffix}": spec for suffix, spec in self.format.layout(self.shape).items()}
         if self.input_scale is not None:
             tensors[f"{self.name}.input_scale"] = (torch.float32, ())
-        return tensors | {self.name + SUFFIX: (torch.uint8, tuple(self.marker.to_tensor().shape))}
+        return tensors | {self.name + SUFFIX: (torch.uint8, (self.marker.nbytes,))}
 
     @property
     def nbytes(self) -> int:
