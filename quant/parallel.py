@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -32,8 +32,14 @@ class Crew:
         self._others = ThreadPoolExecutor(max(1, count - 1), "calibrated-rounding", initializer=self._join)
 
     def help(self, work: Callable[[], None], most: int) -> list[Future[None]]:
-        """Call ``work`` in at most ``most`` other threads, as soon as they are free."""
-        return [self._others.submit(work) for _ in range(min(most, self.count - 1))]
+        """Call ``work`` in at most ``most`` other threads, as soon as they are free.
+
+        No thread helps while the interpreter ends: Python starts nothing new then.
+        """
+        begun: list[Future[None]] = []
+        with suppress(RuntimeError):
+            begun += (self._others.submit(work) for _ in range(min(most, self.count - 1)))
+        return begun
 
     def dismiss(self) -> None:
         self._others.shutdown(cancel_futures=True)
