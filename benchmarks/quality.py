@@ -124,14 +124,14 @@ def rows_of(network: Network, executable: str | None) -> Iterator[Row]:
     for (name, method), (errors, seconds) in results.items():
         nearest = results[name, "nearest"][0]
         yield from _rows(f"{network.name}, {name}, {method}", name, method, errors, nearest, plain)
-        yield Row(f"{network.name}, {name}, {method}", "time", seconds, "s")
+        yield Row(case=f"{network.name}, {name}, {method}", metric="time", value=seconds, unit="s")
 
 
 def _rows(case: str, name: str, method: str, errors: Errors, nearest: Errors, plain: torch.Tensor) -> Iterator[Row]:
     calibrated = method == "calibrated"
     for title, error, before in (("W8A16", errors.w8a16, nearest.w8a16), ("W8A8", errors.w8a8, nearest.w8a8)):
         target = CALIBRATED_TO_NEAREST.get(name) if calibrated and title == "W8A16" else None
-        yield Row(case, title, float(error.mean()), "ratio")
+        yield Row(case=case, metric=title, value=float(error.mean()), unit="ratio")
         yield _at_most(case, f"{title} to nearest", float(error.mean() / before.mean()), target)
         yield _at_most(case, f"{title} to nearest, worst", float((error / before).max()), 1.0 if calibrated else None)
     target = ROTATED_TO_PLAIN if calibrated and name == "int8_convrot" else None
@@ -139,7 +139,14 @@ def _rows(case: str, name: str, method: str, errors: Errors, nearest: Errors, pl
 
 
 def _at_most(case: str, metric: str, value: float, target: float | None) -> Row:
-    return Row(case, metric, value, "ratio", target, None if target is None else value <= target)
+    return Row(
+        case=case,
+        metric=metric,
+        value=value,
+        unit="ratio",
+        target=target,
+        reached=None if target is None else value <= target,
+    )
 
 
 if __name__ == "__main__":

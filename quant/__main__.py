@@ -27,8 +27,15 @@ def load_checkout() -> str:
     return f"{PACK}.quant"
 
 
+HELP = Path(__file__).parent / "cli" / "help.txt"
+"""The answer to --help, which is written by tools/manual.py so that it needs no imports."""
+
+
 def main() -> int:
     """Run the command line, which takes seconds to import; gives the exit code."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(HELP.read_text(encoding="utf-8"), end="")
+        return 0
     # Code that is being imported may swallow KeyboardInterrupt, and nothing is written yet.
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if default:

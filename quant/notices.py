@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 Level = Literal["info", "warning", "error"]
 LEVELS = get_args(Level)
 Value = str | int | float | list[str]
-"""What a template is filled with; a list is joined with commas."""
+"""Value of a template's field; a list is joined with commas."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "rotation_group_unused": ("warning", "{option} has no effect: no chosen format is rotated."),
     "no_calibration": ("error", "Calibrated rounding needs a calibration: link one to the calibration input."),
     "emulated": ("warning", "{format} is emulated on {device}: smaller, not faster."),
+    "inputs_rounded": (
+        "info",
+        "{device} computes {format} in 8 bits, so inputs are rounded as well: int8_convrot, or "
+        "full_precision_matrix_mult, stays closer.",
+    ),
     "not_listed": ("warning", "ComfyUI's loaders do not list this folder; begin the name with '{folder}/'."),
     "refused": ("error", "{text}"),
 }

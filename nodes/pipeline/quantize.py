@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ...quant import Recipe, Report
 from ...quant.calibration.calibration import Calibration
-from ...quant.engine import Run, quantize
+from ...quant.engine import quantize
 from ...quant.errors import CheckpointError
 from ...quant.files.sinks import FileSink, Output, StateDictSink
 from ...quant.files.tensors import Layout
 from ...quant.notices import notice
+from ...quant.run import Run
 from ..host import running
 from ..host.registration import refuse_unloadable
 from ..host.weights import LoadedWeights

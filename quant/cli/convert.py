@@ -27,7 +27,8 @@ from ..recipe import Recipe
 from ..reports.report import Report
 from .bar import progress_bar
 from .choices import list_unused, make_recipe
-from .console import fail, say
+from .console import fail, say, say_lines
+from .ending import result_lines
 from .options import make_parser
 from .signals import stop_on_signals
 from .text import plan_text
@@ -58,7 +59,7 @@ def convert(argv: Sequence[str]) -> int:
 
 
 def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
-    """Where to write. Raises CheckpointError for a name that no loader lists."""
+    """Return the output path. Raises CheckpointError for a name that no loader lists."""
     name = Path(source).name
     stem = name.removesuffix(INDEX_SUFFIX if name.endswith(INDEX_SUFFIX) else SUFFIX)
     default = f"{stem}_{recipe.format}{SUFFIX}"
@@ -111,8 +112,8 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
     if report_path is not None:
         _write_report(report, report_path, overwrite)
     if "quiet" not in args:
-        say(report.table() if "verbose" in args else report.short())
-        say(f"Written: {target}")
+        above = [*report.table().split("\n"), ""] if "verbose" in args else report.warnings()
+        say_lines([*above, *result_lines(report, target)])
     return 0
 
 

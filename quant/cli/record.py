@@ -22,7 +22,7 @@ from .convert import SUFFIX, check_output
 
 GIB = 2**30
 FILE_MODULE = "calibrated_rounding_recorded"
-"""What a file is imported as: no name that another module could have."""
+"""Module name of the imported file; no other module can have it."""
 
 Function = Callable[[Recorder], object]
 
@@ -122,7 +122,7 @@ def _import_module(name: str) -> ModuleType:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Whatever the user's code raises, as one sentence; the pack's own errors are such already."""
+    """Turn any exception of the user's code into one sentence; the pack's own errors are sentences already."""
     try:
         yield
     except QuantError:

@@ -61,7 +61,7 @@ _FOREIGN: Final = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorInfo:
     """One tensor's entry; `start` and `end` are bytes relative to the data section."""
 
@@ -177,7 +177,7 @@ def _parse_entry(name: str, entry: Any, path: Path) -> TensorInfo:
         raise fail(f"has the impossible data_offsets {quoted(offsets)}")
     if end - start != expected:
         raise fail(f"takes {end - start} bytes where {dtype_name} {quoted(shape)} needs {expected}")
-    return TensorInfo(name, dtype, tuple(shape), start, end)
+    return TensorInfo(name=name, dtype=dtype, shape=tuple(shape), start=start, end=end)
 
 
 def _are_integers(value: Any) -> TypeGuard[list[int]]:

@@ -101,7 +101,7 @@ class StagedFile:
 
     @property
     def temporary(self) -> Path:
-        """Where the bytes are until `publish`."""
+        """Path of the bytes until `publish`."""
         if self._temporary is None:
             raise CheckpointError(f"{self.target} is not open for writing.")
         return self._temporary

@@ -37,7 +37,7 @@ DEFAULT_ROTATION = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """What a marker says about one layer; a field that it does not have is None."""
+    """The marker of one layer; absent fields are None."""
 
     format: str | None = None
     """Name of the format, a key of ComfyUI's ``QUANT_ALGOS``."""

@@ -18,7 +18,7 @@ from ..errors import RecipeError
 from ..notices import Notice, notice
 from . import mxfp8
 from .granularity import Granularity, PerBlock, PerRow, PerTensor
-from .grids import E4M3, E5M2, INT8, Grid
+from .grids import E4M3, E5M2, INT8, Grid, to_float32
 from .marker import Marker
 
 Shape = tuple[int, int]
@@ -29,7 +29,7 @@ ROWS = PerRow()
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How this pack stores a weight ``[N, K]``."""
+    """Storage of a weight ``[N, K]`` by this pack."""
 
     name: str
     """Name in a recipe."""
@@ -118,7 +118,7 @@ class Format:
 
     def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Multiply codes by their scales: float32 ``[N, K]``, still rotated if the format rotates."""
-        return codes.to(torch.float32) * self.granularity.expand(scale, (codes.shape[0], codes.shape[1]))
+        return to_float32(codes) * self.granularity.expand(scale, (codes.shape[0], codes.shape[1]))
 
     def make_marker(self, shape: Shape, group: int | None, full_precision: bool) -> Marker:
         """The marker of a layer with a weight of this shape.

@@ -40,9 +40,10 @@ def accept(codes: Tensor, nearest: Tensor, scale: Tensor, fmt: Format, validator
         scale: float32, for both, as `Format` shapes it.
     """
     learned, plain = (fmt.dequantize(c, scale) for c in (codes, nearest))
-    better = significantly_lower(validator.squared_errors(learned), validator.squared_errors(plain))
-    before = validator.measure(plain)
-    after = validator.measure(torch.where(better[:, None], learned, plain))
+    squares, plain_squares = (validator.squared_errors(dequantized) for dequantized in (learned, plain))
+    better = significantly_lower(squares, plain_squares)
+    before = validator.measure(plain, plain_squares)
+    after = validator.measure(torch.where(better[:, None], learned, plain), torch.where(better, squares, plain_squares))
     if after.w8a8 > before.w8a8:
         better, after = torch.zeros_like(better), before
     # By bytes: `where` does not support every 8-bit float dtype.

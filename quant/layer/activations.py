@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..formats import Format
 from ..formats.granularity import PerTensor
+from ..formats.grids import to_float32
 from ..formats.rotation import rotate
 from ..formats.scales import absmax
 
@@ -79,4 +80,4 @@ def quantize_rows(rows: Tensor, fmt: Format, input_scale: float | None = None) -
     else:
         scale = absmax(rows, replace(fmt, granularity=fmt.inputs))
     wide = fmt.inputs.expand(scale, (rows.shape[0], rows.shape[1]))
-    return fmt.grid.encode(rows / wide).to(torch.float32).mul_(wide)
+    return to_float32(fmt.grid.encode(rows / wide)).mul_(wide)

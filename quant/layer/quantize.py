@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 
 from ..errors import LayerError
+from ..parallel import crew
 from ..recipe import AUTO
 from .methods import ROUNDING_METHODS, quantize_with_best_scale
 from .task import LayerTask, QuantizedLayer
@@ -27,7 +28,9 @@ def quantize_layer(task: LayerTask) -> QuantizedLayer:
         Cancelled: from ``task.check_cancelled``, which is called often.
     """
     started, method = time.perf_counter(), ROUNDING_METHODS[task.recipe.rounding]
-    with explain_failures(task.name, task.shape, task.device):
+    # A GPU is driven by one thread.
+    threads = crew() if torch.device(task.device).type == "cpu" else nullcontext()
+    with explain_failures(task.name, task.shape, task.device), threads:
         placed = replace(task, weight=task.weight.to(task.device))
         by_best = task.recipe.scale == AUTO
         result = quantize_with_best_scale(placed, method) if by_best else method(placed)

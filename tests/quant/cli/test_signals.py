@@ -65,9 +65,9 @@ def test_a_signal_in_the_middle_leaves_nothing(number: signal.Signals, slow_path
 OCCUPIED = """
 import sys, time
 from calibrated_rounding.quant.cli import main
-from calibrated_rounding.quant.layer import methods
+from calibrated_rounding.quant.layer import nearest
 
-round_nearest, calls = methods.round_nearest, []
+round_nearest, calls = nearest.round_nearest, []
 
 def occupied(*args):
     calls.append(args)
@@ -76,7 +76,7 @@ def occupied(*args):
         time.sleep(3600)
     return round_nearest(*args)
 
-methods.round_nearest = occupied
+nearest.round_nearest = occupied
 sys.exit(main(sys.argv[1:]))
 """
 
