@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 
+from ..device import is_out_of_memory
 from ..errors import LayerError
 from ..parallel import crew
 from ..recipe import AUTO
 from .methods import ROUNDING_METHODS, quantize_with_best_scale
 from .task import LayerTask, QuantizedLayer
-
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Parts of PyTorch's messages where exhausted memory is only a RuntimeError."""
 
 
 def quantize_layer(task: LayerTask) -> QuantizedLayer:
@@ -30,7 +28,7 @@ def quantize_layer(task: LayerTask) -> QuantizedLayer:
     started, method = time.perf_counter(), ROUNDING_METHODS[task.recipe.rounding]
     # A GPU is driven by one thread.
     threads = crew() if torch.device(task.device).type == "cpu" else nullcontext()
-    with explain_failures(task.name, task.shape, task.device), threads:
+    with explain_failures(task.name, task.shape, task.device, task.recipe.rounding), threads:
         placed = replace(task, weight=task.weight.to(task.device))
         by_best = task.recipe.scale == AUTO
         result = quantize_with_best_scale(placed, method) if by_best else method(placed)
@@ -38,26 +36,26 @@ def quantize_layer(task: LayerTask) -> QuantizedLayer:
 
 
 @contextmanager
-def explain_failures(name: str, shape: tuple[int, int], device: torch.device | str) -> Iterator[None]:
-    """Within the block, exhausted memory and failed matrix decompositions raise LayerError, which names the layer."""
+def explain_failures(name: str, shape: Sequence[int], device: torch.device | str, rounding: str) -> Iterator[None]:
+    """Within the block, exhausted memory and failed matrix decompositions raise LayerError, which names the layer.
+
+    Args:
+        name: of the layer.
+        shape: of its weight.
+        device: on which it is worked on.
+        rounding: the recipe's; the advice is to use less memory than that.
+    """
+    layer = f"Layer '{name}' ({' x '.join(map(str, shape))})"
     try:
         yield
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise LayerError(
-            f"Layer '{name}' ({shape[0]} x {shape[1]}) cannot be decomposed in float32: its weights or inputs are too "
-            "large; keep it with exclude, or quantize with rounding 'nearest'."
+            f"{layer} cannot be decomposed in float32: its weights or inputs are too large; keep it with exclude, or "
+            "quantize with rounding 'nearest'."
         ) from None
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        way_out = "close other programs" if torch.device(device).type == "cpu" else "quantize on the CPU"
-        raise LayerError(
-            f"Layer '{name}' ({shape[0]} x {shape[1]}) does not fit in the memory of {device}; {way_out}, or quantize "
-            "with rounding 'nearest'."
-        ) from None
-
-
-def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(
-        part in str(error) for part in OUT_OF_MEMORY
-    )
+        first = "close other programs" if torch.device(device).type == "cpu" else "quantize on the CPU"
+        second = "keep it with exclude" if rounding == "nearest" else "quantize with rounding 'nearest'"
+        raise LayerError(f"{layer} does not fit in the memory of {device}; {first}, or {second}.") from None
