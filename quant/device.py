@@ -8,6 +8,9 @@ from .errors import RecipeError
 
 AUTO_DEVICE = "auto"
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Parts of PyTorch's messages where exhausted memory is only a RuntimeError."""
+
 
 def choose_device(name: str) -> str:
     """Find the device for a name.
@@ -28,6 +31,13 @@ def choose_device(name: str) -> str:
     if obstacle:
         raise RecipeError(f"The device '{name}' cannot be used: {obstacle}")
     return name
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device is exhausted."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
 
 
 def _find_obstacle(name: str) -> str:

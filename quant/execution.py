@@ -72,7 +72,7 @@ class Execution:
             for entry, layer in loaded:
                 self.run.check_cancelled()
                 if isinstance(entry, LayerPlan) and layer is not None:
-                    with explain_failures(entry.name, entry.shape, self.run.device):
+                    with explain_failures(entry.name, entry.shape, self.run.device, self.run.recipe.rounding):
                         report.layers.append(self._quantize(entry, layer, writer))
                     del layer
                     self._announce(report)
@@ -108,6 +108,10 @@ class Execution:
 
     def _load(self, entry: LayerPlan | KeptTensor) -> LoadedLayer | None:
         """Read a layer, or hand a kept tensor on to the output."""
+        with explain_failures(entry.name, entry.source.shape, "cpu", self.run.recipe.rounding):
+            return self._load_entry(entry)
+
+    def _load_entry(self, entry: LayerPlan | KeptTensor) -> LoadedLayer | None:
         if isinstance(entry, KeptTensor):
             if entry.name not in self._corrected_biases:
                 self._keep(entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from ..device import is_out_of_memory
 from ..errors import QuantError
 from .commands import compare, inspect, profiles
 from .console import UsageError, abandon_output, fail, tolerate_any_text
@@ -44,6 +45,11 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return USAGE
     except QuantError as error:
         fail(error)
+        return USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail("The memory is exhausted; close other programs.")
         return USER_ERROR
     except KeyboardInterrupt:
         fail("Interrupted.")

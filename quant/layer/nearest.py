@@ -87,7 +87,7 @@ def _round_by_table(task: LayerTask, fmt: ScaledFormat) -> RoundedWeight:
     run_all(count, row_blocks(task))
     amax = find_amax(counts, task.weight.dtype)
     if not math.isfinite(amax):
-        raise not_finite(task, task.weight)
+        raise not_finite(task)
     scale = scales.from_amax(torch.tensor(amax), fmt)
     table = make_table(fmt, scale, task.weight.dtype)
     run_all(look_up, row_blocks(task))

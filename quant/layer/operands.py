@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LayerError
+from ..files.tensors import is_finite
 from ..formats.rotation import rotate
 from ..parallel import blocks, run_all
 from .activations import InputRows
@@ -40,10 +41,23 @@ def load_block(task: LayerTask, rows: slice) -> Tensor:
     """
     block = task.weight[rows].to(torch.float32)
     if not _is_finite(block):
-        raise not_finite(task, task.weight[rows])
+        raise not_finite(task)
     missing = (0, task.padded_shape[1] - block.shape[1], 0, rows.stop - rows.start - block.shape[0])
     block = torch.nn.functional.pad(block, missing) if any(missing) else block
     return rotate(block, task.group) if task.group else block
+
+
+def not_finite(task: LayerTask) -> LayerError:
+    """The error of a weight that is not finite in float32."""
+    if not is_finite(task.weight):
+        return LayerError(
+            f"Layer '{task.name}' holds NaN or infinite weights; the source file is damaged or not a weight."
+        )
+    largest = float(task.weight.abs().amax())
+    return LayerError(
+        f"Layer '{task.name}' holds weights of up to {largest:.3g}, more than float32 can hold; keep the layer with "
+        "exclude, or repair the source file."
+    )
 
 
 def load_weight(task: LayerTask) -> Tensor:
@@ -82,18 +96,6 @@ def load_input_rows(task: LayerTask) -> InputRows | None:
 def hold_out(task: LayerTask, rows: InputRows) -> tuple[InputRows, InputRows]:
     """Held-out rows, which judge, and the rows to learn from."""
     return rows.split(task.recipe.calibrated.held_out)
-
-
-def not_finite(task: LayerTask, block: Tensor) -> LayerError:
-    """The error for weights that are not finite in float32."""
-    if not _is_finite(block):
-        return LayerError(
-            f"Layer '{task.name}' holds NaN or infinite weights; the source file is damaged or not a weight."
-        )
-    return LayerError(
-        f"Layer '{task.name}' holds weights of up to {float(block.abs().amax()):.3g}, more than float32 can hold; keep "
-        "the layer with exclude, or repair the source file."
-    )
 
 
 def _is_finite(block: Tensor) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
+from ..device import is_out_of_memory
 from ..errors import LayerError
 from ..notices import notice
 from ..parallel import crew
@@ -16,9 +17,6 @@ from ..recipe import AUTO
 from .memory import fits, peak_bytes
 from .methods import ROUNDING_METHODS, quantize_with_best_scale
 from .task import LayerTask, QuantizedLayer
-
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Parts of PyTorch's messages where exhausted memory is only a RuntimeError."""
 
 
 def quantize_layer(task: LayerTask) -> QuantizedLayer:
@@ -36,7 +34,7 @@ def quantize_layer(task: LayerTask) -> QuantizedLayer:
     started, on_cpu = time.perf_counter(), torch.device(task.device).type == "cpu"
     result = None if on_cpu else _quantize_on_device(task)
     if result is None:
-        with explain_failures(task.name, task.shape, "cpu"), crew():
+        with explain_failures(task.name, task.shape, "cpu", task.recipe.rounding), crew():
             result = _quantize(replace(task, device="cpu"))
         if not on_cpu:
             result = result.add_notes(notice("computed_on_cpu", device=str(task.device)))
@@ -47,11 +45,11 @@ def _quantize_on_device(task: LayerTask) -> QuantizedLayer | None:
     """The result of one thread on the task's own device; None if its memory does not suffice."""
     if not fits(peak_bytes(task.padded_shape, task.recipe, task.inputs), torch.device(task.device)):
         return None
-    with explain_failures(task.name, task.shape, task.device):
+    with explain_failures(task.name, task.shape, task.device, task.recipe.rounding):
         try:
             return _quantize(task)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
     return None
 
@@ -63,26 +61,26 @@ def _quantize(task: LayerTask) -> QuantizedLayer:
 
 
 @contextmanager
-def explain_failures(name: str, shape: tuple[int, int], device: torch.device | str) -> Iterator[None]:
-    """Within the block, exhausted memory and failed matrix decompositions raise LayerError, which names the layer."""
+def explain_failures(name: str, shape: Sequence[int], device: torch.device | str, rounding: str) -> Iterator[None]:
+    """Within the block, exhausted memory and failed matrix decompositions raise LayerError, which names the layer.
+
+    Args:
+        name: of the layer.
+        shape: of its weight.
+        device: on which it is worked on.
+        rounding: the recipe's; the advice is to use less memory than that.
+    """
+    layer = f"Layer '{name}' ({' x '.join(map(str, shape))})"
     try:
         yield
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise LayerError(
-            f"Layer '{name}' ({shape[0]} x {shape[1]}) cannot be decomposed in float32: its weights or inputs are too "
-            "large; keep it with exclude, or quantize with rounding 'nearest'."
+            f"{layer} cannot be decomposed in float32: its weights or inputs are too large; keep it with exclude, or "
+            "quantize with rounding 'nearest'."
         ) from None
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        way_out = "close other programs" if torch.device(device).type == "cpu" else "quantize on the CPU"
-        raise LayerError(
-            f"Layer '{name}' ({shape[0]} x {shape[1]}) does not fit in the memory of {device}; {way_out}, or quantize "
-            "with rounding 'nearest'."
-        ) from None
-
-
-def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(
-        part in str(error) for part in OUT_OF_MEMORY
-    )
+        first = "close other programs" if torch.device(device).type == "cpu" else "quantize on the CPU"
+        second = "keep it with exclude" if rounding == "nearest" else "quantize with rounding 'nearest'"
+        raise LayerError(f"{layer} does not fit in the memory of {device}; {first}, or {second}.") from None

@@ -20,6 +20,8 @@ CHECKPOINTS = ["model.diffusion_model.", "model.model.", "net.", "model."]
 """Without a prefix ComfyUI loads no WAN as a checkpoint whose header tells its sizes, quantized or not."""
 KEPT = ["diffusion_model.", "transformer.", "_orig_mod.", "module."]
 
+QKV = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"]
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -80,3 +82,24 @@ def test_the_stripped_prefix_is_comfyuis(host: Host) -> None:
     for names, prefix in zip(lists, theirs, strict=True):
         # Where no name begins with the prefix, ComfyUI strips nothing.
         assert loader_prefix(names) == (prefix if any(name.startswith(prefix) for name in names) else "")
+
+
+def test_names_of_diffusers_lose_their_markers(host: Host, tmp_path: Path) -> None:
+    """The refusal says so; --force shows it: ComfyUI's own renaming passes the codes on, and no marker."""
+    blocks = {f"transformer_blocks.{n}.attn.{part}.weight": (64, 64) for n in (0, 1) for part in QKV}
+    shapes = blocks | {f"{name.removesuffix('.weight')}.bias": (64,) for name in blocks}
+    shapes |= {"x_embedder.weight": (64, 16), "x_embedder.bias": (64,), "context_embedder.weight": (64, 32)}
+    floats, forced = tmp_path / "flux.safetensors", tmp_path / "q.safetensors"
+    save_file({name: torch.randn(shape) for name, shape in shapes.items()}, floats)
+    recipe = Recipe(format="int8_row", profile="generic")
+    with pytest.raises(UnloadableError, match=r"names of diffusers.*loses the markers of quantized layers"):
+        quantize_file(floats, forced, recipe)
+    assert not forced.exists()
+    report = quantize_file(floats, forced, recipe, force=True)
+    assert [note.kind for note in report.notes if note.level == "warning"] == ["forced"]
+    renamed = host.call("tests.comfyui.programs.load_prefixes:rename", path=forced)
+    assert renamed["markers"] == renamed["scales"] == []
+    fused = renamed["tensors"]["double_blocks.0.img_attn.qkv.weight"]
+    written = load_file(forced)
+    assert torch.equal(fused, torch.cat([written[f"transformer_blocks.0.attn.{part}.weight"] for part in QKV[:3]]))
+    assert fused.dtype == torch.int8

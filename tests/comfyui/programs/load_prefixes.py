@@ -10,7 +10,8 @@ import folder_paths
 import nodes
 from calibrated_rounding.tools.comfyui.inside.models import capture_warnings, describe_quantized_layers
 from calibrated_rounding.tools.comfyui.inside.sampling import sample
-from comfy.model_detection import unet_prefix_from_state_dict
+from comfy.model_detection import convert_diffusers_mmdit, unet_prefix_from_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 
 
@@ -41,3 +42,13 @@ def _load(load: Callable[[str], Any], path: str, table: Tensor) -> dict[str, Any
 def find_prefixes(lists: list[list[str]]) -> dict[str, Any]:
     """Ask ComfyUI for the prefix of each list of names."""
     return {"prefixes": [unet_prefix_from_state_dict(dict.fromkeys(names)) for names in lists]}
+
+
+def rename(path: str) -> dict[str, Any]:
+    """Rename the tensors of a file in diffusers' names as ComfyUI's loaders do."""
+    tensors = convert_diffusers_mmdit(load_file(path))
+    return {
+        "tensors": tensors,
+        "markers": [name for name in tensors if name.endswith(".comfy_quant")],
+        "scales": [name for name in tensors if name.endswith("_scale")],
+    }

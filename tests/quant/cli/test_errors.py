@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from calibrated_rounding.quant.files import source_file
 from safetensors.torch import load_file, save_file
 
 from .conftest import Ran, Run
@@ -212,6 +213,17 @@ def test_a_report_never_replaces_a_file_by_accident(refused: Any, tiny_path: Pat
     path = tiny_path.with_name("config.json")
     path.write_text("{}")
     refused("-i", tiny_path, "--report", path, names=(path, "--overwrite"))
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["-i"]])
+def test_exhausted_memory_is_one_line(
+    refused: Any, tiny_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(source_file.SourceFile, "read", fail)
+    refused(*command, tiny_path, names=("memory is exhausted",))
 
 
 USAGE = {

@@ -11,9 +11,11 @@ import pytest
 import torch
 from calibrated_rounding.quant import InputStatistics, LayerError, Recipe, SvdSettings
 from calibrated_rounding.quant.api import quantize_file, quantize_state_dict
+from calibrated_rounding.quant.files import Checkpoint
 from calibrated_rounding.quant.layer import bias as bias_module
 from calibrated_rounding.quant.layer import methods as methods_module
 from calibrated_rounding.quant.layer import nearest as nearest_module
+from calibrated_rounding.quant.layer.quantize import explain_failures
 from calibrated_rounding.quant.rounding import calibrated as calibrated_module
 from safetensors.torch import save_file
 
@@ -85,8 +87,8 @@ def fails_at(number: int, function: Callable[..., Any], failure: Exception) -> C
 
 
 SENTENCE = (
-    rf"^Layer '{re.escape(THIRD)}' \(32 x 48\) does not fit in the memory of cpu; close other programs, or quantize "
-    r"with rounding 'nearest'\.$"
+    rf"^Layer '{re.escape(THIRD)}' \(32 x 48\) does not fit in the memory of cpu; close other programs, or "
+    r"(quantize with rounding 'nearest'|keep it with exclude)\.$"
 )
 
 
@@ -97,6 +99,30 @@ def test_every_kind_of_exhausted_memory_names_the_layer(
     monkeypatch.setattr(nearest_module, "round_nearest", fails_at(3, nearest_module.round_nearest, failure))
     with pytest.raises(LayerError, match=SENTENCE):
         quantize_state_dict(tensors, Recipe(format="int8_row"))
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_exhausted_memory_while_reading_names_the_layer(
+    failure: Exception, tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(tensors, tmp_path / "source.safetensors")
+    monkeypatch.setattr(Checkpoint, "read", fails_at(1, Checkpoint.read, failure))
+    with pytest.raises(LayerError, match=r"^Layer '.*' \(.*\) does not fit in the memory of cpu; close other programs"):
+        quantize_file(tmp_path / "source.safetensors", tmp_path / "made.safetensors", Recipe(format="int8_row"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "calibrated"])
+def test_advice_on_exhausted_memory_fits_the_device(rounding: str) -> None:
+    def explain(device: str) -> str:
+        with pytest.raises(LayerError) as caught, explain_failures("a", (8, 16), device, rounding):
+            raise MemoryError
+        return str(caught.value)
+
+    start = "Layer 'a' (8 x 16) does not fit in the memory of"
+    second = "keep it with exclude" if rounding == "nearest" else "quantize with rounding 'nearest'"
+    assert explain("cpu") == f"{start} cpu; close other programs, or {second}."
+    assert explain("cuda:1") == f"{start} cuda:1; quantize on the CPU, or {second}."
 
 
 def test_other_runtime_errors_are_not_taken_for_exhausted_memory(
