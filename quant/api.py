@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .calibration.statistics import Statistics
-from .engine import quantize
+from .engine import list_conversions, quantize
 from .files import open_checkpoint, refuse_same_file
 from .files.dequantized import as_float
 from .files.sinks import FileSink, StateDictSink
@@ -104,8 +104,9 @@ def plan_file(source: str | os.PathLike[str], recipe: Recipe | None = None, *, f
     recipe = recipe or Recipe()
     with open_checkpoint(source) as checkpoint:
         warnings = check_source(checkpoint, force=force)
-        plan = make_plan(as_float(checkpoint, recipe.dequantize).tensors, recipe)
-    return replace(plan, warnings=warnings)
+        floats = as_float(checkpoint, recipe.dequantize, rotation=recipe.conversion_rotation)
+        plan = make_plan(floats.tensors, recipe)
+    return replace(plan, warnings=(*warnings, *list_conversions(floats, plan, recipe)))
 
 
 def _run(

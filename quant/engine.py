@@ -13,7 +13,7 @@ from .calibration.calibration import Calibration
 from .calibration.statistics import NO_STATISTICS
 from .errors import ProfileError, RecipeError
 from .execution import Execution
-from .files.dequantized import as_float
+from .files.dequantized import DequantizedSource, as_float
 from .files.sinks import Sink
 from .files.sources import Source
 from .files.verification import verify_planned
@@ -39,7 +39,8 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
 
     Raises:
         UnloadableError: ComfyUI would not read quantized layers under these names, and ``run`` does not force it.
-        AlreadyQuantizedError: the source holds quantized layers, and the recipe does not ask to dequantize them.
+        AlreadyQuantizedError: the source holds quantized layers, and the recipe does not ask to dequantize them. INT8
+            ConvRot layers are converted to formats with the same rotation (`Recipe.conversion_rotation`).
         ProfileError: the profile or the calibration is not this model's, or no layer would be quantized.
         RecipeError: the recipe asks for what cannot be had, such as a target that no choice of formats meets.
         LayerError: a weight cannot be quantized, or a tensor not be held in its planned dtype.
@@ -47,14 +48,22 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
         Cancelled: ``run.cancel`` asked to stop.
     """
     warnings = () if run.is_loaded_model else check_source(source, force=run.force)
-    floats = as_float(source, run.recipe.dequantize)
-    plan = replace(plan_run(floats, run), warnings=warnings)
+    floats = as_float(source, run.recipe.dequantize, rotation=run.recipe.conversion_rotation)
+    plan = plan_run(floats, run)
+    plan = replace(plan, warnings=(*warnings, *list_conversions(floats, plan, run.recipe)))
     with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
         report = Execution(run=run, plan=plan, source=floats, output=output).execute(_notes(plan, run))
         run.check_cancelled()
         verify = partial(verify_planned, layout=plan.layout, markers=plan.markers)
         output.commit(_header(plan, floats, run, floats.sha256()), verify)
     return report
+
+
+def list_conversions(source: Source, plan: Plan, recipe: Recipe) -> list[Notice]:
+    """What the user should know of a source whose quantized layers are converted without being asked to."""
+    if recipe.dequantize or not isinstance(source, DequantizedSource):
+        return []
+    return [notice("converted", layers=len(source.dequantized & plan.layers.keys()))]
 
 
 def plan_run(source: Source, run: Run) -> Plan:

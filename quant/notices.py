@@ -62,6 +62,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "forced": ("warning", "Forced, although ComfyUI will not load the result. {reason}"),
     "not_known": ("warning", "ComfyUI may not load the result: it is no model that ComfyUI is known to load."),
     "needs_pack": ("warning", "ComfyUI loads {formats} only while calibrated-rounding is installed."),
+    "converted": (
+        "warning",
+        "The source holds INT8 weights: {layers} layers were converted. Their errors are measured against these "
+        "weights; INT8's own error comes on top.",
+    ),
     "needs_version": ("info", "Files in {format} need {needs}."),
     "not_recognised": ("info", "The model is not recognised: general rules decide which layers stay in float."),
     "no_input_scale": (

@@ -369,6 +369,12 @@ class Recipe(Settings):
         return any(fmt.rotated for fmt in self.usable_formats)
 
     @property
+    def conversion_rotation(self) -> int | None:
+        """Largest rotation group if every format is rotated and of less than 8 bits: INT8 ConvRot converts to these."""
+        limit = GROUP_SIZES[0] if isinstance(self.rotation_group, str) else self.rotation_group
+        return limit if all(fmt.needs_rotation for fmt in self.usable_formats) else None
+
+    @property
     def learns(self) -> bool:
         """Whether anything is made from measured inputs; if not, a calibration only measures."""
         chosen = AUTO in (self.format, self.scale, self.rotation_group)

@@ -174,7 +174,11 @@ def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
         warnings = check_source(checkpoint, force=False) if whole else ()
         prefix = "" if whole else recognise(checkpoint.shapes).prefix
         quantized = whole or any(layer.startswith(prefix) for layer in quantized_layers(checkpoint))
-        tensors = as_float(checkpoint, recipe.dequantize).tensors if quantized else checkpoint.tensors
+        tensors = (
+            as_float(checkpoint, recipe.dequantize, rotation=recipe.conversion_rotation).tensors
+            if quantized
+            else checkpoint.tensors
+        )
         inside = {key.removeprefix(prefix): spec for key, spec in tensors.items() if key.startswith(prefix)}
         return replace(make_plan(inside, recipe), warnings=warnings)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor
 
 from ..errors import AlreadyQuantizedError, UnreadableLayerError
+from ..formats import FORMATS
 from ..formats.dequantize import restore
+from ..formats.rotation import largest_group
 from ..formats.stored import LEGACY_MARK
 from .checks import decoding_problem, layer_problem, scale_problem
 from .quantized import CODES, QuantizedLayer, header_problem, quantized_layers, without_quantization
@@ -17,6 +19,8 @@ from .tensors import WEIGHT, Spec, TensorSpec, dtype_name, is_finite
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 DEQUANTIZED = torch.bfloat16
+
+INT8 = FORMATS["int8_convrot"].comfyui_name
 
 ADVICE = "start from the float model"
 
@@ -51,6 +55,11 @@ class DequantizedSource:
             if name not in gone and name.rpartition(".")[2] != LEGACY_MARK
         }
 
+    @property
+    def dequantized(self) -> Set[str]:
+        """The weights that are stored quantized."""
+        return self._layers.keys()
+
     def read(self, name: str) -> Tensor:
         """A tensor in floating point.
 
@@ -72,13 +81,17 @@ class DequantizedSource:
         return Spec(self._dtype, spec.shape) if spec.dtype in FLOAT8 else spec
 
 
-def as_float(source: Source, dequantize: bool, dtype: torch.dtype = DEQUANTIZED) -> Source:
+def as_float(
+    source: Source, dequantize: bool, dtype: torch.dtype = DEQUANTIZED, *, rotation: int | None = None
+) -> Source:
     """A source of floating-point weights.
 
     Args:
         source: what is read.
         dequantize: whether quantized layers are dequantized; else they are refused.
         dtype: of the layers that are dequantized.
+        rotation: accept a source of INT8 ConvRot layers alone, rotated in the largest groups up to this, and read it in
+            float32: its weights convert to a format with the same rotation. None: as other sources.
 
     Returns:
         The source itself where nothing in it is quantized.
@@ -97,11 +110,19 @@ def as_float(source: Source, dequantize: bool, dtype: torch.dtype = DEQUANTIZED)
         return DequantizedSource(source, layers, dtype)
     for layer in layers.values():
         refuse_unreadable(layer)
+    if rotation is not None and all(is_rotated_int8(layer, rotation) for layer in layers.values()):
+        return DequantizedSource(source, layers, torch.float32)
     formats = ", ".join(sorted({layer.format for layer in layers.values()}))
     raise AlreadyQuantizedError(
         f"{len(layers)} layers are already quantized ({formats}), '{next(iter(layers))}' first; "
         f"{ADVICE}, or ask to dequantize first."
     )
+
+
+def is_rotated_int8(layer: QuantizedLayer, limit: int) -> bool:
+    """Whether a layer that is not refused is INT8 ConvRot, rotated in the largest groups up to ``limit``."""
+    group = layer.marker.rotation_group
+    return layer.marker.format == INT8 and group is not None and group == largest_group(float_shape(layer)[1], limit)
 
 
 def refuse_unreadable(layer: QuantizedLayer) -> None:

@@ -33,7 +33,7 @@ from calibrated_rounding.quant.calibration.collector import Collector
 from calibrated_rounding.quant.calibration.statistics import fingerprint
 from calibrated_rounding.quant.files.dequantized import as_float
 from calibrated_rounding.quant.files.sources import StateDictSource
-from calibrated_rounding.quant.formats import FORMATS, ScaledFormat, int8_blockwise
+from calibrated_rounding.quant.formats import FORMATS, int8_blockwise
 from calibrated_rounding.quant.formats.scales import absmax
 from calibrated_rounding.quant.notices import notice
 from calibrated_rounding.quant.rounding import round_nearest
@@ -179,6 +179,43 @@ def test_quantized_input_is_refused_or_dequantized(name: str, digits_path: Path,
     loss = {"float8_e5m2": 0.1, "w4a8": 0.1, "nvfp4": 0.13}.get(name, 0.05)
     for key, tensor in original.items():
         assert float((twice.read(key).float() - tensor.float()).norm()) <= loss * float(tensor.float().norm())
+
+
+@pytest.mark.parametrize("name", ["w6a8", "w4a8"])
+def test_int8_convrot_converts_without_the_float_model(name: str, digits_path: Path, tmp_path: Path) -> None:
+    quantize_file(digits_path, tmp_path / "int8.safetensors", Recipe(format="int8_convrot"))
+    report = quantize_file(tmp_path / "int8.safetensors", tmp_path / "q.safetensors", Recipe(format=name))
+    (note,) = [note for note in report.notes if note.kind == "converted"]
+    assert note.level == "warning" and note.values == {"layers": len(report.layers)}
+    assert len(report.layers) == len(plan_file(digits_path).layers)
+    int8, packed = (
+        as_float(StateDictSource(load_file(tmp_path / path)), True, torch.float32)
+        for path in ("int8.safetensors", "q.safetensors")
+    )
+    for layer in report.layers:
+        weight = int8.read(f"{layer.name}.weight")
+        error = float((packed.read(f"{layer.name}.weight") - weight).norm() / weight.norm())
+        assert error == pytest.approx(layer.errors.weight.error, rel=1e-3)
+    assert (tmp_path / "q.safetensors").stat().st_size < (tmp_path / "int8.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (Recipe(format="int8_row"), Recipe(format="w4a8")),
+        (Recipe(format="int8_convrot", rotation_group=64), Recipe(format="w4a8")),
+        (Recipe(format="int8_convrot", overrides=(("ffn", "float8_e4m3fn"),)), Recipe(format="w4a8")),
+        (Recipe(format="int8_convrot"), Recipe(format="nvfp4")),
+        (Recipe(format="int8_convrot"), Recipe(format="w6a8", fallback="int8_row")),
+    ],
+    ids=["not rotated", "another group", "a mixture", "to a format without rotation", "a fallback without rotation"],
+)
+def test_other_quantized_sources_are_not_converted(
+    source: Recipe, target: Recipe, digits_path: Path, tmp_path: Path
+) -> None:
+    quantize_file(digits_path, tmp_path / "q.safetensors", source)
+    with pytest.raises(AlreadyQuantizedError, match="already quantized"):
+        quantize_file(tmp_path / "q.safetensors", tmp_path / "r.safetensors", target)
 
 
 def test_header_alone_marks_a_file_as_quantized(digits_path: Path, tmp_path: Path) -> None:
@@ -413,7 +450,7 @@ def recorded(digits: Tensors) -> Calibration:
     return collector.finish({k.removesuffix(".weight"): fingerprint(v) for k, v in digits.items() if v.dim() == 2})
 
 
-@pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if isinstance(fmt, ScaledFormat)])
+@EVERY_FORMAT
 def test_calibrated_rounding_halves_the_output_error_of_every_layer(name: str, digits: Tensors, tmp_path: Path) -> None:
     recorded(digits).save(tmp_path / "c.safetensors")
     calibration = Calibration.load(tmp_path / "c.safetensors")
@@ -443,3 +480,17 @@ def test_calibrated_rounding_asks_for_a_calibration_of_this_model(digits: Tensor
     other = digits | {f"{LAYER}.weight": digits[f"{LAYER}.weight"] * 2}
     with pytest.raises(ProfileError, match=LAYER.replace(".", r"\.")):
         quantize_state_dict(other, recipe, statistics=recorded(digits))
+
+
+def test_auto_mixes_8_6_and_4_bits_within_a_size(digits: Tensors) -> None:
+    formats = ("int8_convrot", "w6a8", "w4a8")
+    before = sum(tensor.nbytes for tensor in digits.values())
+    errors = []
+    for share in (0.55, 0.6, 0.66):
+        recipe = Recipe(format="auto", formats=formats, target_share=share, rotation_group="auto")
+        tensors, report = quantize_state_dict(digits, recipe)
+        assert sum(tensor.nbytes for tensor in tensors.values()) <= share * before
+        assert {layer.format for layer in report.layers} <= {*formats}
+        assert all(layer.group for layer in report.layers if layer.format != "int8_convrot")
+        errors.append(report.totals.weight.error if report.totals.weight else 1.0)
+    assert errors == sorted(errors, reverse=True) and errors[0] > 1.5 * errors[-1]
