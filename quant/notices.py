@@ -61,6 +61,7 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "forced": ("warning", "Forced, although ComfyUI will not load the result. {reason}"),
     "not_known": ("warning", "ComfyUI may not load the result: it is no model that ComfyUI is known to load."),
     "needs_pack": ("warning", "ComfyUI loads {formats} only while calibrated-rounding is installed."),
+    "needs_version": ("info", "Files in {format} need {needs}."),
     "not_recognised": ("info", "The model is not recognised: general rules decide which layers stay in float."),
     "no_input_scale": (
         "info",

@@ -4,7 +4,17 @@ from .base import Format, Layout, Scale, Shape
 from .group_scales import GroupScales
 from .grouped import GroupedFormat
 from .scaled import ScaledFormat
-from .table import ALIASES, BLOCKWISE, FLOATS, FORMATS, format_name, int8_blockwise, pack_notice
+from .table import (
+    ALIASES,
+    BLOCKWISE,
+    FLOATS,
+    FORMATS,
+    find_needs,
+    format_name,
+    int8_blockwise,
+    needs_notices,
+    pack_notice,
+)
 
 __all__ = [
     "ALIASES",
@@ -18,7 +28,9 @@ __all__ = [
     "Scale",
     "ScaledFormat",
     "Shape",
+    "find_needs",
     "format_name",
     "int8_blockwise",
+    "needs_notices",
     "pack_notice",
 ]

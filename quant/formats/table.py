@@ -100,7 +100,7 @@ FORMATS: Mapping[str, Format] = {
         int8_blockwise(64),
         GroupedFormat(
             name="w6a8",
-            title="6 bits, groups of 16, rotated",
+            title="6-bit weights, INT8 products, rotated",
             comfyui_name="w6a8_int8",
             table=tuple(float(code - 32) for code in range(64)),
             order=tuple(range(1, 64)),
@@ -111,11 +111,11 @@ FORMATS: Mapping[str, Format] = {
             needs_rotation=True,
             group_size=16,
             inputs=INT8_ROW,
-            needs="a ComfyUI of October 2026 or later, or this pack, and comfy-kitchen 0.2.36",
+            needs="ComfyUI of October 2026 or later, or this pack and comfy-kitchen 0.2.36",
         ),
         GroupedFormat(
             name="w4a8",
-            title="4 bits, groups of 16, rotated",
+            title="4-bit weights, INT8 products, rotated",
             comfyui_name="asym_w4a8_int8",
             table=NORMAL,
             order=tuple(range(16)),
@@ -132,7 +132,7 @@ FORMATS: Mapping[str, Format] = {
         ),
         nvfp4.Nvfp4Format(
             name="nvfp4",
-            title="NVFP4 (4-bit products on RTX 50 and B200)",
+            title="NVFP4",
             comfyui_name="nvfp4",
             table=nvfp4.TABLE,
             order=nvfp4.ORDER,
@@ -185,6 +185,21 @@ def format_name(name: str) -> str:
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise RecipeError(f"Unknown format '{name}'.{hint} Formats: {', '.join(known)}.")
     return full
+
+
+def find_needs(names: Iterable[str | None]) -> dict[str, str]:
+    """What files need to be loaded, by format; formats that ComfyUI 0.27 loads are left out.
+
+    Args:
+        names: of formats, as markers have them.
+    """
+    wanted = set(names)
+    return {fmt.comfyui_name: fmt.needs for fmt in FORMATS.values() if fmt.needs and fmt.comfyui_name in wanted}
+
+
+def needs_notices(formats: Iterable[Format]) -> list[Notice]:
+    """For each format of which ComfyUI 0.27 does not load files, a notice that says what does."""
+    return [notice("needs_version", format=fmt.name, needs=fmt.needs) for fmt in formats if fmt.needs]
 
 
 def pack_notice(names: Iterable[str | None]) -> Notice | None:
