@@ -117,7 +117,8 @@ def rows_of(network: Network, name: str) -> Iterator[Row]:
     for title, variant in VARIANTS.items():
         if name not in NOT_IN.get(title, ()):
             error = sum(layer.error(variant(layer, fmt)) for layer in layers)
-            yield Row(f"{network.name}, {name}, {title}", "W8A16 to nearest", error / nearest, "ratio")
+            case = f"{network.name}, {name}, {title}"
+            yield Row(case=case, metric="W8A16 to nearest", value=error / nearest, unit="ratio")
 
 
 def round_nearest(layer: Layer, fmt: GroupedFormat) -> Tensor:

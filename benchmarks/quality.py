@@ -138,19 +138,26 @@ def rows_of(network: Network, names: tuple[str, ...], executable: str | None) ->
             target = ROTATED_TO_PLAIN if calibrated and name == "int8_convrot" else None
             ratio = float(errors.w8a8.mean() / plain[0].w8a8.mean())
             yield _at_most(case, "W8A8 to plain INT8", ratio, target)
-        yield Row(case, "time", seconds, "s")
+        yield Row(case=case, metric="time", value=seconds, unit="s")
 
 
 def _rows(case: str, errors: Errors, nearest: Errors, calibrated: bool, limit: float | None) -> Iterator[Row]:
     for title, error, before in (("W8A16", errors.w8a16, nearest.w8a16), ("W8A8", errors.w8a8, nearest.w8a8)):
         target = limit if calibrated and title == "W8A16" else None
-        yield Row(case, title, float(error.mean()), "ratio")
+        yield Row(case=case, metric=title, value=float(error.mean()), unit="ratio")
         yield _at_most(case, f"{title} to nearest", float(error.mean() / before.mean()), target)
         yield _at_most(case, f"{title} to nearest, worst", float((error / before).max()), 1.0 if calibrated else None)
 
 
 def _at_most(case: str, metric: str, value: float, target: float | None) -> Row:
-    return Row(case, metric, value, "ratio", target, None if target is None else value <= target)
+    return Row(
+        case=case,
+        metric=metric,
+        value=value,
+        unit="ratio",
+        target=target,
+        reached=None if target is None else value <= target,
+    )
 
 
 if __name__ == "__main__":
