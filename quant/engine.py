@@ -24,7 +24,7 @@ from .planning.candidates import Evaluator
 from .planning.loading import check_source
 from .planning.mixed_precision import settle_plan
 from .planning.plan import KeptTensor, LayerPlan, Plan
-from .recipe import AUTO, OFF
+from .recipe import AUTO, OFF, Recipe
 from .reports.provenance import Provenance, build_header
 from .reports.report import Report
 from .run import Run

@@ -148,10 +148,10 @@ def _read_layer(source: Source, layer: QuantizedLayer, dtype: torch.dtype) -> Te
     stored = layer.stored
     assert stored is not None  # else it is refused
     tensors = {name: source.read(full) for name, full in layer.names.items() if name in (CODES, *stored.companions)}
-    weight = stored.decode(layer.marker)(tensors)
-    result = restore(weight, stored.rotation_group(layer.marker), float_shape(layer)).to(dtype)
-    if not is_finite(result) and is_finite(tensors[CODES]):
+    decoded = stored.decode(layer.marker)(tensors)
+    weight = restore(decoded, stored.rotation_group(layer.marker), float_shape(layer)).to(dtype)
+    if not is_finite(weight) and is_finite(tensors[CODES]):
         raise UnreadableLayerError(
             f"Layer '{layer.name}' holds weights that {dtype_name(dtype)} cannot hold; {ADVICE}."
         )
-    return result
+    return weight

@@ -26,9 +26,9 @@ class RoundedWeight:
     """Codes, scales and sums of squares of one weight."""
 
     codes: Tensor
-    """``[N, K]`` in the grid's dtype."""
+    """``[N, K]`` in the format's code dtype."""
     scale: Tensor
-    """float32, as `Format` shapes it."""
+    """float32, as the format shapes it."""
     square_error: float
     """Sum over all weights of ``(W_q - W)^2``."""
     square: float
