@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import _minilm
+import _smollm
 import torch
 from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.calibration.recorder import Recorder
@@ -34,8 +35,8 @@ class Network:
 
 
 def networks() -> list[Network]:
-    """Load the shipped diffusion model, and a text encoder if its package is installed."""
-    return [load_digits(), *load_minilm()]
+    """Load the shipped diffusion model, and a text encoder and a language model if their packages are installed."""
+    return [load_digits(), *load_minilm(), *load_smollm()]
 
 
 def load_digits() -> Network:
@@ -64,15 +65,32 @@ def load_minilm() -> list[Network]:
     folder = _minilm.find_model()
     if folder is None:
         return []
+    layers = ("encoder.layer.1.", "encoder.layer.4.")
     model, texts = _minilm.load_encoder(folder), _minilm.tokenize_topics(folder)
+    return [_read_texts("MiniLM", model, _minilm.load_weights(folder), layers, texts, TEXTS)]
+
+
+def load_smollm() -> list[Network]:
+    """Load two of the 30 layers of SmolLM2, recorded on Python's documentation; empty if it is not installed."""
+    path = _smollm.find_model()
+    if path is None:
+        return []
+    weights = _smollm.load_weights(path)
+    model, texts = _smollm.load_model(weights), _smollm.tokenize_topics(path)
+    return [_read_texts("SmolLM2", model, weights, ("blk.8.", "blk.20."), texts, TEXTS // 20)]
+
+
+def _read_texts(
+    name: str, model: torch.nn.Module, weights: dict[str, Tensor], layers: tuple[str, ...], texts: Tensor, count: int
+) -> Network:
+    """Record a model while it reads ``count`` texts, and ``count`` other ones."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
 
     def read(rows: Tensor) -> Callable[[int], None]:
         return lambda seed: [model(texts[part]) for part in rows.split(BATCH)] and None
 
-    runs = [read(order[:TEXTS]), read(order[TEXTS : 2 * TEXTS])]
-    layers = ("encoder.layer.1.", "encoder.layer.4.")
-    return [_record("MiniLM", model, _minilm.load_weights(folder), layers, runs, seeds=(0, 0))]
+    runs = [read(order[:count]), read(order[count : 2 * count])]
+    return _record(name, model, weights, layers, runs, seeds=(0, 0))
 
 
 def _record(

@@ -15,7 +15,7 @@ from calibrated_rounding.quant.version import versions
 HEAD = ("case", "metric", "value", "unit", "target", "reached")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One figure."""
 

@@ -147,8 +147,8 @@ def measure_large(contest: Contest) -> list[Row]:
         rows += cost_rows(case, usages, NEAREST_TIME, LARGE_MEMORY, LARGE_MEGABYTES)
         low_memory = usages.get(LOW_MEMORY)
         rows += [
-            Row(case, f"time, {LOW_MEMORY}", low_memory and low_memory.seconds, "s"),
-            Row(case, f"peak memory, {LOW_MEMORY}", low_memory and low_memory.megabytes, "MB"),
+            Row(case=case, metric=f"time, {LOW_MEMORY}", value=low_memory and low_memory.seconds, unit="s"),
+            Row(case=case, metric=f"peak memory, {LOW_MEMORY}", value=low_memory and low_memory.megabytes, unit="MB"),
         ]
     return rows
 
@@ -166,11 +166,11 @@ def cost_rows(
     faster = ours.seconds / theirs.seconds if both else None
     smaller = ours.megabytes / theirs.megabytes if both else None
     return [
-        Row(case, "time, ours", ours and ours.seconds, "s"),
-        Row(case, f"time, {THEIRS}", theirs and theirs.seconds, "s"),
+        Row(case=case, metric="time, ours", value=ours and ours.seconds, unit="s"),
+        Row(case=case, metric=f"time, {THEIRS}", value=theirs and theirs.seconds, unit="s"),
         at_most(case, f"time, ours / {THEIRS}", faster, "ratio", time_ratio),
         at_most(case, "peak memory, ours", ours and ours.megabytes, "MB", memory),
-        Row(case, f"peak memory, {THEIRS}", theirs and theirs.megabytes, "MB"),
+        Row(case=case, metric=f"peak memory, {THEIRS}", value=theirs and theirs.megabytes, unit="MB"),
         at_most(case, f"peak memory, ours / {THEIRS}", smaller, "ratio", memory_ratio),
     ]
 
@@ -179,15 +179,15 @@ def error_rows(case: str, errors: Mapping[str, Errors]) -> list[Row]:
     rows = []
     for who in ("ours", THEIRS):
         error = errors.get(who)
-        rows.append(Row(case, f"weight error, {who}", error and error.weight, "relative"))
-        rows.append(Row(case, f"projected error, {who}", error and error.projected, "relative"))
+        rows.append(Row(case=case, metric=f"weight error, {who}", value=error and error.weight, unit="relative"))
+        rows.append(Row(case=case, metric=f"projected error, {who}", value=error and error.projected, unit="relative"))
     return rows
 
 
 def at_most(case: str, metric: str, value: float | None, unit: str, target: float | None) -> Row:
     """A row whose target is an upper limit."""
     reached = None if value is None or target is None else value <= target
-    return Row(case, metric, value, unit, target, reached)
+    return Row(case=case, metric=metric, value=value, unit=unit, target=target, reached=reached)
 
 
 if __name__ == "__main__":

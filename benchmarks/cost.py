@@ -3,22 +3,29 @@
     python benchmarks/cost.py [--json FILE] [--runs N]
 
 One wide layer is timed in units of a Cholesky factorization of its Hessian, the least work that the method needs; the
-shipped model in units of nearest rounding, without start-up. All times are medians of runs taken in turn, with torch's
-number of threads (OMP_NUM_THREADS). The memory is the peak of a recording relative to its budget, for the layers of a
-model like Flux.1 with far more rows than fit.
+shipped model in units of nearest rounding, without start-up. Rounding a 2 GB file to nearest is timed in units of the
+least work with as many bytes: copying them with `shutil` and taking SHA-256 of the source. All times are medians of
+runs taken in turn, with torch's number of threads (OMP_NUM_THREADS). The memory is the peak of a recording relative to
+its budget, for the layers of a model like Flux.1 with far more rows than fit.
 """
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from _networks import Network, load_digits
 from _table import Row, arguments, emit
-from calibrated_rounding.quant import Recipe, quantize_state_dict
+from _weights import save_large
+from calibrated_rounding.quant import Recipe, quantize_file, quantize_state_dict
 from calibrated_rounding.quant.calibration.collector import Collector
+from calibrated_rounding.quant.calibration.reservoir import Reservoir
 from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.layer.quantize import quantize_layer
@@ -27,7 +34,7 @@ from calibrated_rounding.quant.layer.task import LayerTask
 WIDE = (3072, 12288)
 KINDS = ("float8_e4m3fn", "int8_row", "int8_convrot")
 ROWS = 2048
-IN_CHOLESKYS, IN_NEARESTS = 8.0, 5.0
+IN_CHOLESKYS, IN_NEARESTS, IN_COPIES = 8.0, 5.0, 2.5
 BUDGET = 64 << 20
 INPUT_WIDTHS = {"in": 3072, "out": 12288}
 
@@ -36,7 +43,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--runs", type=int, default=3, help="of which the median counts (default 3)")
     options = parser.parse_args()
-    rows = [*_measure_wide(options.runs), *_measure_shipped(load_digits(), options.runs), _measure_memory()]
+    rows = [*_measure_wide(options.runs), *_measure_shipped(load_digits(), options.runs)]
+    rows += [*_measure_large(options.runs), _measure_recording(), _measure_memory()]
     emit(rows, options.json, "What calibration costs")
 
 
@@ -58,9 +66,9 @@ def _measure_wide(runs: int) -> list[Row]:
     factor = "factor"
     medians = _race({factor: lambda: torch.linalg.cholesky(hessian)} | {name: calibrate(name) for name in KINDS}, runs)
     case = f"{WIDE[0]} x {WIDE[1]}"
-    times = [Row(f"{case}, Cholesky of {WIDE[1]} x {WIDE[1]}", "time", medians.pop(factor), "s")]
+    times = [Row(case=f"{case}, Cholesky of {WIDE[1]} x {WIDE[1]}", metric="time", value=medians.pop(factor), unit="s")]
     for name, seconds in medians.items():
-        times.append(Row(f"{case}, {name}, calibrated", "time", seconds, "s"))
+        times.append(Row(case=f"{case}, {name}, calibrated", metric="time", value=seconds, unit="s"))
         times.append(
             _at_most(f"{case}, {name}, calibrated", "time, in Choleskys", seconds / times[0].value, IN_CHOLESKYS)
         )
@@ -80,11 +88,47 @@ def _measure_shipped(network: Network, runs: int) -> list[Row]:
     for name in KINDS:
         medians = _race({rounding: quantize(name, rounding) for rounding in ("nearest", "calibrated")}, runs)
         rows += [
-            Row(f"shipped model, {name}, {rounding}", "time", seconds, "s") for rounding, seconds in medians.items()
+            Row(case=f"shipped model, {name}, {rounding}", metric="time", value=seconds, unit="s")
+            for rounding, seconds in medians.items()
         ]
         ratio = medians["calibrated"] / medians["nearest"]
         rows.append(_at_most(f"shipped model, {name}, calibrated", "time, in nearest's", ratio, IN_NEARESTS))
     return rows
+
+
+def _measure_large(runs: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = save_large(Path(folder) / "large.safetensors"), Path(folder) / "quantized.safetensors"
+
+        def copy() -> None:
+            shutil.copyfile(source, target)
+            with open(source, "rb") as file:
+                hashlib.file_digest(file, "sha256")
+
+        def quantize(name: str) -> Callable[[], object]:
+            return lambda: quantize_file(source, target, Recipe(format=name, profile="generic"), force=True)
+
+        case = "2 GB"
+        medians = _race({case: copy} | {name: quantize(name) for name in KINDS}, runs)
+    rows = [Row(case=f"{case}, copy and SHA-256", metric="time", value=medians[case], unit="s")]
+    for name in KINDS:
+        ratio = medians[name] / medians[case]
+        rows.append(Row(case=f"{case}, {name}, nearest", metric="time", value=medians[name], unit="s"))
+        rows.append(_at_most(f"{case}, {name}, nearest", "time, in copies with SHA-256", ratio, IN_COPIES))
+    return rows
+
+
+def _measure_recording() -> Row:
+    """The part of recording that is not reading the inputs on their device: drawing, sorting and copying rows."""
+    width, inputs = INPUT_WIDTHS["in"], torch.randn(1024, INPUT_WIDTHS["in"]).to(torch.bfloat16)
+    reservoir, sums, times = Reservoir.empty(width, ROWS, seed=0), torch.zeros(width), []
+    for _ in range(40):
+        started = time.thread_time()
+        reservoir.add(inputs, sums, 1.0)
+        times.append(time.thread_time() - started)
+    return _at_most(
+        f"recording, {width} wide", "time of the processor, a call", 1000 * statistics.mean(times), 1.0, "ms"
+    )
 
 
 def _measure_memory() -> Row:
@@ -108,8 +152,8 @@ def _race(works: Mapping[str, Callable[[], object]], runs: int) -> dict[str, flo
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def _at_most(case: str, metric: str, value: float, target: float) -> Row:
-    return Row(case, metric, value, "ratio", target, value <= target)
+def _at_most(case: str, metric: str, value: float, target: float, unit: str = "ratio") -> Row:
+    return Row(case=case, metric=metric, value=value, unit=unit, target=target, reached=value <= target)
 
 
 if __name__ == "__main__":

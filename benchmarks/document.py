@@ -77,7 +77,12 @@ PSNR = "{mean PSNR of latents:.1f} dB"
 LATENTS = PSNR + " ({relative error of latents:.4f})"
 RATIO_A16, RATIO_A8 = "{W8A16 to nearest:.2f}", "{W8A8 to nearest:.2f}"
 TIMED = ("int8_row", "int8_convrot", "float8_e4m3fn")
-BY_CLOSENESS = ("int8_convrot", "int8_blockwise", "int8_row", "int8_tensor", "float8_e4m3fn", "mxfp8", "float8_e5m2")
+BY_CLOSENESS = {
+    **{f"`{name}`": name for name in ("int8_convrot", "int8_blockwise", "int8_row", "int8_tensor")},
+    "`float8_e4m3fn`, inputs in 16 bits": "float8_e4m3fn",
+    "`float8_e4m3fn`, FP8 units": "float8_e4m3fn, FP8 units",
+    **{f"`{name}`": name for name in ("mxfp8", "float8_e5m2")},
+}
 LAYER_FORMATS = ("int8_convrot", "int8_row", "int8_blockwise", "float8_e4m3fn", "mxfp8")
 LAYERS = {
     "FP8, 1024 x 1024": "1024 x 1024, FP8",
@@ -95,7 +100,7 @@ TABLES = {
     "closeness": Table(
         results="sampling",
         head="format",
-        rows={f"`{name}`": name for name in BY_CLOSENESS},
+        rows=BY_CLOSENESS,
         columns=(
             Column("nearest", "{}, nearest", PSNR),
             Column("calibrated", "{}, calibrated", PSNR),
@@ -106,7 +111,7 @@ TABLES = {
     "sampled latents": Table(
         results="sampling",
         head="format",
-        rows={f"`{name}`": name for name in BY_CLOSENESS},
+        rows=BY_CLOSENESS,
         columns=(
             Column("nearest", "{}, nearest", LATENTS),
             Column("svd", "{}, svd", LATENTS),

@@ -77,7 +77,9 @@ def main() -> None:
         rows = measure(shapes, options.rows, options.rounds, device)
     else:
         print(NOT_MEASURED)
-        rows = [Row(case, "all", None, NOT_MEASURED) for case in list_cases(shapes, options.rows)]
+        rows = [
+            Row(case=case, metric="all", value=None, unit=NOT_MEASURED) for case in list_cases(shapes, options.rows)
+        ]
     title = "INT8 layers, a smoke run: nothing is measured" if options.smoke else "INT8 layers"
     emit(rows, options.json, title, device=device, extra_versions={"triton": find_triton_version()})
 
@@ -107,16 +109,25 @@ def measure_layer(layer: Layer, rounds: int) -> list[Row]:
         try:
             error = float((call()[:CHECKED].float() - reference).norm() / reference.norm())
         except Exception as reason:  # the table reports any backend that cannot run here
-            rows.append(Row(layer.case, name, None, f"cannot run: {type(reason).__name__}"))
+            rows.append(Row(case=layer.case, metric=name, value=None, unit=f"cannot run: {type(reason).__name__}"))
             continue
         limit = ERRORS[name.split()[0].rstrip(",")]
-        rows.append(Row(layer.case, f"{name}, error", error, "ratio", limit, error <= limit))
+        rows.append(
+            Row(
+                case=layer.case,
+                metric=f"{name}, error",
+                value=error,
+                unit="ratio",
+                target=limit,
+                reached=error <= limit,
+            )
+        )
         calls[name] = call
     times = race({**calls, **list_parts(layer)}, rounds, layer.x.device)
     for name, milliseconds in times.items():
-        rows.append(Row(layer.case, name, milliseconds, "ms"))
+        rows.append(Row(case=layer.case, metric=name, value=milliseconds, unit="ms"))
         if not name.startswith("quantization"):
-            rows.append(Row(layer.case, name, layer.operations / milliseconds / 1e9, "TOPS"))
+            rows.append(Row(case=layer.case, metric=name, value=layer.operations / milliseconds / 1e9, unit="TOPS"))
     return rows + compute_ratios(layer, times)
 
 
@@ -200,14 +211,28 @@ def compute_ratios(layer: Layer, times: Mapping[str, float]) -> list[Row]:
         (f"row against {KITCHEN}'s fastest", fastest and fastest / times[ROW], KITCHEN_TARGET if tall else None),
     ]
     rows = [
-        Row(layer.case, metric, value, "ratio", target, None if target is None or value is None else value >= target)
+        Row(
+            case=layer.case,
+            metric=metric,
+            value=value,
+            unit="ratio",
+            target=target,
+            reached=None if target is None or value is None else value >= target,
+        )
         for metric, value, target in speedups
     ]
     share = times["quantization, row"] / times[ROW]
     limit = QUANTIZATION_TARGET if tall else None
     return [
         *rows,
-        Row(layer.case, "quantization of row", share, "ratio", limit, None if limit is None else share < limit),
+        Row(
+            case=layer.case,
+            metric="quantization of row",
+            value=share,
+            unit="ratio",
+            target=limit,
+            reached=None if limit is None else share < limit,
+        ),
     ]
 
 

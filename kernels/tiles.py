@@ -15,7 +15,7 @@ STAGES = ((200_000, 4), (100_000, 3), (0, 2))
 SMALLEST_BUCKET, LARGEST_BUCKET = 16, 65_536
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tile:
     """The outputs of one program, and how it walks over K. In a table a tile is the list of these fields."""
 
@@ -43,7 +43,7 @@ class Tile:
         return block is None or (self.depth == block and (block % self.columns == 0 or self.columns == 2 * block))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GemmShape:
     """The shape of a product ``[m, k] x [n, k]`` and the side of its scale blocks; None: scales per row."""
 
@@ -65,7 +65,7 @@ class GemmShape:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceInfo:
-    """What the choice of a tile depends on."""
+    """Properties of a device that the choice of a tile depends on."""
 
     arch: str
 
@@ -91,7 +91,11 @@ def choose_default_tile(shape: GemmShape, device: DeviceInfo) -> Tile:
 
 def _make_narrow_tile(block: int | None) -> Tile:
     """Few rows are bound by reading the weights: narrow tiles, so that all processors read, many bytes at a time."""
-    return Tile(16, 16, 512, 4, 3) if block is None else Tile(16, 16, block, 4, 6)
+    return (
+        Tile(rows=16, columns=16, depth=512, warps=4, stages=3)
+        if block is None
+        else Tile(rows=16, columns=16, depth=block, warps=4, stages=6)
+    )
 
 
 def _list_tiles(block: int | None, device: DeviceInfo) -> tuple[Tile, ...]:
@@ -99,7 +103,16 @@ def _list_tiles(block: int | None, device: DeviceInfo) -> tuple[Tile, ...]:
     stages = next(stages for shared, stages in STAGES if device.shared >= shared)
     few = min(stages, 3)
     if block is None:
-        large = Tile(128, 256, 128 if device.shared >= 200_000 else 64, 8, stages)
-        return large, Tile(128, 128, 64, 8, 3), Tile(64, 128, 128, 4, few), Tile(64, 64, 128, 4, few)
-    large = Tile(128, block, block, 8 if block == 128 else 4, stages)
-    return large, Tile(64, block, block, 4, few), Tile(64, 64, block, 4, few)
+        large = Tile(rows=128, columns=256, depth=128 if device.shared >= 200_000 else 64, warps=8, stages=stages)
+        return (
+            large,
+            Tile(rows=128, columns=128, depth=64, warps=8, stages=3),
+            Tile(rows=64, columns=128, depth=128, warps=4, stages=few),
+            Tile(rows=64, columns=64, depth=128, warps=4, stages=few),
+        )
+    large = Tile(rows=128, columns=block, depth=block, warps=8 if block == 128 else 4, stages=stages)
+    return (
+        large,
+        Tile(rows=64, columns=block, depth=block, warps=4, stages=few),
+        Tile(rows=64, columns=64, depth=block, warps=4, stages=few),
+    )

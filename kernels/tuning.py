@@ -97,10 +97,10 @@ def tune(
 
 def list_gemm_shapes(shapes: Iterable[Sequence[int]], rows: Iterable[int]) -> Iterator[GemmShape]:
     """Return the products to measure; the largest M of a bucket represents the bucket."""
-    rows = sorted({GemmShape(m, 1, 1, None).bucket for m in rows})
+    rows = sorted({GemmShape(m=m, n=1, k=1, block=None).bucket for m in rows})
     for n, k in shapes:
         for block in (None, 128, 64):
-            yield from (GemmShape(m, n, k, block) for m in rows)
+            yield from (GemmShape(m=m, n=n, k=k, block=block) for m in rows)
 
 
 def list_candidates(shape: GemmShape, device: DeviceInfo) -> list[Tile]:
@@ -120,7 +120,7 @@ def _list_tiles(
     for rows, columns, warps in sizes:
         for depth in depths if block is None else (block,):
             for count in stages:
-                tile = Tile(rows, columns, depth, warps, count, ORDER)
+                tile = Tile(rows=rows, columns=columns, depth=depth, warps=warps, stages=count, order=ORDER)
                 if tile.fits(block):
                     yield tile
 

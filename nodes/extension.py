@@ -1,4 +1,4 @@
-"""What ComfyUI loads: the pack's nodes, and what the pack adds to ComfyUI at its start."""
+"""The extension that ComfyUI loads: the pack's nodes, and its additions to ComfyUI at start-up."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SEARCH_WORDS = (
     *("quantize", "quantization", "fp8", "int8", "mxfp8", "convrot", "hadamard", "gptq", "ldlq", "w8a8", "w8a16"),
     *("calibrated rounding", "learned rounding", "gguf alternative"),
 )
-"""What people search for who want to quantize."""
+"""Words that people search for when they want to quantize."""
 
 
 def device_input() -> io.Input:

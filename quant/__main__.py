@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import FrameType
 
 PACK = "calibrated_rounding"
 
@@ -24,7 +27,32 @@ def load_checkout() -> str:
     return f"{PACK}.quant"
 
 
-PACKAGE = load_checkout() if __package__ == "quant" else __package__
+HELP = Path(__file__).parent / "cli" / "help.txt"
+"""The answer to --help, which is written by tools/manual.py so that it needs no imports."""
+
+
+def main() -> int:
+    """Run the command line, which takes seconds to import; gives the exit code."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(HELP.read_text(encoding="utf-8"), end="")
+        return 0
+    # Code that is being imported may swallow KeyboardInterrupt, and nothing is written yet.
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if default:
+        signal.signal(signal.SIGINT, end_import)
+    package = load_checkout() if __package__ == "quant" else __package__
+    run = import_module(".cli", package).main
+    if default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code: int = run()
+    return code
+
+
+def end_import(number: int, frame: FrameType | None) -> None:
+    """Signal handler: end the process with one line."""
+    os.write(2, b"error: Interrupted.\n")
+    os._exit(128 + number)
+
 
 if __name__ == "__main__":
-    sys.exit(import_module(".cli", PACKAGE).main())
+    sys.exit(main())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .calibration.statistics import Statistics
-from .engine import Run, list_conversions, quantize
+from .engine import list_conversions, quantize
 from .files import open_checkpoint, refuse_same_file
 from .files.dequantized import as_float
 from .files.sinks import FileSink, StateDictSink
@@ -22,6 +22,7 @@ from .planning.plan import Plan
 from .recipe import Recipe
 from .reports.progress import Cancel, OnProgress
 from .reports.report import Report
+from .run import Run
 
 
 def quantize_file(
@@ -99,7 +100,7 @@ def quantize_tensor(
 
 
 def plan_file(source: str | os.PathLike[str], recipe: Recipe | None = None, *, force: bool = False) -> Plan:
-    """What `quantize_file` would do, from the header alone: without what the recipe leaves to measurement."""
+    """Plan `quantize_file` from the header alone, without the choices that the recipe leaves to measurement."""
     recipe = recipe or Recipe()
     with open_checkpoint(source) as checkpoint:
         warnings = check_source(checkpoint, force=force)

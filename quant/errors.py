@@ -1,4 +1,4 @@
-"""What can go wrong through the user's input, as exceptions whose text is one sentence fit to be shown as it is."""
+"""Errors that a user's input can cause; the text of each is one sentence that is shown unchanged."""
 
 
 class QuantError(Exception):

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 Level = Literal["info", "warning", "error"]
 LEVELS = get_args(Level)
 Value = str | int | float | list[str]
-"""What a template is filled with; a list is joined with commas."""
+"""Value of a template's field; a list is joined with commas."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "scale_chosen": ("info", "scale: {scale}"),
     "rows_kept_nearest": ("info", "{nearest} of {rows} rows kept nearest"),
     "fell_back": ("info", "fell back to nearest"),
+    "computed_on_cpu": ("info", "computed on the CPU: it does not fit in the memory of {device}"),
     "output_error_overflow": ("warning", "output error unknown: it overflows float32"),
     # A run.
     "forced": ("warning", "Forced, although ComfyUI will not load the result. {reason}"),
@@ -74,6 +75,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     ),
     "sensitivities_unused": ("warning", "Sensitivities were not used: {layers} layers have none."),
     "no_bias_corrected": ("warning", "No bias was corrected: no input means were measured."),
+    "layers_unrecorded": (
+        "warning",
+        "Quantized without recorded inputs: {layers}. These layers did not run during the recording, or their inputs "
+        "were not finite.",
+    ),
     "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
     "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),
     # Settings.
@@ -86,6 +92,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "rotation_group_unused": ("warning", "{option} has no effect: no chosen format is rotated."),
     "no_calibration": ("error", "Calibrated rounding needs a calibration: link one to the calibration input."),
     "emulated": ("warning", "{format} is emulated on {device}: smaller, not faster."),
+    "inputs_rounded": (
+        "info",
+        "{device} computes {format} in 8 bits, so inputs are rounded as well: int8_convrot, or "
+        "full_precision_matrix_mult, stays closer.",
+    ),
     "not_listed": ("warning", "ComfyUI's loaders do not list this folder; begin the name with '{folder}/'."),
     "refused": ("error", "{text}"),
 }

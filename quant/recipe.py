@@ -60,17 +60,26 @@ STEPPING = tuple(name for name in OPTIMIZERS if name != "feedback")
 
 FORMAT_NAMES, FLOAT_NAMES = dict.fromkeys(FORMATS, ""), dict.fromkeys(FLOATS, "")
 INT4 = {"int4": "no format that ComfyUI loads (w4a8 has 4-bit codes, and INT8 inputs and products)"}
-FORMAT = Choice(FORMAT_NAMES, "a format", ALIASES, INT4 | dict.fromkeys(FLOATS, "a floating-point format"))
-FORMAT_OR_FLOAT = Choice(FORMAT_NAMES | FLOAT_NAMES, "a format or a floating-point format", ALIASES)
+FORMAT = Choice(
+    options=FORMAT_NAMES,
+    summary="a format",
+    aliases=ALIASES,
+    misfits=INT4 | dict.fromkeys(FLOATS, "a floating-point format"),
+)
+FORMAT_OR_FLOAT = Choice(
+    options=FORMAT_NAMES | FLOAT_NAMES, summary="a format or a floating-point format", aliases=ALIASES
+)
 FALLBACK = Choice(
-    {SOURCE: ""} | FORMAT_NAMES | FLOAT_NAMES, f"`{SOURCE}`, a format or a floating-point format", ALIASES
+    options={SOURCE: ""} | FORMAT_NAMES | FLOAT_NAMES,
+    summary=f"`{SOURCE}`, a format or a floating-point format",
+    aliases=ALIASES,
 )
 FORMAT_OR_AUTO = Choice(
-    {name: fmt.title for name, fmt in FORMATS.items()}
+    options={name: fmt.title for name, fmt in FORMATS.items()}
     | {AUTO: "for each layer the format with the smallest measured error; best with a calibration"},
-    f"a format or `{AUTO}`",
-    ALIASES,
-    FORMAT.misfits,
+    summary=f"a format or `{AUTO}`",
+    aliases=ALIASES,
+    misfits=FORMAT.misfits,
 )
 
 TARGET = Alternatives(
@@ -92,7 +101,7 @@ class SvdSettings(Settings):
 
     prefix: ClassVar[str] = "svd."
 
-    optimizer: str = setting("original", Choice(OPTIMIZERS), "Search method of svd rounding.")
+    optimizer: str = setting("original", Choice(options=OPTIMIZERS), "Search method of svd rounding.")
     iterations: int = setting(
         60, Whole(1, 10**6), "Steps of the optimizer for each layer.", when=WITH_STEPS, node=NodeInput(maximum=10000)
     )
@@ -112,7 +121,7 @@ class SvdSettings(Settings):
     )
     min_k: int = setting(64, Whole(1, 2**31 - 1), "Fewest singular directions.", node=NodeInput(maximum=8192))
     max_k: int = setting(256, Whole(1, 2**31 - 1), "Most singular directions.", node=NodeInput(maximum=8192))
-    metric: str = setting("weight", Choice(METRICS), "Which directions count.")
+    metric: str = setting("weight", Choice(options=METRICS), "Which directions count.")
     full: bool = setting(
         False,
         Switch(),
@@ -214,7 +223,7 @@ class Recipe(Settings):
         group="layers",
         node=NodeInput(choices="profiles"),
     )
-    rounding: str = setting("nearest", Choice(ROUNDINGS), "How codes are chosen.", group="rounding")
+    rounding: str = setting("nearest", Choice(options=ROUNDINGS), "How codes are chosen.", group="rounding")
     svd: SvdSettings = field(
         default_factory=SvdSettings, metadata=section(SvdSettings, when=WITH_SVD, group="svd rounding")
     )
@@ -236,11 +245,12 @@ class Recipe(Settings):
         level="advanced",
         group="layers",
     )
-    scale: str = setting("absmax", Choice(SCALES), "How scales are chosen.", level="advanced", group="format")
+    scale: str = setting("absmax", Choice(options=SCALES), "How scales are chosen.", level="advanced", group="format")
     rotation_group: int | str = setting(
         GROUP_SIZES[0],
         Choice(
-            dict.fromkeys(GROUP_SIZES, "") | {AUTO: "for each layer the one with the smallest measured error, or none"}
+            options=dict.fromkeys(GROUP_SIZES, "")
+            | {AUTO: "for each layer the one with the smallest measured error, or none"}
         ),
         "Largest group of inputs that the Hadamard rotation of rotated formats mixes.",
         level="advanced",
@@ -264,7 +274,7 @@ class Recipe(Settings):
     )
     keep_dtype: str = setting(
         SOURCE,
-        Choice({SOURCE: "unchanged"} | FLOAT_NAMES, aliases=ALIASES),
+        Choice(options={SOURCE: "unchanged"} | FLOAT_NAMES, aliases=ALIASES),
         "Dtype of tensors that stay in floating point.",
         level="advanced",
         group="layers",
@@ -309,7 +319,7 @@ class Recipe(Settings):
     )
     bias_correction: str = setting(
         OFF,
-        Choice(BIAS_CORRECTIONS),
+        Choice(options=BIAS_CORRECTIONS),
         "Correct biases for the mean error of each layer's output.",
         level="advanced",
         group="rounding",
@@ -317,7 +327,7 @@ class Recipe(Settings):
     )
     input_scale: str = setting(
         AUTO,
-        Choice(INPUT_SCALES),
+        Choice(options=INPUT_SCALES),
         "Write static scales for FP8 inputs (W8A8), from a calibration.",
         level="advanced",
         group="format",

@@ -20,7 +20,7 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
 
 def printable(text: str) -> str:
     """``text`` as one line: line breaks and all that a terminal would obey as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def clipped(text: str, length: int) -> str:

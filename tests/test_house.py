@@ -11,14 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 QUANT = (
-    *("errors", "version", "text", "seeds", "device", "bounded_json", "patterns", "notices", "settings", "formats"),
-    *("recipe", "files", "calibration", "rounding", "layer", "planning", "reports", "engine", "api"),
-    *("public", "__init__", "cli", "__main__"),
+    *("errors", "version", "text", "seeds", "device", "parallel", "pipelining", "bounded_json", "patterns", "notices"),
+    *("settings", "formats", "recipe", "files", "calibration", "rounding", "layer", "planning", "reports"),
+    *("run", "execution", "engine", "api", "public", "__init__", "cli", "__main__"),
 )
 """Modules and folders of ``quant``, each of which may import itself and what stands before it."""
 
 NODES = ("prompts", "compare", "recipe", "host", "schema", "page", "pipeline", "examples", "nodes_*", "extension")
 """Modules and folders of ``nodes``, in the same way."""
+
+FOLDERS = ("quant", "nodes", "kernels", "tools", "benchmarks", "tests")
 
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "latent_preview", "nodes"}
 
@@ -66,3 +68,16 @@ def test_the_engine_knows_no_comfyui(folder: str) -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             assert not {name.split(".")[0] for name in names} & COMFYUI, path
+
+
+def test_wide_dataclasses_are_keyword_only() -> None:
+    positional = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for folder in FOLDERS
+        for path in files(folder)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        if any("dataclass" in ast.unparse(line) and "kw_only" not in ast.unparse(line) for line in node.decorator_list)
+        if sum(isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line) for line in node.body) > 3
+    ]
+    assert not positional

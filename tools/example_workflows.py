@@ -30,7 +30,7 @@ Link = tuple[str, int]
 """Key of the source node, and its output slot."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Node:
     """A node of a workflow."""
 
@@ -62,10 +62,14 @@ def sampling(
     values = {"seed": 1, "control_after_generate": "fixed", **STEPS}
     decoded = {"samples": (f"{name} sampler", 0), "vae": ("vae", 0)}
     return {
-        f"{name} sampler": Node("KSampler", (x, y), (300, 270), values, links, title),
-        f"{name} decoder": Node("VAEDecode", (x + 340, y), (200, 60), {}, decoded),
+        f"{name} sampler": Node(type="KSampler", pos=(x, y), size=(300, 270), values=values, links=links, title=title),
+        f"{name} decoder": Node(type="VAEDecode", pos=(x + 340, y), size=(200, 60), values={}, links=decoded),
         f"{name} image": Node(
-            "SaveImage", (x + 580, y), (300, 300), {"filename_prefix": name}, {"images": (f"{name} decoder", 0)}
+            type="SaveImage",
+            pos=(x + 580, y),
+            size=(300, 300),
+            values={"filename_prefix": name},
+            links={"images": (f"{name} decoder", 0)},
         ),
     }
 
@@ -75,8 +79,20 @@ def digit_inputs(y: int, pictures: int = PICTURES) -> dict[str, Node]:
     table = "digits_conditioning.safetensors"
     load = "CalibratedRoundingLoadClassConditioning"
     return {
-        "digit": Node(load, (40, y), (320, 90), {"table": table, "class_index": DIGIT}, title="The digit to draw"),
-        "nothing": Node(load, (40, y + 160), (320, 90), {"table": table, "class_index": NOTHING}, title="No digit"),
+        "digit": Node(
+            type=load,
+            pos=(40, y),
+            size=(320, 90),
+            values={"table": table, "class_index": DIGIT},
+            title="The digit to draw",
+        ),
+        "nothing": Node(
+            type=load,
+            pos=(40, y + 160),
+            size=(320, 90),
+            values={"table": table, "class_index": NOTHING},
+            title="No digit",
+        ),
         **latent_and_vae(y + 320, pictures),
     }
 
@@ -85,8 +101,8 @@ def latent_and_vae(y: int, pictures: int = PICTURES) -> dict[str, Node]:
     """An empty latent, and the decoder."""
     size = {"width": 64, "height": 64, "length": 1, "batch_size": pictures}
     return {
-        "latent": Node("EmptyHunyuanLatentVideo", (40, y), (320, 140), size),
-        "vae": Node("VAELoader", (40, y + 190), (320, 60), {"vae_name": "digits_vae.safetensors"}),
+        "latent": Node(type="EmptyHunyuanLatentVideo", pos=(40, y), size=(320, 140), values=size),
+        "vae": Node(type="VAELoader", pos=(40, y + 190), size=(320, 60), values={"vae_name": "digits_vae.safetensors"}),
     }
 
 
@@ -96,12 +112,12 @@ def prompts(encoder: str, name: str, x: int, y: int) -> tuple[dict[str, Node], d
     texts = {"positive": PROMPT, "negative": ""}
     nodes = {
         key: Node(
-            "CLIPTextEncode",
-            (x, y + 160 * i),
-            (320, 120),
-            {"text": texts[side]},
-            {"clip": (encoder, 0)},
-            key.capitalize(),
+            type="CLIPTextEncode",
+            pos=(x, y + 160 * i),
+            size=(320, 120),
+            values={"text": texts[side]},
+            links={"clip": (encoder, 0)},
+            title=key.capitalize(),
         )
         for i, (side, key) in enumerate(keys.items())
     }
@@ -121,10 +137,22 @@ def comparison(name: str, y: int, values: Mapping[str, Any], title: str) -> dict
     settings = {"seeds": "1-4", **STEPS}
     compare = "CalibratedRoundingCompareModels"
     return {
-        name: Node(QUANTIZE, (800, y), (360, 640), values, links),
-        f"{name} compared": Node(compare, (1220, y), (420, 640), settings, compared, f"Float against {title}"),
+        name: Node(type=QUANTIZE, pos=(800, y), size=(360, 640), values=values, links=links),
+        f"{name} compared": Node(
+            type=compare,
+            pos=(1220, y),
+            size=(420, 640),
+            values=settings,
+            links=compared,
+            title=f"Float against {title}",
+        ),
         f"{name} report": Node(
-            "PreviewAny", (1700, y), (420, 640), {}, {"source": (f"{name} compared", 1)}, "Seed by seed, step by step"
+            type="PreviewAny",
+            pos=(1700, y),
+            size=(420, 640),
+            values={},
+            links={"source": (f"{name} compared", 1)},
+            title="Seed by seed, step by step",
         ),
     }
 
@@ -136,14 +164,16 @@ def calibration(probe_steps: int = 0) -> dict[str, Node]:
     return {
         "model": LOADER,
         **digit_inputs(190, pictures=1),
-        "calibrate": Node(node, (420, 40), (320, 420), settings, links, "Calibrate at other seeds"),
+        "calibrate": Node(
+            type=node, pos=(420, 40), size=(320, 420), values=settings, links=links, title="Calibrate at other seeds"
+        ),
     }
 
 
 PROMPT = "a handwritten seven"
 CALIBRATION_PROMPTS = "\n".join(fill_template(template, i % 10, numeral=i >= 10) for i, template in enumerate(SEEN))
 STEPS = {"steps": 20, "cfg": 3.0, "scheduler": "simple"}
-LOADER = Node("UNETLoader", (40, 40), (320, 90), {"unet_name": "digits_wan.safetensors"})
+LOADER = Node(type="UNETLoader", pos=(40, 40), size=(320, 90), values={"unet_name": "digits_wan.safetensors"})
 QUANTIZE = "CalibratedRoundingQuantizeModel"
 PROFILE, CALIBRATED = {"format": "int8_convrot"}, {"rounding": "calibrated"}
 SIZED = {
@@ -160,8 +190,21 @@ FLOAT_PROMPT, FLOAT_CONDITIONINGS = prompts("encoder", "float", 1220, 400)
 WORKFLOWS: dict[str, dict[str, Node]] = {
     "quantize_and_sample": {
         "model": LOADER,
-        "quantize": Node(QUANTIZE, (420, 40), (360, 480), {"format": "int8_convrot"}, {"model": ("model", 0)}),
-        "report": Node("PreviewAny", (420, 580), (360, 260), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+        "quantize": Node(
+            type=QUANTIZE,
+            pos=(420, 40),
+            size=(360, 480),
+            values={"format": "int8_convrot"},
+            links={"model": ("model", 0)},
+        ),
+        "report": Node(
+            type="PreviewAny",
+            pos=(420, 580),
+            size=(360, 260),
+            values={},
+            links={"source": ("quantize", 1)},
+            title="Layer by layer",
+        ),
         **digit_inputs(190),
         **sampling(("quantize", 0), "int8", 840, 40, "Sample the quantized model"),
         **sampling(("model", 0), "float", 840, 400, "Sample the float model"),
@@ -169,68 +212,110 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
     "quantize_and_save": {
         "model": LOADER,
         "quantize": Node(
-            QUANTIZE,
-            (420, 40),
-            (360, 680),
-            {"format": "int8_convrot", "rounding": "svd"},
-            {"model": ("model", 0)},
-            "Learn which way to round",
+            type=QUANTIZE,
+            pos=(420, 40),
+            size=(360, 680),
+            values={"format": "int8_convrot", "rounding": "svd"},
+            links={"model": ("model", 0)},
+            title="Learn which way to round",
         ),
         "save": Node(
-            "CalibratedRoundingSaveModel",
-            (840, 40),
-            (360, 220),
-            {"filename_prefix": "diffusion_models/digits_int8"},
-            {"model": ("quantize", 0)},
+            type="CalibratedRoundingSaveModel",
+            pos=(840, 40),
+            size=(360, 220),
+            values={"filename_prefix": "diffusion_models/digits_int8"},
+            links={"model": ("quantize", 0)},
         ),
-        "path": Node("PreviewAny", (840, 320), (360, 130), {}, {"source": ("save", 0)}, "The file"),
-        "report": Node("PreviewAny", (840, 510), (360, 340), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+        "path": Node(
+            type="PreviewAny",
+            pos=(840, 320),
+            size=(360, 130),
+            values={},
+            links={"source": ("save", 0)},
+            title="The file",
+        ),
+        "report": Node(
+            type="PreviewAny",
+            pos=(840, 510),
+            size=(360, 340),
+            values={},
+            links={"source": ("quantize", 1)},
+            title="Layer by layer",
+        ),
     },
     "quantize_a_file": {
         "quantize": Node(
-            "CalibratedRoundingQuantizeFile",
-            (40, 40),
-            (400, 680),
-            {
+            type="CalibratedRoundingQuantizeFile",
+            pos=(40, 40),
+            size=(400, 680),
+            values={
                 "file": "diffusion_models/digits_wan.safetensors",
                 "format": "int8_convrot",
                 "name": "digits_int8_from_file",
             },
             title="Quantize File: a layer at a time",
         ),
-        "path": Node("PreviewAny", (500, 40), (420, 130), {}, {"source": ("quantize", 0)}, "The file"),
-        "report": Node("PreviewAny", (500, 230), (420, 490), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+        "path": Node(
+            type="PreviewAny",
+            pos=(500, 40),
+            size=(420, 130),
+            values={},
+            links={"source": ("quantize", 0)},
+            title="The file",
+        ),
+        "report": Node(
+            type="PreviewAny",
+            pos=(500, 230),
+            size=(420, 490),
+            values={},
+            links={"source": ("quantize", 1)},
+            title="Layer by layer",
+        ),
     },
     "calibrate_quantize_sample": {
         "model": LOADER,
         "record": Node(
-            "CalibratedRoundingRecordCalibration",
-            (420, 40),
-            (320, 120),
-            {},
-            {"model": ("model", 0)},
-            "Record the layers' inputs",
+            type="CalibratedRoundingRecordCalibration",
+            pos=(420, 40),
+            size=(320, 120),
+            values={},
+            links={"model": ("model", 0)},
+            title="Record the layers' inputs",
         ),
         **digit_inputs(190),
         **sampling(("record", 0), "float", 800, 40, "Sample the float model as usual"),
         "collect": Node(
-            "CalibratedRoundingCollectCalibration",
-            (420, 400),
-            (320, 90),
-            {},
-            {"recorder": ("record", 1), "after": ("float sampler", 0)},
+            type="CalibratedRoundingCollectCalibration",
+            pos=(420, 400),
+            size=(320, 90),
+            values={},
+            links={"recorder": ("record", 1), "after": ("float sampler", 0)},
         ),
-        "recorded": Node("PreviewAny", (420, 600), (320, 160), {}, {"source": ("collect", 1)}, "The recording"),
+        "recorded": Node(
+            type="PreviewAny",
+            pos=(420, 600),
+            size=(320, 160),
+            values={},
+            links={"source": ("collect", 1)},
+            title="The recording",
+        ),
         "quantize": Node(
-            QUANTIZE,
-            (800, 400),
-            (360, 640),
-            {"format": "float8_e4m3fn", "rounding": "calibrated"},
-            {"model": ("model", 0), "calibration": ("collect", 0)},
-            "Round with the calibration",
+            type=QUANTIZE,
+            pos=(800, 400),
+            size=(360, 640),
+            values={"format": "float8_e4m3fn", "rounding": "calibrated"},
+            links={"model": ("model", 0), "calibration": ("collect", 0)},
+            title="Round with the calibration",
         ),
         **sampling(("quantize", 0), "calibrated", 1220, 400, "Sample the quantized model"),
-        "report": Node("PreviewAny", (1220, 760), (540, 280), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+        "report": Node(
+            type="PreviewAny",
+            pos=(1220, 760),
+            size=(540, 280),
+            values={},
+            links={"source": ("quantize", 1)},
+            title="Layer by layer",
+        ),
     },
     "calibrate_quantize_compare": {
         **calibration(),
@@ -244,45 +329,62 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
     },
     "quantize_text_encoder": {
         "encoder": Node(
-            "CalibratedRoundingLoadExampleTextEncoder", (40, 40), (320, 60), {"file": "digits_gemma2.safetensors"}
+            type="CalibratedRoundingLoadExampleTextEncoder",
+            pos=(40, 40),
+            size=(320, 60),
+            values={"file": "digits_gemma2.safetensors"},
         ),
         "model": replace(LOADER, pos=(40, 190)),
         **latent_and_vae(350),
         "calibrate": Node(
-            "CalibratedRoundingCalibrateTextEncoder",
-            (420, 40),
-            (340, 340),
-            {"prompts": CALIBRATION_PROMPTS},
-            {"clip": ("encoder", 0)},
-            "Record the layers' inputs",
+            type="CalibratedRoundingCalibrateTextEncoder",
+            pos=(420, 40),
+            size=(340, 340),
+            values={"prompts": CALIBRATION_PROMPTS},
+            links={"clip": ("encoder", 0)},
+            title="Record the layers' inputs",
         ),
         "quantize": Node(
-            "CalibratedRoundingQuantizeTextEncoder",
-            (800, 40),
-            (360, 640),
-            {"format": "float8_e4m3fn", "rounding": "calibrated"},
-            {"clip": ("encoder", 0), "calibration": ("calibrate", 0)},
+            type="CalibratedRoundingQuantizeTextEncoder",
+            pos=(800, 40),
+            size=(360, 640),
+            values={"format": "float8_e4m3fn", "rounding": "calibrated"},
+            links={"clip": ("encoder", 0), "calibration": ("calibrate", 0)},
         ),
         **QUANTIZED_PROMPT,
         **FLOAT_PROMPT,
         **sampling(("model", 0), "quantized", 1600, 40, "With the quantized encoder", QUANTIZED_CONDITIONINGS),
         **sampling(("model", 0), "float", 1600, 400, "With the float encoder", FLOAT_CONDITIONINGS),
         "save": Node(
-            "CalibratedRoundingSaveTextEncoder",
-            (420, 440),
-            (340, 100),
-            {"filename_prefix": "clip/digits_gemma2_fp8"},
-            {"clip": ("quantize", 0)},
+            type="CalibratedRoundingSaveTextEncoder",
+            pos=(420, 440),
+            size=(340, 100),
+            values={"filename_prefix": "clip/digits_gemma2_fp8"},
+            links={"clip": ("quantize", 0)},
         ),
-        "path": Node("PreviewAny", (420, 660), (340, 130), {}, {"source": ("save", 0)}, "The file"),
-        "report": Node("PreviewAny", (1220, 760), (700, 280), {}, {"source": ("quantize", 1)}, "Layer by layer"),
+        "path": Node(
+            type="PreviewAny",
+            pos=(420, 660),
+            size=(340, 130),
+            values={},
+            links={"source": ("save", 0)},
+            title="The file",
+        ),
+        "report": Node(
+            type="PreviewAny",
+            pos=(1220, 760),
+            size=(700, 280),
+            values={},
+            links={"source": ("quantize", 1)},
+            title="Layer by layer",
+        ),
     },
     "sample_saved_file": {
         "model": Node(
-            "UNETLoader",
-            (40, 40),
-            (320, 90),
-            {"unet_name": "digits_int8_00001_.safetensors"},
+            type="UNETLoader",
+            pos=(40, 40),
+            size=(320, 90),
+            values={"unet_name": "digits_int8_00001_.safetensors"},
             title="The file that quantize_and_save wrote",
         ),
         **digit_inputs(190),

@@ -1,4 +1,6 @@
-"""Write the tables of MANUAL.md that list settings, options and profiles: `python tools/manual.py`.
+"""Write the tables of MANUAL.md that list settings, options and profiles, and quant/cli/help.txt.
+
+    python tools/manual.py
 
 They are made from the declarations in quant/recipe.py, the tables of options in quant/cli and the profiles. Each stands
 between two comments, ``<!-- generated: NAME -->`` and ``<!-- end -->``; everything else is left as it is.
@@ -6,13 +8,15 @@ between two comments, ``<!-- generated: NAME -->`` and ``<!-- end -->``; everyth
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from calibrated_rounding.nodes.recipe import layout
 from calibrated_rounding.nodes.recipe.layout import Entry
-from calibrated_rounding.quant.cli.options import Option, list_alias_options, list_options
+from calibrated_rounding.quant.__main__ import HELP
+from calibrated_rounding.quant.cli.options import Option, list_alias_options, list_options, make_parser
 from calibrated_rounding.quant.planning.profiles import get_profile, profile_names
 from calibrated_rounding.quant.settings import Setting
 from calibrated_rounding.quant.settings.kinds import Choice, Real, Whole
@@ -141,7 +145,9 @@ def _write_table(head: Row, rows: Iterable[Row]) -> str:
 
 
 def main() -> None:
+    os.environ["COLUMNS"] = "80"
     MANUAL.write_text(render(MANUAL.read_text(encoding="utf-8")), encoding="utf-8")
+    HELP.write_text(make_parser().format_help(), encoding="utf-8")
 
 
 if __name__ == "__main__":

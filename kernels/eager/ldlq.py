@@ -13,6 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+STEP = 32
+"""Columns whose products with the columns behind them are taken together: a block of them stays in a fast cache."""
+
 
 class Grid(Protocol):
     """The values that codes stand for before scaling, described as a floating-point format.
@@ -67,9 +70,13 @@ def ldlq_block(block: ColumnBlock, factor: Tensor, targets: Tensor, errors: Tens
         targets: Weights less the feedback from other blocks, ``[B, N]``; only read.
         errors: Receives the rounded minus the float weights, ``[B, N]``.
     """
-    for i in range(len(targets) - 1, -1, -1):
-        target = targets[i] - factor[i, i + 1 :] @ errors[i + 1 :]
-        errors[i] = block.round_column(i, target) - block.weight[i]
+    for stop in range(len(targets), 0, -STEP):
+        start = max(0, stop - STEP)
+        here = torch.addmm(targets[start:stop], factor[start:stop, stop:], errors[stop:], alpha=-1)
+        for i in range(stop - 1, start - 1, -1):
+            behind = slice(i + 1, stop)
+            target = torch.addmv(here[i - start], errors[behind].T, factor[i, behind], alpha=-1)
+            torch.sub(block.round_column(i, target), block.weight[i], out=errors[i])
 
 
 def descend_block(block: ColumnBlock, hessian: Tensor, gradient: Tensor, errors: Tensor) -> None:
@@ -81,9 +88,14 @@ def descend_block(block: ColumnBlock, hessian: Tensor, gradient: Tensor, errors:
         gradient: Half the gradient of the cost with respect to the errors, ``[B, N]``; overwritten.
         errors: Rounded minus float weights, ``[B, N]``; updated in place.
     """
-    curvature = hessian.diagonal()
-    for i in range(len(gradient)):
-        best = block.weight[i] + errors[i] - gradient[i] / curvature[i]
-        change = block.round_column(i, best) - block.weight[i] - errors[i]
-        errors[i] += change
-        gradient.addr_(hessian[:, i], change)
+    curvature = hessian.diagonal().tolist()
+    for start in range(0, len(gradient), STEP):
+        stop = min(start + STEP, len(gradient))
+        before = errors[start:stop].clone()
+        for i in range(start, stop):
+            weight, error = block.weight[i], errors[i]
+            best = (weight + error).sub_(gradient[i] / curvature[i])
+            change = block.round_column(i, best).sub_(weight).sub_(error)
+            error += change
+            gradient[i + 1 : stop].addr_(hessian[i + 1 : stop, i], change)
+        gradient[stop:].addmm_(hessian[stop:, start:stop], errors[start:stop] - before)

@@ -29,7 +29,7 @@ def gemm(
     backend: str,
 ) -> Tensor:
     """See `eager.product.gemm`; ``backend`` is "triton", "triton_v2", or "auto" for the fastest in the tables."""
-    shape = GemmShape(a.shape[0], b.shape[0], a.shape[1], block)
+    shape = GemmShape(m=a.shape[0], n=b.shape[0], k=a.shape[1], block=block)
     out = torch.empty((shape.m, shape.n), dtype=dtype, device=a.device)
     config = choose_config(backend, shape, get_device_info(a.device))
     run_product(config, shape, a, a_scale, b, b_scale, bias, out, None)
@@ -42,7 +42,7 @@ def gemm_quant(
     """See `eager.product.gemm_quant`. Blocks take one pass; a row's scale needs the whole row, so rows take two."""
     if block is None:
         return act_quant(gemm(a, a_scale, b, b_scale, bias, None, torch.float32, backend), None)
-    shape = GemmShape(a.shape[0], b.shape[0], a.shape[1], block)
+    shape = GemmShape(m=a.shape[0], n=b.shape[0], k=a.shape[1], block=block)
     codes = torch.empty((shape.m, shape.n), dtype=torch.int8, device=a.device)
     scale = torch.empty((shape.m, count_groups(shape.n, block)), dtype=torch.float32, device=a.device)
     config = choose_config(backend, shape, get_device_info(a.device))

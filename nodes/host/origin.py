@@ -36,9 +36,9 @@ class Origin:
     hook_backup: Mapping[str, Any]
     """Backups of the weights that hooks have replaced."""
     load_device: torch.device
-    """Where ComfyUI runs the model."""
+    """Device that ComfyUI runs the model on."""
     offload_device: torch.device
-    """Where the model waits."""
+    """Device that holds the model between runs."""
     options: Mapping[str, Any]
     """The options of the loader node; empty where unknown."""
 

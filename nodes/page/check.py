@@ -40,7 +40,7 @@ COMPUTE: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What the page knows of a node."""
+    """A node as the page describes it."""
 
     values: Mapping[str, Any]
     """Of the node's inputs, as the API format has them."""
@@ -71,7 +71,7 @@ def check(question: Question) -> dict[str, Any]:
     notices += needs_notices(formats)
     if not question.whole:
         notices += _refusal(recipe)
-    notices += [notice("emulated", format=fmt.name, device=_device_title()) for fmt in formats if is_emulated(fmt)]
+    notices += [entry for fmt in formats if (entry := _hardware_notice(fmt, recipe)) is not None]
     return _answer(plan, notices)
 
 
@@ -111,15 +111,33 @@ def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
                 yield from _parents(option.inputs, f"{prefix}{entry.id}.")
 
 
+def _hardware_notice(fmt: Format, recipe: Recipe) -> Notice | None:
+    """A notice about how the present device runs a format, if the user should know before the run."""
+    if is_emulated(fmt):
+        return notice("emulated", format=fmt.name, device=_device_title())
+    if rounds_inputs(fmt) and not recipe.full_precision_matrix_mult:
+        return notice("inputs_rounded", format=fmt.name, device=_device_title())
+    return None
+
+
 def is_emulated(fmt: Format) -> bool:
     """Whether the present device lacks the format, so that ComfyUI computes in 16 or 32 bits."""
+    return fmt.needs_full_precision or _computes(fmt) is False
+
+
+def rounds_inputs(fmt: Format) -> bool:
+    """Whether the present device rounds inputs with one scale for the whole tensor, which loses the most."""
+    return fmt.static_input and _computes(fmt) is True
+
+
+def _computes(fmt: Format) -> bool | None:
+    """Whether the present device multiplies in the format; None if this ComfyUI cannot tell."""
     native = getattr(comfy.model_management, COMPUTE.get(fmt.comfyui_name, ""), None)
-    lacking = native is not None and not native(comfy.model_management.get_torch_device())
-    return lacking or fmt.needs_full_precision
+    return None if native is None else bool(native(comfy.model_management.get_torch_device()))
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
-    """What the page shows of a plan."""
+    """The part of a plan that the page shows."""
     kept_layers = sum(is_layer(entry.name, entry.source.shape) for entry in plan.kept.values())
     return {
         "profile": plan.profile,
@@ -151,7 +169,7 @@ def _plan_file(question: Question, recipe: Recipe) -> tuple[Plan | None, list[No
 
 
 def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
-    """What the recipe makes of a file: of all of it, or of the diffusion model in it, as a loader takes it out."""
+    """Plan a whole file, or the diffusion model in it as a loader extracts it."""
     with open_checkpoint(path) as checkpoint:
         warnings = check_source(checkpoint, force=False) if whole else ()
         prefix = "" if whole else recognise(checkpoint.shapes).prefix

@@ -1,4 +1,4 @@
-"""What a node shows after its run: kept in the history, and sent again if the node is served from a cache.
+"""The result that a node shows after its run: kept in the history, and sent again if the node is served from a cache.
 
 Each output has English text, which any front end shows, and the same as data, which the pack's own front end words in
 the user's language.

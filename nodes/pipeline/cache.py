@@ -42,7 +42,7 @@ class Cache:
         self.folder, self.limit = Path(folder), limit
 
     def path(self, source: str, recipe: Recipe, device: str) -> Path:
-        """Where the result of ``recipe`` on the model with the fingerprint ``source`` is kept."""
+        """Return the path of the result of ``recipe`` on the model with the fingerprint ``source``."""
         key = json.dumps([VERSION, source, recipe.to_dict(), device], sort_keys=True)
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}{TENSORS}"
 

@@ -1,4 +1,4 @@
-"""What save nodes write: tensors and header fields; and notices for loading the file."""
+"""The contents of saved files: tensors and header fields; and notices for loading the file."""
 
 from __future__ import annotations
 

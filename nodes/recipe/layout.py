@@ -26,7 +26,7 @@ class Entry:
     setting: Setting | None
     """None for the choice between alternatives."""
     options: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
-    """What each option of a choice shows, the default first; empty if no option shows anything."""
+    """Inputs that each option of a choice shows, the default first; empty if no option shows anything."""
     optional: bool = False
     """Whether the node runs without it."""
     advanced: bool = False

@@ -74,7 +74,7 @@ def read_calibration(path: str | os.PathLike[str]) -> tuple[Fields, str | None]:
 
 
 class _Damage(Exception):
-    """What is wrong, in words that fit into brackets."""
+    """Describe what is wrong, in words that fit into brackets."""
 
 
 def _read_fields(checkpoint: Checkpoint, description: Mapping[str, Any]) -> Fields:

@@ -23,7 +23,7 @@ class InputStatistics:
     """Statistics of one layer's inputs; None where a statistic was not measured.
 
     Raises:
-        QuantError: if `absmax` or `sensitivity` is negative, infinite or NaN.
+        QuantError: if `absmax` or `sensitivity` is negative, infinite or NaN, or `mean` holds infinity or NaN.
     """
 
     mean: Tensor | None = None
@@ -45,6 +45,8 @@ class InputStatistics:
         for name, value in (("absmax", self.absmax), ("sensitivity", self.sensitivity)):
             if value is not None and not 0 <= value <= LARGEST:
                 raise QuantError(f"A layer's {name} is {value}, which is no measured value; record the inputs again.")
+        if self.mean is not None and not bool(self.mean.isfinite().all()):
+            raise QuantError("The mean of a layer's inputs holds NaN or infinity; record the inputs again.")
 
     def fits(self, weight: Tensor) -> bool:
         """Whether ``weight [N, K]`` is the one that ran, as far as is known."""

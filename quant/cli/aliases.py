@@ -35,7 +35,7 @@ class FormatPart:
     name: str
     help: str
     values: tuple[Any, ...] = ()
-    """What the option takes; nothing if it is a flag."""
+    """Name of the option's value; empty for a flag."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ ALIASES: Mapping[str, Alias] = {
     "--full-matrix": Spelling("svd.full"),
     "--manual-seed": Spelling("seed"),
     "--simple": Preset("rounding", "nearest"),
+    "--fp8": Preset("format", "float8_e4m3fn"),
     "--int8": FormatPart("int8", "INT8: int8_row, or as --scaling-mode says."),
     "--convrot": FormatPart("convrot", "INT8 with rotated inputs (int8_convrot)."),
     "--mxfp8": FormatPart("mxfp8", "MXFP8 (mxfp8)."),
@@ -121,7 +122,7 @@ def list_spellings(setting: str) -> tuple[str, ...]:
 
 
 def get_target(name: str) -> str:
-    """Where the parser keeps the value of an alias that is an option of its own."""
+    """Destination in the parser of an alias that is an option of its own."""
     alias = ALIASES[name]
     return alias.name if isinstance(alias, FormatPart) else name
 

@@ -47,7 +47,7 @@ def _select_used(args: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def _merge_value(declared: Setting, args: Mapping[str, Any], base: Recipe) -> Any:
-    """What repeatable options give comes before what the recipe file has: the first match decides."""
+    """Put the values of repeatable options before the recipe file's: the first match decides."""
     value = declared.check(args[declared.name])
     return (*value, *base.get(declared.name)) if declared.repeated else value
 

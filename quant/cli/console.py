@@ -1,4 +1,4 @@
-"""What the commands share in talking to a terminal: one line for an error, and no control characters from a file."""
+"""Terminal output that the commands share: one line for an error, and no control characters from a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
-        """What was given, by destination; options that were not given are absent, `_` and `-` in names are one."""
+        """Parse given options by destination; others are absent, `_` and `-` in names are one."""
         found, unknown = self.parse_known_args([dashed(arg) for arg in argv])
         if unknown:
             close = get_close_matches(unknown[0], self._option_string_actions, n=1)

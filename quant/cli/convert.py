@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ from ..errors import (
     UnloadableError,
     UnreadableLayerError,
 )
-from ..files import refuse_same_file
 from ..files.shards import INDEX_SUFFIX
+from ..files.targets import list_files, refuse_same_file
+from ..files.text_file import try_target, write_text
 from ..formats import needs_notices
 from ..notices import render
 from ..recipe import Recipe
 from ..reports.report import Report
 from .bar import progress_bar
 from .choices import list_unused, make_recipe
-from .console import fail, say
+from .console import fail, say, say_lines
+from .ending import result_lines
 from .options import make_parser
 from .signals import stop_on_signals
 from .text import plan_text
@@ -58,13 +60,15 @@ def convert(argv: Sequence[str]) -> int:
 
 
 def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
-    """Where to write. Raises CheckpointError for a name that no loader lists."""
+    """Return the output path. Raises CheckpointError for a name that no loader lists."""
     name = Path(source).name
     stem = name.removesuffix(INDEX_SUFFIX if name.endswith(INDEX_SUFFIX) else SUFFIX)
     default = f"{stem}_{recipe.format}{SUFFIX}"
     if output is None:
         return Path(source).parent / default
     path = Path(output)
+    if not output:
+        raise CheckpointError("The name of the output is empty; give a file or a folder.")
     if os.path.isdir(path):
         return path / default
     if path.suffix != SUFFIX:
@@ -84,9 +88,10 @@ def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path)
 
 def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
     device = choose_device(args.get("device", AUTO_DEVICE))
-    sources = [args[name] for name in ("input", "calibration") if name in args]
-    refuse_existing(sources, target, "overwrite" in args)
-    report_path = _checked_report(args.get("report"), sources, "overwrite" in args)
+    overwrite = "overwrite" in args
+    inputs = [*list_files(source), *(args[name] for name in ("calibration", "recipe") if name in args)]
+    check_output(target, inputs, overwrite)
+    report_path = _checked_report(args.get("report"), inputs, overwrite)
     calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
     with stop_on_signals() as stop:
         try:
@@ -97,7 +102,7 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
                     recipe,
                     device=device,
                     statistics=calibration,
-                    overwrite="overwrite" in args,
+                    overwrite=overwrite,
                     force="force" in args,
                     progress=progress,
                     cancel=stop,
@@ -106,35 +111,40 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
             fail(error)
             return 128 + (stop.number or 0)
     if report_path is not None:
-        _write_report(report, report_path)
+        _write_report(report, report_path, overwrite)
     if "quiet" not in args:
-        say(report.table() if "verbose" in args else report.short())
-        say(f"Written: {target}")
+        above = [*report.table().split("\n"), ""] if "verbose" in args else report.warnings()
+        say_lines([*above, *result_lines(report, target)])
     return 0
 
 
-def refuse_existing(sources: Sequence[str], target: Path, overwrite: bool) -> None:
-    refuse_same_file(sources, target)
+def check_output(target: Path, inputs: Iterable[str | Path], overwrite: bool) -> None:
+    """Raise CheckpointError, before the work, for a target that must not or cannot be written.
+
+    Args:
+        target: the file.
+        inputs: files of the run, which no output replaces.
+        overwrite: replace another file.
+    """
+    refuse_same_file(inputs, target)
+    try_target(target)
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists; add --overwrite to replace it, or choose another name.")
 
 
-def _checked_report(name: str | None, sources: Sequence[str], overwrite: bool) -> Path | None:
-    """Refuse before the work what could not be written after it."""
+def _checked_report(name: str | None, inputs: Iterable[str | Path], overwrite: bool) -> Path | None:
     if name is None:
         return None
     path = Path(name)
     if path.suffix not in REPORT_SUFFIXES:
-        raise RecipeError(f"--report {path} must end in .json or .txt.")
-    refuse_existing(sources, path, overwrite)
-    if os.path.isdir(path) or not os.access(path.parent, os.W_OK):
-        raise RecipeError(f"--report {path} cannot be written: it is a folder, or its folder is missing or read-only.")
+        raise RecipeError(f"--report {name!r} must end in .json or .txt.")
+    check_output(path, inputs, overwrite)
     return path
 
 
-def _write_report(report: Report, path: Path) -> None:
+def _write_report(report: Report, path: Path, overwrite: bool) -> None:
     text = report.to_json() if path.suffix == ".json" else report.table()
     try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"The model is written, but the report {path} is not: {error.strerror}.") from None
+        write_text(path, text + "\n", overwrite=overwrite)
+    except CheckpointError as error:
+        raise CheckpointError(f"The model is written, but its report is not: {error}") from None

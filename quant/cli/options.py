@@ -206,14 +206,30 @@ def list_options() -> dict[str, tuple[Option, ...]]:
     )
 
 
+DESCRIPTION = f"""\
+Quantize a diffusion model or text encoder into a file that ComfyUI's own
+loaders take.
+
+examples:
+  {PROGRAM} -i model.safetensors
+  {PROGRAM} -i model.safetensors --fp8 --calibration rows.safetensors
+  {PROGRAM} -i model.safetensors --target-gb 12
+
+other commands:
+  {PROGRAM} inspect FILE
+  {PROGRAM} compare FLOAT QUANTIZED
+  {PROGRAM} profiles [NAME]
+  {PROGRAM} record MODULE:FUNCTION -o FILE
+"""
+
+
 def make_parser() -> Parser:
     """The parser of the command line without a command: quantize a file."""
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} -i FILE [-o FILE] [options]",
-        description="Quantize a diffusion model or text encoder into a file that ComfyUI's own loaders take.",
-        epilog=f"Other commands: {PROGRAM} inspect FILE, compare FLOAT QUANTIZED, profiles [NAME], "
-        "record MODULE:FUNCTION -o FILE.",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
     for title, options in list_options().items():

@@ -18,11 +18,11 @@ from ..calibration.collector import BUDGET, ROWS
 from ..calibration.recorder import Recorder
 from ..errors import CheckpointError, QuantError
 from .console import PROGRAM, Parser, UsageError, say
-from .convert import SUFFIX, refuse_existing
+from .convert import SUFFIX, check_output
 
 GIB = 2**30
 FILE_MODULE = "calibrated_rounding_recorded"
-"""What a file is imported as: no name that another module could have."""
+"""Module name of the imported file; no other module can have it."""
 
 Function = Callable[[Recorder], object]
 
@@ -92,10 +92,8 @@ def _checked_output(name: str, overwrite: bool) -> Path:
     """Refuse before the work what could not be written after it."""
     path = Path(name)
     if path.suffix != SUFFIX:
-        raise CheckpointError(f"The output {path} must end in {SUFFIX}.")
-    refuse_existing([], path, overwrite)
-    if os.path.isdir(path) or not os.access(path.parent, os.W_OK):
-        raise CheckpointError(f"{path} cannot be written: it is a folder, or its folder is missing or read-only.")
+        raise CheckpointError(f"The output {name!r} must end in {SUFFIX}.")
+    check_output(path, [], overwrite)
     return path
 
 
@@ -124,7 +122,7 @@ def _import_module(name: str) -> ModuleType:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Whatever the user's code raises, as one sentence; the pack's own errors are such already."""
+    """Turn any exception of the user's code into one sentence; the pack's own errors are sentences already."""
     try:
         yield
     except QuantError:

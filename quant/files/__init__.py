@@ -2,7 +2,7 @@
 
 from .header import DTYPES, Header, TensorInfo, read_header
 from .reader import Checkpoint, open_checkpoint
-from .staging import refuse_same_file
+from .targets import refuse_same_file
 from .writer import CheckpointWriter
 
 __all__ = [

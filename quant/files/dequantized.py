@@ -15,7 +15,7 @@ from ..formats.stored import LEGACY_MARK
 from .checks import decoding_problem, layer_problem, scale_problem
 from .quantized import CODES, QuantizedLayer, header_problem, quantized_layers, without_quantization
 from .sources import Source
-from .tensors import WEIGHT, Spec, TensorSpec
+from .tensors import WEIGHT, Spec, TensorSpec, dtype_name, is_finite
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 DEQUANTIZED = torch.bfloat16
@@ -64,12 +64,13 @@ class DequantizedSource:
         """A tensor in floating point.
 
         Raises:
-            UnreadableLayerError: where a scale of the layer is not finite and above zero.
+            UnreadableLayerError: where a scale of the layer is not finite and above zero, or its weights overflow.
             CheckpointError: where the source cannot be read.
         """
         layer = self._layers.get(name)
-        tensor = self._source.read(name) if layer is None else _read_layer(self._source, layer)
-        return tensor.to(self.tensors[name].dtype)
+        if layer is None:
+            return self._source.read(name).to(self.tensors[name].dtype)
+        return _read_layer(self._source, layer, self._dtype)
 
     def sha256(self) -> str | None:
         return self._source.sha256()
@@ -139,13 +140,18 @@ def float_shape(layer: QuantizedLayer) -> tuple[int, int]:
     return rows, columns
 
 
-def _read_layer(source: Source, layer: QuantizedLayer) -> Tensor:
-    """The float32 weight ``[N, K]`` of a layer that is not refused."""
+def _read_layer(source: Source, layer: QuantizedLayer, dtype: torch.dtype) -> Tensor:
+    """The weight ``[N, K]`` of a layer that is not refused. NaN among its codes stays."""
     problem = scale_problem(source, layer)
     if problem:
         raise UnreadableLayerError(f"{problem}; {ADVICE}.")
     stored = layer.stored
     assert stored is not None  # else it is refused
     tensors = {name: source.read(full) for name, full in layer.names.items() if name in (CODES, *stored.companions)}
-    weight = stored.decode(layer.marker)(tensors)
-    return restore(weight, stored.rotation_group(layer.marker), float_shape(layer))
+    decoded = stored.decode(layer.marker)(tensors)
+    weight = restore(decoded, stored.rotation_group(layer.marker), float_shape(layer)).to(dtype)
+    if not is_finite(weight) and is_finite(tensors[CODES]):
+        raise UnreadableLayerError(
+            f"Layer '{layer.name}' holds weights that {dtype_name(dtype)} cannot hold; {ADVICE}."
+        )
+    return weight

@@ -19,6 +19,8 @@ from .source_file import SourceFile
 from .strict_json import is_text, parse_object, quoted
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own cap
+MAX_TENSORS: Final = 200_000
+"""More than any known model has: language models of 10^12 parameters have 140,000, with a scale for each weight."""
 METADATA_FIELD: Final = "__metadata__"
 _MAX_BYTES: Final = 2**63 - 1
 _MAX_RANK: Final = 64
@@ -59,7 +61,7 @@ _FOREIGN: Final = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorInfo:
     """One tensor's entry; `start` and `end` are bytes relative to the data section."""
 
@@ -102,10 +104,17 @@ def parse_header(source: SourceFile) -> Header:
     data_start = _find_data(source)
     entries = parse_object(bytes(source.read(8, data_start - 8)), path, "the header")
     metadata = _checked_metadata(entries.pop(METADATA_FIELD, {}), path)
+    refuse_too_many(len(entries), path)
     infos = [_parse_entry(name, entry, path) for name, entry in entries.items()]
     infos.sort(key=lambda info: (info.start, info.end))
     _check_extents(infos, source.size - data_start, path)
     return Header({info.name: info for info in infos}, metadata, data_start)
+
+
+def refuse_too_many(count: int, path: Path) -> None:
+    """Raise CheckpointError for more tensors than a model has, as each costs time and memory in all that follows."""
+    if count > MAX_TENSORS:
+        raise CheckpointError(f"{path} lists {count} tensors; files of more than {MAX_TENSORS} are not read here.")
 
 
 def byte_count(dtype: torch.dtype, shape: tuple[int, ...]) -> int | None:
@@ -168,7 +177,7 @@ def _parse_entry(name: str, entry: Any, path: Path) -> TensorInfo:
         raise fail(f"has the impossible data_offsets {quoted(offsets)}")
     if end - start != expected:
         raise fail(f"takes {end - start} bytes where {dtype_name} {quoted(shape)} needs {expected}")
-    return TensorInfo(name, dtype, tuple(shape), start, end)
+    return TensorInfo(name=name, dtype=dtype, shape=tuple(shape), start=start, end=end)
 
 
 def _are_integers(value: Any) -> TypeGuard[list[int]]:

@@ -1,4 +1,4 @@
-"""Where each tensor of a file to be written lies, and the header that says so."""
+"""Positions of the tensors in a file to be written, and its header."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def arrange(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], path: Pat
     position = 0
     for name, (dtype, shape) in sorted(layout.items(), key=lambda item: -item[1][0].itemsize):
         size = _checked_size(name, dtype, tuple(shape), path)
-        infos[name] = TensorInfo(name, dtype, tuple(shape), position, position + size)
+        infos[name] = TensorInfo(name=name, dtype=dtype, shape=tuple(shape), start=position, end=position + size)
         position += size
     return infos
 

@@ -23,7 +23,7 @@ SCALES = ("weight_scale", "weight_scale_inv", "scale_weight")
 """Tensors that make their layer a quantized one, whatever dtype its weight has."""
 
 ENDINGS = ("_scale", "_scales", "_scale_inv", ".scale")
-"""What the name of a scale adds to the name of codes that are no layer's weight."""
+"""Endings that turn the name of codes outside a layer into the name of their scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class QuantizedLayer:
 
     @cached_property
     def stored(self) -> StoredFormat | None:
-        """How its format lies in a file; None for a format that is not known."""
+        """Storage of its format; None for an unknown format."""
         if self.other_program:
             return None
         if not self.marked and self._format == BLOCK_FP8:

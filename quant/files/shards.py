@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 
 from ..errors import CheckpointError
-from .header import MAX_HEADER_BYTES
+from .header import MAX_HEADER_BYTES, refuse_too_many
 from .source_file import SourceFile
 from .strict_json import parse_object, quoted
 
@@ -27,6 +27,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path} has no weight_map, so it is not an index of safetensors shards.")
+    refuse_too_many(len(weight_map), path)
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _stays_within(shard):
             raise CheckpointError(f"{path} places tensor {quoted(name)} in {quoted(shard)}, not a file beside it.")

@@ -1,4 +1,4 @@
-"""Where quantized tensors go: a checkpoint file, or a state dict in memory."""
+"""Destinations of quantized tensors: a checkpoint file, or a state dict in memory."""
 
 from __future__ import annotations
 

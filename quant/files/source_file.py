@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import stat
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -25,7 +26,7 @@ class SourceFile:
         self.path = Path(path)
         self._file = _open(self.path)
         self._stamp = self._read_stamp()
-        self.size = self._stamp[0]
+        self.size = self._stamp.size
         self._hash = hashlib.sha256()
         self._hashed = 0
 
@@ -85,15 +86,30 @@ class SourceFile:
             self._hashed = offset + len(piece)
 
     def _refuse_change(self) -> None:
-        if self._read_stamp() != self._stamp:
+        stamp = self._read_stamp()
+        if stamp.links != self._stamp.links:  # another name was made or removed, which changes ctime as well
+            self._stamp = replace(self._stamp, links=stamp.links, ctime=stamp.ctime)
+        if stamp != self._stamp:
             raise CheckpointError(f"{self.path} was changed by another program while it was read; start again.")
 
-    def _read_stamp(self) -> tuple[int, int]:
+    def _read_stamp(self) -> _Stamp:
         try:
             status = os.fstat(self._file.fileno())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path} can no longer be read: {error}.") from error
-        return status.st_size, status.st_mtime_ns
+        return _Stamp(size=status.st_size, mtime=status.st_mtime_ns, ctime=status.st_ctime_ns, links=status.st_nlink)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stamp:
+    """What changes with an open file."""
+
+    size: int
+    mtime: int
+    """A program can set it back."""
+    ctime: int
+    """No program can, but permissions and links change it, too."""
+    links: int
 
 
 def _open(path: Path) -> io.FileIO:

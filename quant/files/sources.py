@@ -1,4 +1,4 @@
-"""Where tensors come from: an open checkpoint or a state dict, and either with its quantized layers turned back to
+"""Sources of tensors: an open checkpoint or a state dict, and either with its quantized layers turned back to
 float.
 """
 

@@ -8,12 +8,16 @@ import os
 import shutil
 import stat
 import sys
+import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakSet
 
 from ..errors import CheckpointError
+from .targets import refuse_special
 
 _SUFFIX = ".part"
 _PIECE = 64 * 2**20  # bytes a system call, so that an interrupt is heeded soon
@@ -51,21 +55,33 @@ else:
 class StagedFile:
     """`size` bytes beside `target` under a temporary name, until `publish` gives them the target's.
 
+    A file that is replaced passes its permission bits on. Without `overwrite` none is: `create` refuses a target that
+    exists, and `publish` one that appeared since, so that of two writers one gets the name.
+
     The temporary name begins with a dot and ends in .part, so no loader lists it. Its owner holds a lock on it, which
     the system lets go when the process dies; that tells the next run what is left over.
     Every method raises CheckpointError for what the system refuses, the disk being full included.
     """
 
-    def __init__(self, target: Path, size: int) -> None:
+    count_published: ClassVar[int] = 0
+    """How many files this process has given their names."""
+
+    def __init__(self, target: Path, size: int, *, overwrite: bool = True) -> None:
         self.target = target.absolute()  # the process may change its folder before the end
         self.size = size
+        self.overwrite = overwrite
         self._temporary: Path | None = None
         self._descriptor: int | None = None
+        self._mode: int | None = None
+        _staged.add(self)
 
     def create(self) -> None:
         """Remove what dead processes left for this target, then allocate the whole file."""
         with self._explained():
-            _refuse_special(self.target)
+            refuse_special(self.target)
+            if not self.overwrite and os.path.lexists(self.target):
+                raise CheckpointError(f"{self.target} exists and is not to be replaced; choose another name.")
+            self._mode = _replaced_mode(self.target)
             remove_stale(self.target)
             for _ in range(8):
                 self._open()
@@ -85,17 +101,13 @@ class StagedFile:
 
     @property
     def temporary(self) -> Path:
-        """Where the bytes are until `publish`."""
+        """Path of the bytes until `publish`."""
         if self._temporary is None:
             raise CheckpointError(f"{self.target} is not open for writing.")
         return self._temporary
 
-    def publish(self, overwrite: bool = True) -> None:
-        """Bring everything to the disk and give the file the target's name, in one step.
-
-        Without `overwrite` a file that has this name by now stays, and CheckpointError is raised: of two writers one
-        gets the name.
-        """
+    def publish(self) -> None:
+        """Bring everything to the disk and give the file the target's name, in one step."""
         with self._explained():
             descriptor = self._opened()
             os.fsync(descriptor)
@@ -103,7 +115,11 @@ class StagedFile:
                 raise CheckpointError(f"{self.target} was not written: another program changed the temporary file.")
             if sys.platform == "win32":  # where an open file cannot be renamed; elsewhere the lock stays to the end
                 self._close()
-            _rename(self._temporary, self.target, overwrite)
+            else:
+                self._copy_mode(descriptor)
+            with _naming:
+                _rename(self._temporary, self.target, self.overwrite)
+                StagedFile.count_published += 1
         self._temporary = None
         self._close()
         _sync_folder(self.target.parent)
@@ -113,16 +129,28 @@ class StagedFile:
         try:
             self._close()
         finally:
-            if self._temporary is not None:
-                with suppress(OSError):
-                    self._temporary.unlink()
-                self._temporary = None
+            self.remove()
+            self._temporary = None
+
+    def remove(self) -> None:
+        """Remove the temporary file, and leave it open."""
+        if self._temporary is not None:
+            with suppress(OSError):
+                self._temporary.unlink()
 
     def _open(self) -> None:
         # The name is known before the file exists, so an interrupt at any point finds what to remove.
         self._temporary = self.target.with_name(f"{_prefix(self.target)}{uuid.uuid4().hex}{_SUFFIX}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(self._temporary, flags, 0o666)
+        # What replaces a file has its permissions, and none but the owner's until then.
+        with _naming:
+            self._descriptor = os.open(self._temporary, flags, 0o666 if self._mode is None else 0o600)
+
+    def _copy_mode(self, descriptor: int) -> None:
+        mode = _replaced_mode(self.target)
+        mode = self._mode if mode is None else mode
+        if mode is not None:
+            os.fchmod(descriptor, mode)
 
     def _is_named(self) -> bool:
         """Whether the temporary name still leads to the open file."""
@@ -160,12 +188,28 @@ class StagedFile:
         return f"the disk is full; the file needs {self.size} bytes"
 
 
-def refuse_same_file(sources: Iterable[str | os.PathLike[str]], target: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError when `target` is one of `sources`, be it through a symbolic or a hard link."""
-    for source in sources:
-        with suppress(OSError):
-            if os.path.samefile(source, target):
-                raise CheckpointError(f"{target} is the file that is read ({source}); choose another output name.")
+_staged: WeakSet[StagedFile] = WeakSet()
+_naming = threading.Lock()
+"""Held while a file of this process gets a name."""
+
+
+@contextmanager
+def abandon_unfinished(published: int) -> Iterator[bool]:
+    """Remove this process's temporary files from any thread, for the end of a process that cannot wait.
+
+    Within the block no file gets a name. Descriptors stay open, as another thread may be writing to one.
+
+    Args:
+        published: `StagedFile.count_published` at the start of the work.
+
+    Yields:
+        False if a file was published since; nothing is removed then.
+    """
+    with _naming:
+        nothing_written = StagedFile.count_published == published
+        for file in list(_staged) if nothing_written else ():
+            file.remove()
+        yield nothing_written
 
 
 def remove_stale(target: Path) -> None:
@@ -201,15 +245,11 @@ def _prefix(target: Path) -> str:
     return f".{target.name[:32]}.{digest}."
 
 
-def _refuse_special(target: Path) -> None:
-    try:
-        mode = target.stat().st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        raise CheckpointError(f"{target} is a folder; name a file in it.")
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{target} is not a regular file and will not be replaced.")
+def _replaced_mode(target: Path) -> int | None:
+    """The permission bits of the file that will be replaced; None: there is none."""
+    with suppress(FileNotFoundError):
+        return stat.S_IMODE(target.stat().st_mode) & 0o777
+    return None
 
 
 def _allocate(descriptor: int, size: int, folder: Path) -> None:

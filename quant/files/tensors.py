@@ -1,4 +1,4 @@
-"""What is known of a tensor before it is read."""
+"""Dtype and shape of a tensor, known before it is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_PIECE = 1 << 22
+from ..parallel import blocks, run_all
+
+_PIECE = 1 << 20
 _NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
 """The least magnitude, as bits, that is infinity or NaN."""
 
@@ -19,7 +21,7 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class TensorSpec(Protocol):
-    """What is known of a tensor before it is read."""
+    """Dtype and shape of a tensor, known before it is read."""
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -60,7 +62,7 @@ def is_finite(tensor: Tensor) -> bool:
     One-byte types are FP8 and, stored as bytes, E8M0, of which ComfyUI reads 255 as NaN; whole numbers are finite.
     """
     flat = tensor.detach().reshape(-1)
-    return all(_is_finite_piece(flat[start : start + _PIECE]) for start in range(0, len(flat), _PIECE))
+    return all(run_all(lambda piece: _is_finite_piece(flat[piece]), blocks(len(flat), _PIECE)))
 
 
 def _is_finite_piece(piece: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Writing a text file whole or not at all."""
+"""Writing a small file whole or not at all, and trying beforehand whether it can be written."""
 
 from __future__ import annotations
 
@@ -21,10 +21,23 @@ def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = Tru
             that is not to be replaced.
     """
     data = text.encode("utf-8")
-    staged = StagedFile(Path(path), len(data))
+    staged = StagedFile(Path(path), len(data), overwrite=overwrite)
     try:
         staged.create()
         staged.write_at(0, data)
-        staged.publish(overwrite)
+        staged.publish()
+    finally:
+        staged.discard()
+
+
+def try_target(path: str | os.PathLike[str]) -> None:
+    """Make a temporary file beside ``path`` and remove it.
+
+    Raises:
+        CheckpointError: the system refuses; better before the work than after it.
+    """
+    staged = StagedFile(Path(path), 0)
+    try:
+        staged.create()
     finally:
         staged.discard()

@@ -26,7 +26,7 @@ class CheckpointWriter:
     file and leaves an older file at `path` as it was. The same layout, tensors and metadata give the same bytes.
 
     layout: name -> (dtype, shape). metadata: the header's text fields. overwrite: replace an older file at `path`; else
-    `commit` raises CheckpointError if there is one by then.
+    one is refused on entry, and by `commit` if it appeared since.
     Raises CheckpointError for a layout or metadata that the format cannot hold; on entry for a folder that is missing
     or not writable, a target that is a folder, and a disk that is full.
     """
@@ -40,12 +40,11 @@ class CheckpointWriter:
         overwrite: bool = True,
     ) -> None:
         self.path = Path(path)
-        self._overwrite = overwrite
         self.tensors = arrange(layout, self.path)
         self._header = encode_header(self.tensors.values(), metadata, self.path)
         self._missing = dict.fromkeys(self.tensors)
         data_size = max((info.end for info in self.tensors.values()), default=0)
-        self._file = StagedFile(self.path, len(self._header) + data_size)
+        self._file = StagedFile(self.path, len(self._header) + data_size, overwrite=overwrite)
 
     def __enter__(self) -> CheckpointWriter:
         try:
@@ -107,7 +106,7 @@ class CheckpointWriter:
         if verify is not None:
             with open_checkpoint(self._file.temporary) as written:
                 verify(written)
-        self._file.publish(self._overwrite)
+        self._file.publish()
 
     def _slot(self, name: str) -> TensorInfo:
         if name not in self.tensors:

@@ -20,7 +20,7 @@ EXPONENTS = tuple(getattr(torch, name) for name in ("uint8", "float8_e8m0fnu") i
 BYTES_OF_E4M3 = (torch.float8_e4m3fn, torch.uint8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Companion:
     """A tensor beside the codes of a layer."""
 

@@ -41,7 +41,7 @@ MEANINGS: Mapping[str, str] = {
     "correction": "a correction of asymmetric codes",
     "output_scale": "a scale of the outputs",
 }
-"""What a tensor that a format does not define usually is."""
+"""Usual meaning of tensors that a format does not define."""
 
 QUANTIZATION_CONFIG = "quantization_config"
 """The header entry in which Hugging Face's libraries describe how a model is quantized."""

@@ -37,7 +37,7 @@ DEFAULT_ROTATION = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """What a marker says about one layer; a field that it does not have is None."""
+    """The marker of one layer; absent fields are None."""
 
     format: str | None = None
     """Name of the format, a key of ComfyUI's ``QUANT_ALGOS``."""
@@ -102,7 +102,15 @@ class Marker:
 
     def to_tensor(self) -> Tensor:
         """The marker as uint8 ``[bytes]``; equal markers give equal bytes."""
-        return torch.tensor(list(json.dumps(self.to_json(), sort_keys=True).encode()), dtype=torch.uint8)
+        return torch.tensor(list(self._to_bytes()), dtype=torch.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of `to_tensor`."""
+        return len(self._to_bytes())
+
+    def _to_bytes(self) -> bytes:
+        return json.dumps(self.to_json(), sort_keys=True).encode()
 
     def differences(self, other: Marker) -> Iterator[tuple[str, Any, Any]]:
         """Name, value here and value there of the fields that say how to load the layer and do not agree."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import mxfp8
 from .base import Format, Layout, Shape
 from .granularity import Granularity, PerBlock, PerRow, PerTensor
-from .grids import Grid
+from .grids import Grid, to_float32
 from .scales import SCALE_METHODS, absmax
 
 ROWS = PerRow()
@@ -66,7 +66,7 @@ class ScaledFormat(Format):
         return self.grid.below(relative).mul_(wide), self.grid.above(relative).mul_(wide)
 
     def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
-        return codes.to(torch.float32) * self.granularity.expand(scale, (codes.shape[0], codes.shape[1]))
+        return to_float32(codes) * self.granularity.expand(scale, (codes.shape[0], codes.shape[1]))
 
     def round_inputs(self, rows: Tensor, input_scale: float | None = None) -> Tensor:
         """As `Format.round_inputs`; with one scale for all inputs and no ``input_scale``, ComfyUI takes 1."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .grids import to_float32
+
 if TYPE_CHECKING:
     from .scaled import ScaledFormat
 
@@ -65,7 +67,7 @@ def least_error(weight: Tensor, fmt: ScaledFormat) -> Tensor:
     for candidate in POWER_OF_TWO_CANDIDATES if fmt.power_of_two else CANDIDATES:
         scale = (base * candidate).clamp(min=SMALLEST)
         wide = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
-        rounded = fmt.grid.encode(weight / wide).to(torch.float32).mul_(wide)
+        rounded = to_float32(fmt.grid.encode(weight / wide)).mul_(wide)
         error = fmt.granularity.sum(rounded.sub_(weight).square_())
         if best_error is None:
             best_error = error

@@ -1,4 +1,4 @@
-"""What a layer of each format must hold in a file: the read-only table.
+"""Tensors that a layer of each format must have in a file: the read-only table.
 
 `table` has the formats that this pack writes; this table also has the ones that it only reads. Sources:
 ``comfy/ops.py`` and ``comfy/quant_ops.py`` of ComfyUI 0.29 to 0.38, the layouts of comfy-kitchen 0.2.24 to 0.2.40.
@@ -49,7 +49,7 @@ UNPACKED = Fraction(1)
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFormat:
-    """How the layers of a format lie in a file."""
+    """Storage of a format's layers in a file."""
 
     codes: torch.dtype
     """Dtype of ``weight``."""
@@ -68,7 +68,7 @@ class StoredFormat:
     rotation: Rotation = "never"
     """When the weight is rotated: where the marker has ``convrot``, or whatever the marker has."""
     needs: str = ""
-    """What runs it, where that is known."""
+    """Programs that run it, if known; else empty."""
     decode: Callable[[Marker], Decode]
     """How the tensors of a layer with this marker become a float weight."""
 
@@ -96,16 +96,16 @@ class StoredFormat:
         return replace(marker, convrot=True).rotation_group if self.rotation == "always" else marker.rotation_group
 
 
-INPUT_SCALE = Companion(FLOATS, one, required=False, usable=is_positive)
-INPUT_SCALES = Companion(FLOATS, one_or_rows, required=False, usable=is_positive)
+INPUT_SCALE = Companion(dtypes=FLOATS, shapes=one, required=False, usable=is_positive)
+INPUT_SCALES = Companion(dtypes=FLOATS, shapes=one_or_rows, required=False, usable=is_positive)
 """INT8 in ComfyUI has no static input scale. convert-to-quant writes one, for each row with some presets, and it means
 nothing there.
 """
 GROUP_SCALES = {
-    "weight_s_rel": Companion((torch.float32, *BYTES_OF_E4M3), groups, usable=is_finite),
-    "weight_s_channel": Companion((torch.float32,), rows, usable=is_finite),
+    "weight_s_rel": Companion(dtypes=(torch.float32, *BYTES_OF_E4M3), shapes=groups, usable=is_finite),
+    "weight_s_channel": Companion(dtypes=(torch.float32,), shapes=rows, usable=is_finite),
 }
-TABLE = Companion((torch.float32,), lambda shape, group: {(16,)}, required=False, usable=is_finite)
+TABLE = Companion(dtypes=(torch.float32,), shapes=lambda shape, group: {(16,)}, required=False, usable=is_finite)
 
 
 def _grouped(name: str, marker: Marker) -> Decode:
@@ -119,7 +119,10 @@ def _float8(name: str) -> StoredFormat:
     fmt = FORMATS[name]
     return StoredFormat(
         codes=fmt.code_dtype,
-        companions={"weight_scale": Companion(FLOATS, one_or_rows, usable=is_positive), "input_scale": INPUT_SCALE},
+        companions={
+            "weight_scale": Companion(dtypes=FLOATS, shapes=one_or_rows, usable=is_positive),
+            "input_scale": INPUT_SCALE,
+        },
         decode=lambda marker: fmt.read,
     )
 
@@ -129,14 +132,20 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     "float8_e5m2": _float8("float8_e5m2"),
     "int8_tensorwise": StoredFormat(
         codes=torch.int8,
-        companions={"weight_scale": Companion(FLOATS, one_or_rows, usable=is_positive), "input_scale": INPUT_SCALES},
+        companions={
+            "weight_scale": Companion(dtypes=FLOATS, shapes=one_or_rows, usable=is_positive),
+            "input_scale": INPUT_SCALES,
+        },
         rotation="marked",
         needs="ComfyUI 0.27",
         decode=lambda marker: FORMATS["int8_row"].read,
     ),
     "mxfp8": StoredFormat(
         codes=torch.float8_e4m3fn,
-        companions={"weight_scale": Companion(EXPONENTS, swizzled, usable=is_exponent), "input_scale": INPUT_SCALE},
+        companions={
+            "weight_scale": Companion(dtypes=EXPONENTS, shapes=swizzled, usable=is_exponent),
+            "input_scale": INPUT_SCALE,
+        },
         multiple=(32, 32),
         group_size=32,
         fixed_group=True,
@@ -145,7 +154,10 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     ),
     BLOCKWISE: StoredFormat(
         codes=torch.int8,
-        companions={"weight_scale": Companion(FLOATS, blocks, usable=is_positive), "input_scale": INPUT_SCALES},
+        companions={
+            "weight_scale": Companion(dtypes=FLOATS, shapes=blocks, usable=is_positive),
+            "input_scale": INPUT_SCALES,
+        },
         group_size=128,
         needs="this pack",
         decode=lambda marker: int8_blockwise(marker.group_size or 128).read,
@@ -153,10 +165,10 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     "nvfp4": StoredFormat(
         codes=torch.uint8,
         companions={
-            "weight_scale": Companion(BYTES_OF_E4M3, swizzled, usable=is_finite),
-            "weight_scale_2": Companion((torch.float32,), one, usable=is_positive),
+            "weight_scale": Companion(dtypes=BYTES_OF_E4M3, shapes=swizzled, usable=is_finite),
+            "weight_scale_2": Companion(dtypes=(torch.float32,), shapes=one, usable=is_positive),
             "input_scale": INPUT_SCALE,
-            "pre_quant_scale": Companion(FLOATS, columns, required=False, usable=is_finite),
+            "pre_quant_scale": Companion(dtypes=FLOATS, shapes=columns, required=False, usable=is_finite),
         },
         packing=E2M1_NIBBLES.width,
         multiple=(16, 16),
@@ -167,7 +179,7 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     ),
     "convrot_w4a4": StoredFormat(
         codes=torch.int8,
-        companions={"weight_scale": Companion((torch.float32,), rows, usable=is_positive)},
+        companions={"weight_scale": Companion(dtypes=(torch.float32,), shapes=rows, usable=is_positive)},
         packing=NIBBLES.width,
         multiple=(1, 64),
         rotation="always",
@@ -199,8 +211,8 @@ STORED_FORMATS: Mapping[str, StoredFormat] = {
     "awq_w4a16": StoredFormat(
         codes=torch.int8,
         companions={
-            "weight_scale": Companion(FLOATS, groups_by_column, usable=is_finite),
-            "weight_zeros": Companion(FLOATS, groups_by_column, usable=is_finite),
+            "weight_scale": Companion(dtypes=FLOATS, shapes=groups_by_column, usable=is_finite),
+            "weight_zeros": Companion(dtypes=FLOATS, shapes=groups_by_column, usable=is_finite),
         },
         packing=NIBBLES.width,
         group_size=64,
@@ -215,7 +227,7 @@ BLOCK_SIZE = 128
 
 UNMARKED_BLOCK_FP8 = StoredFormat(
     codes=torch.float8_e4m3fn,
-    companions={"weight_scale_inv": Companion(FLOATS, blocks, usable=is_positive)},
+    companions={"weight_scale_inv": Companion(dtypes=FLOATS, shapes=blocks, usable=is_positive)},
     scale="weight_scale_inv",
     group_size=BLOCK_SIZE,
     decode=lambda marker: (
@@ -238,7 +250,7 @@ UNMARKED: Mapping[torch.dtype, str] = {
     torch.float8_e5m2: "float8_e5m2",
     torch.int8: "int8_tensorwise",
 }
-"""What a layer in this dtype without a marker is taken for."""
+"""Format of a layer in this dtype without a marker."""
 
 LEGACY_NAMES: Mapping[str, str] = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 """Names in older ComfyUI files, which have no markers, and the present ones."""

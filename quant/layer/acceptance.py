@@ -47,9 +47,10 @@ def accept(learned: Rounded, nearest: Rounded, fmt: Format, validator: Validator
     The whole layer falls back to nearest if its output error (W8A8) would still be larger.
     """
     weight, plain = (fmt.dequantize(r.codes, r.scale) for r in (learned, nearest))
-    better = significantly_lower(validator.squared_errors(weight), validator.squared_errors(plain))
-    before = validator.measure(plain)
-    after = validator.measure(torch.where(better[:, None], weight, plain))
+    squares, plain_squares = (validator.squared_errors(dequantized) for dequantized in (weight, plain))
+    better = significantly_lower(squares, plain_squares)
+    before = validator.measure(plain, plain_squares)
+    after = validator.measure(torch.where(better[:, None], weight, plain), torch.where(better, squares, plain_squares))
     if after.w8a8 > before.w8a8:
         better, after = torch.zeros_like(better), before
     # By bytes: `where` does not support every 8-bit float dtype.

@@ -3,56 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import LayerError
 from ..formats.rotation import rotate
+from ..parallel import blocks, run_all
 from .activations import InputRows
 from .task import LayerTask
 
+CPU_BLOCK_ELEMENTS = 1 << 18
+"""Weights are converted to float32 in blocks of rows of about this many elements: few enough that a block stays in a
+core's own cache and a layer needs little memory beside its codes, enough that calling torch costs little."""
 BLOCK_ELEMENTS = 1 << 20
-"""Weights are converted to float32 in blocks of rows of about this many elements: few enough that a block stays in the
-processor's cache and a layer needs little memory beside its codes, enough that threads pay off."""
+"""The same for other devices, where a block is a launch of each kernel."""
 
 FEWEST_ROWS = 8
 """A sample of fewer input rows is ignored."""
 
 
-def load_blocks(task: LayerTask) -> Iterator[Tensor]:
-    """Yield the weight in blocks of rows, float32 ``[n, K]``, padded and rotated as the format stores them.
+def row_blocks(task: LayerTask) -> Sequence[slice]:
+    """Divide the rows of the stored weight into blocks that share no scale, unless the whole weight does."""
+    rows, columns = task.padded_shape
+    unit = math.lcm(task.format.row_unit, task.format.padded[0])
+    elements = CPU_BLOCK_ELEMENTS if task.weight.device.type == "cpu" else BLOCK_ELEMENTS
+    return blocks(rows, max(unit, elements // columns // unit * unit))
+
+
+def load_block(task: LayerTask, rows: slice) -> Tensor:
+    """Load rows of the weight, float32 ``[n, K]``, padded and rotated as the format stores them.
 
     Raises:
-        LayerError: the weight holds NaN or infinity, or values so large that the rotation overflows.
+        LayerError: the weight holds NaN, infinity, or float64 values that float32 cannot hold.
     """
-    weight, fmt = task.weight, task.format
-    rows, columns = task.padded_shape
-    unit = math.lcm(fmt.row_unit, fmt.padded[0])
-    height = max(unit, BLOCK_ELEMENTS // columns // unit * unit)
-    for start in range(0, rows, height):
-        block = weight[start : start + height].to(torch.float32)
-        if not _is_finite(block):
-            raise LayerError(
-                f"Layer '{task.name}' holds NaN or infinite weights; the source file is damaged or not a weight."
-            )
-        missing = (0, columns - block.shape[1], 0, min(height, rows - start) - block.shape[0])
-        block = torch.nn.functional.pad(block, missing) if any(missing) else block
-        yield rotate(block, task.group) if task.group else block
+    block = task.weight[rows].to(torch.float32)
+    if not _is_finite(block):
+        raise not_finite(task, task.weight[rows])
+    missing = (0, task.padded_shape[1] - block.shape[1], 0, rows.stop - rows.start - block.shape[0])
+    block = torch.nn.functional.pad(block, missing) if any(missing) else block
+    return rotate(block, task.group) if task.group else block
 
 
 def load_weight(task: LayerTask) -> Tensor:
-    """The whole weight, float32 in `LayerTask.padded_shape`; errors as in `load_blocks`."""
-    return torch.cat(list(load_blocks(task)))
+    """The whole weight, float32 in `LayerTask.padded_shape`; errors as in `load_block`."""
+    weight = task.weight.new_empty(task.padded_shape, dtype=torch.float32)
+
+    def load(rows: slice) -> None:
+        weight[rows] = load_block(task, rows)
+
+    run_all(load, row_blocks(task))
+    return weight
 
 
 def load_input_rows(task: LayerTask) -> InputRows | None:
-    """The recorded input rows on the weight's device, None if there are fewer than `FEWEST_ROWS`."""
+    """The recorded input rows on the weight's device, None if there are fewer than `FEWEST_ROWS`.
+
+    Raises:
+        LayerError: they hold NaN or infinity, which the recorder leaves out.
+    """
     recorded = task.inputs.rows
     if recorded is None or len(recorded) < FEWEST_ROWS:
         return None
     rows = recorded.to(task.weight.device)
+    if not _is_finite(rows):
+        raise LayerError(f"The calibration of layer '{task.name}' holds NaN or infinite inputs; record it again.")
     return InputRows.prepare(
         rows,
         task.padded_shape[1],
@@ -66,6 +82,18 @@ def load_input_rows(task: LayerTask) -> InputRows | None:
 def hold_out(task: LayerTask, rows: InputRows) -> tuple[InputRows, InputRows]:
     """Held-out rows, which judge, and the rows to learn from."""
     return rows.split(task.recipe.calibrated.held_out)
+
+
+def not_finite(task: LayerTask, block: Tensor) -> LayerError:
+    """The error for weights that are not finite in float32."""
+    if not _is_finite(block):
+        return LayerError(
+            f"Layer '{task.name}' holds NaN or infinite weights; the source file is damaged or not a weight."
+        )
+    return LayerError(
+        f"Layer '{task.name}' holds weights of up to {float(block.abs().amax()):.3g}, more than float32 can hold; keep "
+        "the layer with exclude, or repair the source file."
+    )
 
 
 def _is_finite(block: Tensor) -> bool:

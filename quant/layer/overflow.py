@@ -32,6 +32,6 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         largest = float(tensor[tensor.isfinite()].abs().amax())
         raise LayerError(
             f"The tensor '{name}' holds values of up to {largest:.3g}, more than {dtype_name(dtype)} can hold; keep it "
-            "in float32, with keep_dtype or an override."
+            f"in {dtype_name(tensor.dtype)}, with keep_dtype or an override."
         )
     return result

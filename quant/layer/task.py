@@ -1,4 +1,4 @@
-"""What is to be done with one layer, and the result, as values."""
+"""One layer to quantize, and its result, as values."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class LayerTask:
     """Rotation group, None if the weight is not rotated."""
     recipe: Recipe
     inputs: InputStatistics = NO_STATISTICS
-    """What a calibration knows of the layer's inputs."""
+    """Statistics of the layer's inputs from a calibration."""
     input_scale: float | None = None
     """Static scale of the layer's inputs, written beside the weight; None: none is written."""
     full_precision: bool = False
     """ComfyUI is asked to dequantize the weight and multiply in 16 bits."""
     device: torch.device | str = "cpu"
-    """Where to compute."""
+    """Device that computes."""
     check_cancelled: CheckCancelled = lambda: None
 
     @property

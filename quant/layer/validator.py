@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..parallel import BLOCK, cpu_blocks, run_all
 from .activations import InputRows
 from .layer_errors import relative_error, square_sum
 
@@ -36,7 +38,7 @@ class Validator:
     @cached_property
     def reference(self) -> Tensor:
         """The float layer's output, ``[R, N]``."""
-        return self.rows.rows @ self.weight.T
+        return self._multiply(lambda part: self.weight[part], self.rows.rows)
 
     @cached_property
     def square(self) -> float:
@@ -45,11 +47,27 @@ class Validator:
 
     def squared_errors(self, dequantized: Tensor) -> Tensor:
         """Squared output errors with inputs in float, float64 ``[R, N]``, of a dequantized weight ``[N, K]``."""
-        return (self.rows.rows @ (dequantized - self.weight).T).to(torch.float64).square_()
+        errors = self._multiply(lambda part: dequantized[part] - self.weight[part], self.rows.rows)
+        return errors.to(torch.float64).square_()
 
-    def measure(self, dequantized: Tensor) -> OutputErrors:
-        """Output errors of a dequantized weight ``[N, K]``."""
-        w8a16 = float(self.squared_errors(dequantized).sum())
-        w8a8 = square_sum((self.rows.quantized @ dequantized.T).sub_(self.reference))
+    def measure(self, dequantized: Tensor, squares: Tensor | None = None) -> OutputErrors:
+        """Output errors of a dequantized weight ``[N, K]``.
+
+        Args:
+            squares: its `squared_errors`, if they are known.
+        """
+        w8a16 = float((self.squared_errors(dequantized) if squares is None else squares).sum())
+        outputs = self._multiply(lambda part: dequantized[part], self.rows.quantized)
+        w8a8 = square_sum(outputs.sub_(self.reference))
         power = self.square / len(self.rows)
         return OutputErrors(relative_error(w8a16, self.square), relative_error(w8a8, self.square), power)
+
+    def _multiply(self, load: Callable[[slice], Tensor], rows: Tensor) -> Tensor:
+        """Return ``rows W^T``, ``[R, N]``, of a weight that ``load`` gives in blocks of rows."""
+        result = rows.new_empty(len(rows), len(self.weight))
+
+        def multiply(part: slice) -> None:
+            result[:, part] = rows @ load(part).T
+
+        run_all(multiply, cpu_blocks(len(self.weight), BLOCK, rows.device))
+        return result

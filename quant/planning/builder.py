@@ -37,7 +37,9 @@ def make_plan(tensors: Mapping[str, TensorSpec], recipe: Recipe, statistics: Sta
     """
     shapes = {name: spec.shape for name, spec in tensors.items()}
     found = recognise(shapes) if recipe.profile == "auto" else match(recipe.profile, shapes)
-    builder = _Builder(found, recipe, _match_statistics(statistics or {}, tensors, found.prefix))
+    builder = _Builder(
+        recognition=found, recipe=recipe, statistics=_match_statistics(statistics or {}, tensors, found.prefix)
+    )
     plan = Plan(
         profile=found.profile.name,
         prefix=found.prefix,
@@ -102,7 +104,7 @@ class _Keep:
     is_lookup_table: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Builder:
     recognition: Recognition
     recipe: Recipe
@@ -111,7 +113,7 @@ class _Builder:
     patterns: PatternSearch = field(default_factory=PatternSearch)
 
     def decide(self, name: str, spec: TensorSpec) -> Entry:
-        """What happens to one tensor."""
+        """Decide how one tensor is stored."""
         outcome = self._outcome(name, spec)
         if isinstance(outcome, RemovedTensor):
             return outcome

@@ -1,4 +1,4 @@
-"""What each way of storing a layer would cost, measured by quantizing it that way."""
+"""Cost of every format that a layer could take, measured by quantizing the layer."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Evaluator:
 def make_task(
     layer: LayerPlan, weight: Tensor, recipe: Recipe, device: str, check_cancelled: Callable[[], None]
 ) -> LayerTask:
-    """What `quantize_layer` is to do with ``weight [N, K]`` of a planned layer."""
+    """Make the `quantize_layer` task for ``weight [N, K]`` of a planned layer."""
     return LayerTask(
         name=layer.name,
         weight=weight,

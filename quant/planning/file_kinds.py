@@ -24,7 +24,7 @@ class Obstacle:
     """Why a quantized file with these names would not be read as one."""
 
     title: str
-    """What the file is."""
+    """Kind of the file, for people to read."""
     reason: str
     way_out: str
 
@@ -64,7 +64,7 @@ class KnownModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Sign:
-    """What tells a kind of file by its names; ``foreign.toml`` explains the fields."""
+    """Signs of a kind of file in its tensors' names; ``foreign.toml`` explains the fields."""
 
     all: tuple[re.Pattern[str], ...] = ()
     none: tuple[re.Pattern[str], ...] = ()

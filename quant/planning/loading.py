@@ -20,7 +20,7 @@ from .names import STRIPPED_PREFIXES, Names, Shapes, loader_prefix
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What ComfyUI's loaders make of a file's names."""
+    """Judgement of a file's names: do ComfyUI's loaders read markers under them?"""
 
     obstacle: Obstacle | None = None
     """Why they would not read its quantized layers."""
@@ -50,7 +50,7 @@ def check_source(source: Source, *, force: bool) -> tuple[Notice, ...]:
 
 
 def ask(shapes: Shapes, path: Path | None = None) -> Answer:
-    """What ComfyUI's loaders make of the tensors in the file at ``path``; None: they are in no file."""
+    """Judge the tensors of the file at ``path`` by their names; None: they are in no file."""
     siblings = None if path is None else find_siblings(path)
     if siblings is not None:
         return Answer(obstacle=_shard(siblings))
@@ -62,7 +62,7 @@ def ask(shapes: Shapes, path: Path | None = None) -> Answer:
 
 
 def _answers(names: Names, inside: Names, home: str) -> Iterator[Answer | None]:
-    """What each rule says, in the order in which they are asked."""
+    """Yield the finding of each rule, in order."""
     yield _find_foreign(inside, early=True)
     at_home = [(model, model.home(home)) for model in known_models() if model.home(home) in model.find_prefixes(names)]
     at_home.sort(key=lambda found: not found[0].is_whole(names, found[1]))

@@ -34,7 +34,7 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
         RecipeError: no choice of formats meets the target.
         LayerError, CheckpointError: from measuring.
     """
-    search = _Search(plan, source, evaluator.recipe, evaluator)
+    search = _Search(plan=plan, source=source, recipe=evaluator.recipe, evaluator=evaluator)
     if evaluator.recipe.format == AUTO:
         return search.choose_formats()
     if evaluator.recipe.max_error is not None:
@@ -44,7 +44,7 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
     return search.plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Search:
     plan: Plan
     source: Source

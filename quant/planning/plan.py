@@ -1,4 +1,4 @@
-"""What happens to every tensor of a model.
+"""The plan: how every tensor of a model is stored.
 
 A plan fixes the layout of the output completely, so that a file can be written as a stream and a dry run costs nothing.
 Plans are values: a change gives another plan.
@@ -39,7 +39,7 @@ class LayerPlan:
     input_scale: float | None = None
     """Static scale of the inputs, which is written; None: none is."""
     inputs: InputStatistics = NO_STATISTICS
-    """What a calibration knows of the layer's inputs."""
+    """Statistics of the layer's inputs from a calibration."""
     fixed: bool = False
     """The recipe names the layer's format, so that no measurement changes it."""
     is_lookup_table: bool = False
@@ -59,7 +59,7 @@ class LayerPlan:
         tensors = {f"{self.name}.{suffix}": spec for suffix, spec in self.format.layout(self.shape).items()}
         if self.input_scale is not None:
             tensors[f"{self.name}.input_scale"] = (torch.float32, ())
-        return tensors | {self.name + SUFFIX: (torch.uint8, tuple(self.marker.to_tensor().shape))}
+        return tensors | {self.name + SUFFIX: (torch.uint8, (self.marker.nbytes,))}
 
     @property
     def nbytes(self) -> int:
@@ -121,15 +121,15 @@ class Plan:
 
     profile: str
     prefix: str
-    """What the names of the model's tensors begin with in the file."""
+    """Prefix of the model's tensors in the file."""
     certain: bool
     """The profile was recognised or named; else the generic rules apply."""
     entries: Mapping[str, Entry]
     """By key, in the source's order."""
     size_curve: SizeCurve | None = None
-    """Where the formats were chosen by measurement: what every size would cost."""
+    """Error at every size, if the formats were chosen by measurement."""
     warnings: tuple[Notice, ...] = ()
-    """What may keep ComfyUI from loading the result."""
+    """Notices about loading the result in ComfyUI."""
 
     @cached_property
     def layers(self) -> dict[str, LayerPlan]:

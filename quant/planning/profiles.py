@@ -33,7 +33,7 @@ MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """An unknown model's names begin with one of these where it lies beside others."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """``pattern`` is searched (``re.search``) in the layer's name: prefix stripped, without the trailing ``.weight``.
 
@@ -53,17 +53,19 @@ class Rule:
         return re.search(self.pattern, name) is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What happens to one layer; ``source`` says who found the reason. required: overrides do not apply."""
+    """A profile's decision for one layer."""
 
     action: Action
     reason: str
     source: str
+    """Who found the reason."""
     required: bool = False
+    """Whether overrides do not apply."""
 
 
-DEFAULT = Decision("quantize", "a linear layer that no rule keeps", "default")
+DEFAULT = Decision(action="quantize", reason="a linear layer that no rule keeps", source="default")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Signature:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """One variant of one family. ``variants`` names the whole family, the default one (named as the family) first."""
 
@@ -109,7 +111,7 @@ class Profile:
         """
         for rule in self.rules:
             if not (embeddings and rule.kind == "embedding") and rule.matches(layer):
-                return Decision(rule.action, rule.reason, rule.source, rule.required)
+                return Decision(action=rule.action, reason=rule.reason, source=rule.source, required=rule.required)
         return DEFAULT
 
     def is_lookup_table(self, layer: str) -> bool:

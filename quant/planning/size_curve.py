@@ -27,7 +27,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class SizeCurve:
-    """What the best choice of formats costs at every size."""
+    """Error of the best choice of formats at every size."""
 
     curve: tuple[CurvePoint, ...]
     """From the smallest to the largest size."""

@@ -1,1 +1,1 @@
-"""What a run did, what is in a file, and how two files differ."""
+"""Reports about a run, about a file, and about the difference of two files."""

@@ -27,7 +27,7 @@ BLOCK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far one tensor is from its float original."""
+    """Difference of one tensor from its float original."""
 
     name: str
     """Of the layer, or of a tensor that is not quantized."""
@@ -61,7 +61,7 @@ class Difference:
 
 @dataclass(kw_only=True)
 class Comparison:
-    """What `compare_files` finds."""
+    """Result of `compare_files`."""
 
     layers: list[Difference] = field(default_factory=list)
     """The quantized layers."""

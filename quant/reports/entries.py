@@ -1,4 +1,4 @@
-"""What a report is made of: one value for each quantized layer, for each kept tensor, and for the whole."""
+"""Parts of a report: one value for each quantized layer, for each kept tensor, and for the totals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a checkpoint: formats, shapes, bytes, how it was made, and whether ComfyUI can load it."""
+"""Contents of a checkpoint: formats, shapes, bytes, how it was made, and whether ComfyUI can load it."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `inspect_file` finds."""
+    """Result of `inspect_file`."""
 
     path: str
     profile: str
-    """What the model was recognised as."""
+    """Name of the recognised model."""
     entries: list[Entry]
     """The quantized layers first."""
     metadata: dict[str, str]
     """The header's text fields."""
     provenance: Provenance | None
-    """How the file was made; None for a file that this pack did not write."""
+    """Provenance; None for a file that this pack did not write."""
     needs: dict[str, str] = field(default_factory=dict)
-    """What runs each format in the file, where that is known."""
+    """Programs that run each format in the file, if known."""
     obstacles: list[str] = field(default_factory=list)
     """Why ComfyUI alone would not run the file as it is meant, in sentences; empty if it does."""
     disagreements: list[str] = field(default_factory=list)
-    """Where the markers and the header do not say the same."""
+    """Contradictions between the markers and the header."""
     refusal: str = ""
     """Why a file without quantized layers cannot be quantized for ComfyUI; empty: it can."""
 

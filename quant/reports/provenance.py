@@ -1,4 +1,4 @@
-"""How a file was made: every path writes it into the header; inspection and the recipe loader read it."""
+"""Provenance (how a file was made): every path writes it into the header; inspection and the recipe loader read it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROVENANCE_KEY = "calibrated_rounding"
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What makes a quantized file again from its source, bit for bit."""
+    """Everything needed to make a quantized file again from its source, bit for bit."""
 
     recipe: Mapping[str, Any]
     """`Recipe.to_dict`."""

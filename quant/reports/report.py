@@ -1,4 +1,4 @@
-"""What a run did: one value that the command line, the nodes, the page and JSON all show."""
+"""The report of a run: one value that the command line, the nodes, the page and JSON all show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TITLES = {
     "output_w8a8": "output error (W8A8)",
     "projected": "projected error",
 }
-"""What text calls the pairs of `LayerErrors`."""
+"""Titles in text of the pairs of `LayerErrors`."""
 
 
 @dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class Report:
     notes: list[Notice] = field(default_factory=list)
     seconds: float = 0.0
     precision: SizeCurve | None = None
-    """What every size would cost, if formats were chosen by measurement."""
+    """Error at every size, if formats were chosen by measurement."""
 
     @property
     def totals(self) -> Totals:
@@ -88,12 +88,17 @@ class Report:
         return "\n".join([*table(rows, right=frozenset(range(3, len(head) - 1))), "", *curve, self.short()])
 
     def short(self) -> str:
-        """What was kept and why, warnings, and the totals."""
-        kept = kept_lines(((entry.name, entry.reason, entry.source) for entry in self.kept), self.removed)
+        """Render kept tensors with reasons, warnings, and the totals."""
+        largest = sorted(self.kept, key=lambda entry: -entry.bytes_after)
+        kept = kept_lines(((entry.name, entry.reason, entry.source) for entry in largest), self.removed)
+        return "\n".join([*kept, *self.warnings(), self.summary()])
+
+    def warnings(self) -> list[str]:
+        """Render the layers' warnings, each with the layers that it concerns, and the notes of the run."""
         warnings = grouped(
             (render(note), layer.name) for layer in self.layers for note in layer.notes if note.level == "warning"
         )
-        return "\n".join([*kept, *warnings, *map(render, self.notes), self.summary()])
+        return [*warnings, *map(render, self.notes)]
 
     def summary(self) -> str:
         """The totals in one line."""
@@ -112,7 +117,7 @@ class Report:
         return f"{self.profile}: {', '.join(parts)}"
 
     def _columns(self) -> list[_Column]:
-        """What the table shows of `LayerErrors`: nearest's error only if rounding made a difference somewhere."""
+        """Columns of the table for `LayerErrors`: nearest's error only if rounding made a difference somewhere."""
         columns: list[_Column] = []
         for name, title in TITLES.items():
             pairs = _pairs(self.layers, name)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..formats import Format, Scale
+from ..parallel import BLOCK, blocks, run_all
 from ..recipe import CalibratedSettings
 from .by_ldlq import round_by_ldlq
 
@@ -65,11 +66,25 @@ def estimate_hessian(inputs: Tensor, damping: float | None = None) -> Tensor:
     tiny = torch.finfo(torch.float32).tiny
     # The factor is free, so inputs are scaled to at most 1: squares neither overflow nor vanish.
     inputs = inputs / inputs.abs().amax().clamp(min=tiny)
-    hessian = (inputs.T @ inputs).div_(len(inputs))
+    hessian = compute_gram(inputs).div_(len(inputs))
     mean = hessian.diagonal().mean().clamp(min=tiny)
     share = max(_estimate_damping(hessian, inputs), SMALLEST_DAMPING) if damping is None else damping
     hessian.diagonal().add_(share * mean)
     return hessian
+
+
+def compute_gram(inputs: Tensor) -> Tensor:
+    """Return ``X^T X`` of rows X ``[R, K]``; on the CPU in blocks, of which the lower half is computed."""
+    if inputs.device.type != "cpu":
+        return inputs.T @ inputs
+    gram = inputs.new_empty(inputs.shape[1], inputs.shape[1])
+
+    def multiply(columns: slice) -> None:
+        torch.mm(inputs[:, columns].T, inputs[:, : columns.stop], out=gram[columns, : columns.stop])
+        gram[: columns.start, columns] = gram[columns, : columns.start].T
+
+    run_all(multiply, blocks(len(gram), BLOCK)[::-1])
+    return gram
 
 
 def _estimate_damping(moment: Tensor, inputs: Tensor) -> float:

@@ -6,7 +6,7 @@ nearest rounding has, is tried with all of its columns rounded, and the one that
 then choose each group's scale and codes again while all other groups stay.
 
 Everything is in units of the row's channel scale: a grid point is a level times a group scale. Weights are transposed
-here, ``[K, N]``. Rows of a weight do not depend on each other; on the CPU a fixed number of them is rounded at a time.
+here, ``[K, N]``. Rows of a weight do not depend on each other: on the CPU, threads take some rows each.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from ...kernels import groups
 from ...kernels.errors import KernelError
 from ...kernels.groups import GroupGrid
 from ..errors import RecipeError
-from .ldlq import BLOCK, CheckCancelled, _factorize
+from ..parallel import cpu_blocks, run_all
+from .cholesky import factorize
+from .ldlq import BLOCK, CheckCancelled
 
 STEPS = tuple(range(-3, 8))
 """Candidates of LDLQ, in E4M3 numbers from nearest's scale: 8 are twice as large. Upwards they reach further, because
@@ -35,7 +38,7 @@ LARGEST_BITS = 0x7E
 """Bits of 448, the last finite E4M3 number."""
 
 PART_ROWS = 1024
-"""Rows of a weight that are rounded at a time on the CPU: their candidates stay in the processor's cache."""
+"""Rows of a weight that a thread rounds at a time: their candidates stay in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,30 +133,26 @@ def round_groups(
     permuted = hessian[order[:, None], order]
     if overwrite_hessian:
         permuted = hessian.copy_(permuted)
-    height = PART_ROWS if hessian.device.type == "cpu" else rows
-    parts = [
-        _Part(
-            weight=values.T[order].contiguous(),
-            scale=scale.T[group_order].contiguous(),
-            errors=torch.zeros(len(order), len(values), device=values.device),
-            grid=grid,
-        )
-        for values, scale in zip(torch.split(weight.values, height), torch.split(weight.scale, height), strict=True)
-    ]
+    places = cpu_blocks(rows, PART_ROWS, hessian.device)
+
+    def pose(place: slice) -> _Part:
+        transposed = weight.values[place].T[order].contiguous()
+        scale = weight.scale[place].T[group_order].contiguous()
+        return _Part(weight=transposed, scale=scale, errors=torch.zeros_like(transposed), grid=grid)
+
+    parts = run_all(pose, places)
     try:
         factors = _factorize_groups(permuted, count)
-        for part in parts:
-            _run_ldlq(part, factors, steps, check_cancelled)
+        run_all(partial(_run_ldlq, factors=factors, steps=steps, check_cancelled=check_cancelled), parts)
         for _ in range(passes):
-            costs = [_run_pass(part, factors, check_cancelled) for part in parts]
+            costs = run_all(partial(_run_pass, factors=factors, check_cancelled=check_cancelled), parts)
             before, removed = (math.fsum(values) for values in zip(*costs, strict=True))
             if before <= 0 or removed < least_gain * before:
                 break
     except KernelError as error:
         raise RecipeError(str(error)) from None
     values, scale = torch.empty_like(weight.values), torch.empty_like(weight.scale)
-    for i, part in enumerate(parts):
-        place = slice(i * height, i * height + part.weight.shape[1])
+    for place, part in zip(places, parts, strict=True):
         values[place, order] = (part.weight + part.errors).T
         scale[place, group_order] = part.scale.T
     return GroupedWeight(values=values, scale=scale)
@@ -176,7 +175,7 @@ def _choose_order(weight: GroupedWeight, hessian: Tensor) -> tuple[Tensor, Tenso
 
 
 def _factorize_groups(hessian: Tensor, count: int) -> _Factors:
-    lower = _factorize(hessian)
+    lower = factorize(hessian)
     root = lower.diagonal().clone()
     lower.div_(root)
     width = len(hessian) // count

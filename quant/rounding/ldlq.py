@@ -6,13 +6,16 @@ target is known when its turn comes (LDLQ: Chee et al., arXiv 2307.13304, sectio
 Frantar et al., arXiv 2210.17323). It takes one Cholesky factorization and no inverse.
 
 Columns are handled in blocks, so that nearly all the work is matrix products; a kernel of `kernels.ldlq` does the rest.
-Weights are transposed here, ``[K, N]``, so that a column is contiguous.
+Weights are transposed here, ``[K, N]``, so that a column is contiguous. Rows of a weight do not depend on each other:
+on the CPU, threads take some rows each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,20 +25,21 @@ from ...kernels.errors import KernelError
 from ..errors import RecipeError
 from ..formats import ScaledFormat
 from ..formats.grids import Grid
+from ..parallel import blocks, cpu_blocks, run_all
+from .cholesky import factorize
 
 BLOCK = 128
 
-FIRST_DAMPING = 1e-6
-DAMPINGS = 7
-"""Damping tried first on a Hessian that has no Cholesky factor, relative to its mean diagonal, and how many times it is
-tried, ten times larger each time."""
+PART_ROWS = 1024
+"""Rows of a weight that a thread rounds at a time: few enough that a layer keeps threads busy, and enough that they are
+not busy with calling torch."""
 
 CheckCancelled = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LdlqProblem:
-    """A weight to round: transposed, float32, columns in reverse order of rounding."""
+    """Rows of a weight to round: transposed, float32, columns in reverse order of rounding."""
 
     weight: Tensor
     """Float weights ``[K, N]``."""
@@ -51,6 +55,9 @@ class LdlqProblem:
     adjacent: bool
     """Whether a code must be one of the two grid points around its weight."""
 
+    errors: Tensor
+    """Rounded minus float weights, ``[K, N]``; changes while the problem is solved."""
+
     def column_block(self, columns: slice) -> ldlq.ColumnBlock:
         """Return a block of columns as the kernels take it."""
         weight, scale = self.weight[columns], self.scale[columns]
@@ -59,6 +66,10 @@ class LdlqProblem:
             scaled = weight / scale
             limits = self.grid.below(scaled), self.grid.above(scaled)
         return ldlq.ColumnBlock(weight=weight, scale=scale, grid=self.grid, limits=limits)
+
+    def encode(self) -> Tensor:
+        """Return the codes of the rounded weights, ``[K, N]``; the errors are used up."""
+        return self.grid.encode(self.errors.add_(self.weight).div_(self.scale))
 
 
 def round_ldlq(
@@ -96,28 +107,38 @@ def round_ldlq(
     """
     # The most important columns come last, so that they are rounded first and all others can compensate for them.
     order = _estimate_column_costs(weight, scale, fmt, hessian).argsort()
-    permuted = hessian[order[:, None], order]
+    permuted = _permute_square(hessian, order)
     if overwrite_hessian:
         permuted = hessian.copy_(permuted)
-    wide_scale = _permute_scale(scale, fmt, weight, order)
-    problem = LdlqProblem(
-        weight=_permute_columns(weight, order),
-        scale=wide_scale,
-        hessian=permuted,
-        grid=fmt.grid,
-        adjacent=adjacent,
-    )
+    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1])).expand(weight.shape)
+    rows = cpu_blocks(len(weight), PART_ROWS, weight.device)
+
+    def pose(part: slice) -> LdlqProblem:
+        transposed = _permute_columns(weight[part], order)
+        return LdlqProblem(
+            weight=transposed,
+            scale=_permute_scale(wide_scale[part], order),
+            hessian=permuted,
+            grid=fmt.grid,
+            adjacent=adjacent,
+            errors=torch.zeros_like(transposed),
+        )
+
+    problems = run_all(pose, rows)
     try:
-        errors = _run_ldlq(problem, check_cancelled)
+        _run_ldlq(problems, permuted, check_cancelled)
         for _ in range(passes):
-            if _run_descent_pass(problem, errors, check_cancelled) < least_gain:
+            if _run_descent_pass(problems, check_cancelled) < least_gain:
                 break
     except KernelError as error:
         raise RecipeError(str(error)) from None
-    codes = fmt.grid.encode(errors.add_(problem.weight).div_(wide_scale))
-    result = torch.empty_like(weight, dtype=codes.dtype)
-    # Indexed as bytes: torch cannot index every 8-bit float dtype.
-    result.view(torch.uint8)[:, order] = codes.view(torch.uint8).T
+    result = torch.empty_like(weight, dtype=fmt.grid.dtype)
+
+    def store(part: tuple[slice, LdlqProblem]) -> None:
+        # Indexed as bytes: torch cannot index every 8-bit float dtype.
+        result.view(torch.uint8)[part[0], order] = part[1].encode().view(torch.uint8).T
+
+    run_all(store, zip(rows, problems, strict=True))
     return result
 
 
@@ -126,74 +147,73 @@ def _estimate_column_costs(weight: Tensor, scale: Tensor, fmt: ScaledFormat, hes
 
     Large weights lie on a coarser grid in floating point, so columns differ by more than the Hessian's diagonal.
     """
-    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
-    steps = fmt.grid.spacing(weight / wide_scale).mul_(wide_scale)
-    return steps.square_().mean(dim=0).mul_(hessian.diagonal())
+    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1])).expand(weight.shape)
+    costs = weight.new_empty(weight.shape[1])
+
+    def estimate(columns: slice) -> None:
+        scales = wide_scale[:, columns]
+        steps = fmt.grid.spacing(weight[:, columns] / scales).mul_(scales)
+        costs[columns] = steps.square_().mean(dim=0)
+
+    run_all(estimate, cpu_blocks(len(costs), BLOCK, weight.device))
+    return costs.mul_(hessian.diagonal())
+
+
+def _permute_square(hessian: Tensor, order: Tensor) -> Tensor:
+    return hessian[order[:, None], order]
 
 
 def _permute_columns(x: Tensor, order: Tensor) -> Tensor:
     return x.T[order].contiguous()
 
 
-def _permute_scale(scale: Tensor, fmt: ScaledFormat, weight: Tensor, order: Tensor) -> Tensor:
-    """Return the scales as ``[K, N]``; expanded, without a copy, if all columns share them."""
-    shape = (weight.shape[0], weight.shape[1])
-    wide_scale = fmt.granularity.expand(scale, shape).expand(shape)
+def _permute_scale(wide_scale: Tensor, order: Tensor) -> Tensor:
+    """Return scales ``[N, K]`` as ``[K, N]``; expanded, without a copy, if all columns share them."""
     return wide_scale.T if wide_scale.stride(1) == 0 else _permute_columns(wide_scale, order)
 
 
-def _run_ldlq(problem: LdlqProblem, check_cancelled: CheckCancelled) -> Tensor:
-    """Round all columns, from the last to the first.
-
-    Returns:
-        Rounded minus float weights, ``[K, N]``.
-    """
+def _run_ldlq(problems: Sequence[LdlqProblem], hessian: Tensor, check_cancelled: CheckCancelled) -> None:
+    """Round all columns of all rows, from the last column to the first."""
     check_cancelled()
-    factor = _factorize(problem.hessian)
+    factor = factorize(hessian)
     factor.div_(factor.diagonal().clone())
-    errors = torch.zeros_like(problem.weight)
+    run_all(partial(_round_columns, factor=factor, check_cancelled=check_cancelled), problems)
+
+
+def _round_columns(problem: LdlqProblem, factor: Tensor, check_cancelled: CheckCancelled) -> None:
+    errors = problem.errors
     for stop in range(len(factor), 0, -BLOCK):
         check_cancelled()
         columns = slice(max(0, stop - BLOCK), stop)
         targets = problem.weight[columns] - factor[stop:, columns].T @ errors[stop:]
         within = factor[columns, columns].T.contiguous()
         ldlq.ldlq_block(problem.column_block(columns), within, targets, errors[columns])
-    return errors
 
 
-def _factorize(hessian: Tensor) -> Tensor:
-    """Return the lower Cholesky factor ``[K, K]``; damps the Hessian in place as long as it has none."""
-    damping = FIRST_DAMPING * float(hessian.diagonal().mean())
-    factor: Tensor
-    for _ in range(DAMPINGS):
-        factor, failed = torch.linalg.cholesky_ex(hessian)
-        if not failed:
-            return factor
-        hessian.diagonal().add_(damping)
-        damping *= 10
-    factor = torch.linalg.cholesky(hessian)
-    return factor
-
-
-def _run_descent_pass(problem: LdlqProblem, errors: Tensor, check_cancelled: CheckCancelled) -> float:
+def _run_descent_pass(problems: Sequence[LdlqProblem], check_cancelled: CheckCancelled) -> float:
     """Run one pass of exact coordinate descent over all columns.
 
     Args:
-        problem: The weight to round.
-        errors: Rounded minus float weights, ``[K, N]``; updated in place.
+        problems: The rows to round.
         check_cancelled: Called once per block.
 
     Returns:
         Share of the cost that the pass removed, each block's cost counted before the block was changed.
     """
-    hessian = problem.hessian
+    sums = run_all(partial(_descend, check_cancelled=check_cancelled), problems)
+    cost, removed = (math.fsum(values) for values in zip(*sums, strict=True))
+    return removed / cost if cost > 0 else 0.0
+
+
+def _descend(problem: LdlqProblem, check_cancelled: CheckCancelled) -> tuple[float, float]:
+    """Run one pass over the columns of some rows; returns their cost, and what was removed of it."""
+    hessian, errors = problem.hessian, problem.errors
     cost, removed = hessian.new_zeros(()), hessian.new_zeros(())
-    for start in range(0, len(hessian), BLOCK):
+    for columns in blocks(len(hessian), BLOCK):
         check_cancelled()
-        columns = slice(start, min(start + BLOCK, len(hessian)))
         within, before, gradient = hessian[columns, columns], errors[columns].clone(), hessian[columns] @ errors
         ldlq.descend_block(problem.column_block(columns), within, gradient.clone(), errors[columns])
         change = errors[columns] - before
         cost += (before * gradient).sum()
         removed -= (change * (2 * gradient + within @ change)).sum()
-    return float(removed / cost) if cost > 0 else 0.0
+    return float(cost), float(removed)

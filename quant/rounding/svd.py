@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..formats import Format, Scale
+from ..parallel import matmul
 from ..recipe import SvdSettings
 from .by_ldlq import round_by_ldlq
 from .nearest import round_nearest
@@ -26,6 +27,9 @@ OVERSAMPLING = 2
 """Number of directions that the randomized SVD computes, in multiples of k; the rest are dropped (Halko et al., arXiv
 0909.4061, section 1.6). Weights have flat spectra: k + 10 directions miss the true leading subspace, in which the error
 of a 1024 x 1024 layer then falls to 0.56 of nearest instead of 0.26 (`benchmarks/convert_to_quant.py`)."""
+
+ITERATIONS = 2
+"""Subspace iterations of the randomized SVD."""
 
 LDLQ_DAMPING = 0.05
 """Hessian of the optimizer `feedback` outside the leading directions, relative to inside; bounds the total error."""
@@ -46,13 +50,13 @@ class Projection:
 
     def project_error(self, rounded: Tensor) -> Tensor:
         """Return ``U^T (W_q - W) V`` of a dequantized weight: ``[k, k]``, or ``[N, k]`` without ``left``."""
-        right = (rounded - self.weight) @ self.right
-        return right if self.left is None else self.left.T @ right
+        right = matmul(rounded - self.weight, self.right)
+        return right if self.left is None else matmul(self.left.T, right)
 
     def compute_gradient(self, projected: Tensor) -> Tensor:
         """Return the gradient ``[N, K]`` of half the squared objective, from a projected error."""
-        wide = projected if self.left is None else self.left @ projected
-        return wide @ self.right.T
+        wide = projected if self.left is None else matmul(self.left, projected)
+        return matmul(wide, self.right.T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +151,28 @@ def _compute_leading(matrix: Tensor, k: int, full: bool, seed: int) -> tuple[Ten
     """Return the k leading left singular vectors, singular values and right singular vectors."""
     if full:
         left, sizes, right_t = torch.linalg.svd(matrix, full_matrices=False)
-        right = right_t.T
-    else:
-        # It draws from the global generator, which belongs to the caller.
-        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
-            torch.manual_seed(seed)
-            left, sizes, right = torch.svd_lowrank(matrix, q=min(OVERSAMPLING * k, *matrix.shape), niter=2)
-    return left[:, :k].contiguous(), sizes[:k], right[:, :k].contiguous()
+        return left[:, :k].contiguous(), sizes[:k], right_t[:k].T.contiguous()
+    return _compute_randomized(matrix, k, seed)
+
+
+def _compute_randomized(matrix: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by randomized subspace iteration (Halko et al., arXiv 0909.4061, algorithms 4.4 and 5.1).
+
+    The small matrix is decomposed by the eigenvectors of its Gram matrix. Singular values below 1e-4 of the largest are
+    lost in it; a weight's k leading ones are far above.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(matrix.shape[1], min(OVERSAMPLING * k, *matrix.shape), generator=generator)
+    basis, _ = torch.linalg.qr(matmul(matrix, draws.to(matrix.device)))
+    for _ in range(ITERATIONS):
+        basis, _ = torch.linalg.qr(matmul(matrix.T, basis))
+        basis, _ = torch.linalg.qr(matmul(matrix, basis))
+    small = matmul(basis.T, matrix)
+    values, vectors = torch.linalg.eigh(matmul(small, small.T))
+    leading = vectors[:, -k:].flip(1)
+    # Orthonormal also where the matrix has fewer directions than k.
+    right, _ = torch.linalg.qr(matmul(small.T, leading))
+    return matmul(basis, leading), values[-k:].flip(0).clamp(min=0).sqrt(), right
 
 
 def _optimize(
@@ -185,6 +204,6 @@ def _solve_ldlq(
     projection: Projection, scale: Scale, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
     """Round by LDLQ with the Hessian ``V V^T + damping``: the optimizer `feedback`."""
-    hessian = projection.right @ projection.right.T
+    hessian = matmul(projection.right, projection.right.T)
     hessian.diagonal().add_(LDLQ_DAMPING)
     return round_by_ldlq(projection.weight, scale, fmt, hessian, check_cancelled, bound=True)[0]

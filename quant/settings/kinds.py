@@ -134,7 +134,7 @@ class Real(Kind):
         return f"{value:g}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice(Kind):
     """One of a few names or numbers."""
 

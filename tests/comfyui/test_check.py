@@ -53,8 +53,10 @@ def test_check_without_file_checks_format(server: Server) -> None:
     assert answer["notices"] == [notice("emulated", format="float8_e4m3fn", device="CPU").to_dict()]
 
 
-def test_fp8_compute_is_not_emulated(fp8_server: Server) -> None:
-    assert ask(fp8_server, format="float8_e4m3fn")["notices"] == []
+def test_fp8_compute_is_said_to_round_inputs(fp8_server: Server) -> None:
+    rounded = notice("inputs_rounded", format="float8_e4m3fn", device="CPU").to_dict()
+    assert ask(fp8_server, format="float8_e4m3fn")["notices"] == [rounded]
+    assert ask(fp8_server, format="float8_e4m3fn", full_precision_matrix_mult=True)["notices"] == []
 
 
 def test_wrong_profile_names_matching_profile(server: Server) -> None:

@@ -81,7 +81,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("block", [None, 128])
 @pytest.mark.parametrize("backend", ["fixed", "persistent"])
 def test_products_run_on_tensor_cores(device: DeviceInfo, m: int, block: int | None, backend: str, cache: Path) -> None:
-    tile = choose_default_tile(GemmShape(m, 3072, 3072, block), device)
+    tile = choose_default_tile(GemmShape(m=m, n=3072, k=3072, block=block), device)
     result = compiled_product(backend, device, tile, block, m, False, cache)
     instruction = r"wgmma\.mma_async\S*s32\.s8\.s8" if device is H200 and m > 16 else r"mma\.sync\S*s32\.s8\.s8"
     assert re.search(instruction, result.ptx)
@@ -92,7 +92,7 @@ def test_products_run_on_tensor_cores(device: DeviceInfo, m: int, block: int | N
 
 @pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
 def test_quantized_products_fit_and_do_not_spill(device: DeviceInfo, cache: Path) -> None:
-    tile = choose_default_tile(GemmShape(4608, 3072, 3072, 128), device)
+    tile = choose_default_tile(GemmShape(m=4608, n=3072, k=3072, block=128), device)
     result = compiled_product("persistent", device, tile, 128, 4608, True, cache)
     assert result.shared <= device.shared
     assert result.spilled <= 16

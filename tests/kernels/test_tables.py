@@ -11,7 +11,11 @@ from calibrated_rounding.kernels.tiles import DeviceInfo, GemmShape, Tile, choos
 H200 = DeviceInfo(arch="sm90", processors=132, shared=232_448, descriptors=True)
 A100 = DeviceInfo(arch="sm80", processors=108, shared=166_912, descriptors=False)
 HEAD = {"arch": "sm90", "device": "a test", "triton": "0"}
-NARROW, WIDE, THIRD = Tile(64, 64, 128, 4, 3), Tile(128, 256, 128, 8, 3), Tile(128, 128, 128, 8, 3)
+NARROW, WIDE, THIRD = (
+    Tile(rows=64, columns=64, depth=128, warps=4, stages=3),
+    Tile(rows=128, columns=256, depth=128, warps=8, stages=3),
+    Tile(rows=128, columns=128, depth=128, warps=8, stages=3),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 def test_default_tile_without_a_table() -> None:
-    shape = GemmShape(4608, 3072, 3072, None)
+    shape = GemmShape(m=4608, n=3072, k=3072, block=None)
     assert choose_config("auto", shape, H200) == KernelConfig("triton", choose_default_tile(shape, H200))
     assert choose_config("triton_v2", shape, H200) == KernelConfig("triton_v2", choose_default_tile(shape, H200))
 
@@ -37,11 +41,11 @@ def test_auto_takes_fastest_backend() -> None:
         HEAD,
     )
     for m in (4097, 4608, 8192):
-        shape = GemmShape(m, 3072, 3072, None)
+        shape = GemmShape(m=m, n=3072, k=3072, block=None)
         assert choose_config("auto", shape, H200) == KernelConfig("triton_v2", WIDE, 0.2)
         assert choose_config("triton", shape, H200) == KernelConfig("triton", NARROW, 0.3)
-    assert choose_config("auto", GemmShape(4608, 3072, 3072, 128), H200).ms is None
-    assert choose_config("auto", GemmShape(4608, 3072, 3072, None), A100).ms is None
+    assert choose_config("auto", GemmShape(m=4608, n=3072, k=3072, block=128), H200).ms is None
+    assert choose_config("auto", GemmShape(m=4608, n=3072, k=3072, block=None), A100).ms is None
 
 
 def test_nearest_bucket_replaces_a_missing_one() -> None:
@@ -50,9 +54,9 @@ def test_nearest_bucket_replaces_a_missing_one() -> None:
         ("row/64x64", 8192): (KernelConfig("triton_v2", WIDE, 0.1),),
     }
     write_table(tables.user_table_path("sm90"), table, HEAD)
-    assert choose_config("auto", GemmShape(1, 64, 64, None), H200).tile == NARROW
-    assert choose_config("auto", GemmShape(100, 64, 64, None), H200).tile == NARROW
-    assert choose_config("auto", GemmShape(90_000, 64, 64, None), H200).tile == WIDE
+    assert choose_config("auto", GemmShape(m=1, n=64, k=64, block=None), H200).tile == NARROW
+    assert choose_config("auto", GemmShape(m=100, n=64, k=64, block=None), H200).tile == NARROW
+    assert choose_config("auto", GemmShape(m=90_000, n=64, k=64, block=None), H200).tile == WIDE
 
 
 def test_user_table_wins_over_packaged() -> None:
@@ -63,17 +67,17 @@ def test_user_table_wins_over_packaged() -> None:
         HEAD,
     )
     write_table(tables.user_table_path("sm90"), {key: (KernelConfig("triton", NARROW, 2.0),)}, HEAD)
-    assert choose_config("auto", GemmShape(1, 64, 64, None), H200).tile == NARROW
-    assert choose_config("auto", GemmShape(1, 64, 96, None), H200).tile == THIRD
-    assert choose_config("auto", GemmShape(1, 96, 64, None), H200).ms is None
+    assert choose_config("auto", GemmShape(m=1, n=64, k=64, block=None), H200).tile == NARROW
+    assert choose_config("auto", GemmShape(m=1, n=64, k=96, block=None), H200).tile == THIRD
+    assert choose_config("auto", GemmShape(m=1, n=96, k=64, block=None), H200).ms is None
     assert set(tables.load_configs("sm90", tables.user_table_path("sm90").parent)) == {key, other}
 
 
 def test_tile_that_does_not_fit_is_ignored() -> None:
-    shape = GemmShape(64, 256, 256, 128)
+    shape = GemmShape(m=64, n=256, k=256, block=128)
     write_table(
         tables.user_table_path("sm90"),
-        {(shape.family, 64): (KernelConfig("triton", Tile(64, 64, 64, 4, 3), 0.1),)},
+        {(shape.family, 64): (KernelConfig("triton", Tile(rows=64, columns=64, depth=64, warps=4, stages=3), 0.1),)},
         HEAD,
     )
     assert choose_config("auto", shape, H200) == KernelConfig("triton", choose_default_tile(shape, H200))
@@ -114,14 +118,15 @@ def test_default_tiles_fit(block: int | None, shared: int) -> None:
     for m in (1, 16, 17, 77, 512, 4608, 32_760):
         for n in (64, 3072, 55_296):
             tile = choose_default_tile(
-                GemmShape(m, n, 3072, block), DeviceInfo(arch="any", processors=132, shared=shared, descriptors=False)
+                GemmShape(m=m, n=n, k=3072, block=block),
+                DeviceInfo(arch="any", processors=132, shared=shared, descriptors=False),
             )
             assert tile.fits(block)
             assert tile.stages * (tile.rows + tile.columns) * tile.depth <= shared
 
 
 def test_default_tiles_keep_processors_busy() -> None:
-    assert choose_default_tile(GemmShape(4608, 3072, 3072, None), H200).rows == 128
+    assert choose_default_tile(GemmShape(m=4608, n=3072, k=3072, block=None), H200).rows == 128
     for n in (3072, 5120, 12_288):
-        tile = choose_default_tile(GemmShape(512, n, 3072, None), H200)
+        tile = choose_default_tile(GemmShape(m=512, n=n, k=3072, block=None), H200)
         assert tile.count(512, n) >= 132

@@ -30,8 +30,8 @@ def test_each_bucket_is_measured_once() -> None:
 
 
 def test_large_shapes_try_large_tiles() -> None:
-    tiles = tuning.list_candidates(GemmShape(8192, 3072, 3072, None), H200)
-    assert Tile(128, 256, 128, 8, 4) in tiles
+    tiles = tuning.list_candidates(GemmShape(m=8192, n=3072, k=3072, block=None), H200)
+    assert Tile(rows=128, columns=256, depth=128, warps=8, stages=4) in tiles
 
 
 def test_nothing_is_tuned_without_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ import torch
 from calibrated_rounding.nodes.host.running import run_engine
 from calibrated_rounding.nodes.host.weights import LoadedWeights
 from calibrated_rounding.quant import Cancelled, Progress, Recipe, SvdSettings
-from calibrated_rounding.quant.engine import Run, quantize
+from calibrated_rounding.quant.engine import quantize
 from calibrated_rounding.quant.files.sinks import FileSink
+from calibrated_rounding.quant.run import Run
 
 LONG = SvdSettings(optimizer="original", iterations=10_000)
 

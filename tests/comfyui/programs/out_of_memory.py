@@ -8,7 +8,7 @@ from typing import Any
 
 import folder_paths
 import torch
-from calibrated_rounding.quant.layer import methods
+from calibrated_rounding.quant.layer import nearest
 from calibrated_rounding.quant.rounding import calibrated
 from calibrated_rounding.tools.comfyui.inside.errors import error_message
 from calibrated_rounding.tools.comfyui.inside.models import count_hooks, load_unet
@@ -41,7 +41,7 @@ def run_out_of_memory(source: str, table: Tensor, output: str) -> dict[str, Any]
     calibration = calibrate(model, table)
     return {
         "calibrating": calibrating,
-        "nearest": state.attempt(methods, "round_nearest", lambda: quantize(NEAREST)),
+        "nearest": state.attempt(nearest, "round_nearest", lambda: quantize(NEAREST)),
         "calibrated": state.attempt(calibrated, "round_by_ldlq", lambda: quantize(CALIBRATED, calibration)),
         "next_layers": len(layer_rows(quantize(CALIBRATED, calibration))),
     }

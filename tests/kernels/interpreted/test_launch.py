@@ -5,7 +5,7 @@ from calibrated_rounding.kernels.gpu import product
 from calibrated_rounding.kernels.tiles import Tile
 from triton.runtime import OutOfResources
 
-TILE = Tile(128, 256, 128, 8, 4)
+TILE = Tile(rows=128, columns=256, depth=128, warps=8, stages=4)
 
 
 @pytest.fixture(autouse=True)

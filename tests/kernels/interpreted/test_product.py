@@ -89,12 +89,12 @@ def assert_quantized(result: tuple[Tensor, Tensor], reference: tuple[Tensor, Ten
 
 
 TILES = (
-    (None, Tile(128, 256, 128, 8, 4)),
-    (None, Tile(128, 256, 64, 8, 3, order=1)),
-    (None, Tile(64, 128, 128, 4, 3, order=2)),
-    (64, Tile(128, 128, 64, 8, 3)),
-    (128, Tile(64, 64, 128, 4, 3)),
-    (128, Tile(128, 256, 128, 8, 3)),
+    (None, Tile(rows=128, columns=256, depth=128, warps=8, stages=4)),
+    (None, Tile(rows=128, columns=256, depth=64, warps=8, stages=3, order=1)),
+    (None, Tile(rows=64, columns=128, depth=128, warps=4, stages=3, order=2)),
+    (64, Tile(rows=128, columns=128, depth=64, warps=8, stages=3)),
+    (128, Tile(rows=64, columns=64, depth=128, warps=4, stages=3)),
+    (128, Tile(rows=128, columns=256, depth=128, warps=8, stages=3)),
 )
 
 
@@ -108,7 +108,9 @@ def test_every_tile_gives_same_result(backend: str, quantized: bool, block: int 
     a, a_scale, b, b_scale = operands(m, n, k, block)
     out = torch.empty(m, n, dtype=torch.int8 if quantized else torch.float32)
     out_scale = torch.empty(m, -(-n // block)) if quantized and block else None
-    run_product(KernelConfig(backend, tile), GemmShape(m, n, k, block), a, a_scale, b, b_scale, None, out, out_scale)
+    run_product(
+        KernelConfig(backend, tile), GemmShape(m=m, n=n, k=k, block=block), a, a_scale, b, b_scale, None, out, out_scale
+    )
     if out_scale is not None:
         assert_quantized((out, out_scale), eager.gemm_quant(a, a_scale, b, b_scale, None, block))
     else:

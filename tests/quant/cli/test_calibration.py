@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from calibrated_rounding.quant import Recipe, quantize_file
+from calibrated_rounding.quant import InputStatistics, Recipe, quantize_file, quantize_state_dict
 from calibrated_rounding.quant.calibration.calibration import Calibration
+from calibrated_rounding.quant.calibration.recorder import Recorder
 from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -112,3 +114,47 @@ def test_the_calibration_is_never_overwritten(run: Run, tiny_path: Path, calibra
     assert ran.code != 0
     assert "choose another output" in ran.error
     assert calibration_path.read_bytes() == before
+
+
+def test_layers_that_never_ran_are_named_in_every_report(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 32), "b": torch.nn.Linear(32, 16)})
+    tensors = load_file(tiny_path)
+    for name, layer in model.items():
+        layer.weight.data = tensors[f"{name}.weight"]
+    recorder, calibration = Recorder(), tmp_path / "recorded.safetensors"
+    with recorder.watch(model), torch.inference_mode():
+        model["a"](torch.randn(64, 64))
+    recorder.calibration().save(calibration)
+    text = (
+        "Quantized without recorded inputs: b. These layers did not run during the recording, or their inputs were not "
+        "finite."
+    )
+    for suffix in ("txt", "json"):
+        report = tmp_path / f"r.{suffix}"
+        ran = run("-i", tiny_path, "--calibration", calibration, "--report", report, "--overwrite")
+        assert text in ran.out.splitlines()
+        if suffix == "txt":
+            assert text in report.read_text().splitlines()
+        else:
+            notes = json.loads(report.read_text())["notes"]
+            assert {"kind": "layers_unrecorded", "level": "warning", "values": {"layers": "b"}} in notes
+
+
+def test_layers_that_are_kept_need_no_inputs(tiny_path: Path, calibration_path: Path) -> None:
+    calibration = replace(Calibration.load(calibration_path), unrecorded=("b", "elsewhere"))
+    recipe = Recipe(rounding="calibrated", exclude=("^b$",))
+    report = quantize_file(tiny_path, written(tiny_path), recipe, statistics=calibration)
+    assert "layers_unrecorded" not in {note.kind for note in report.notes}
+
+
+@pytest.mark.parametrize("known_as", ["a", "model.diffusion_model.a"])
+def test_layers_that_never_ran_are_found_under_a_prefix(known_as: str) -> None:
+    weights = {f"model.diffusion_model.{name}.weight": torch.randn(32, 32) for name in ("a", "b")}
+    known = InputStatistics(rows=torch.randn(16, 32))
+    prefix = known_as.removesuffix("a")
+    calibration = Calibration(
+        samples={f"{prefix}b": known}, shared={f"{prefix}b": f"{prefix}b"}, fingerprints={}, unrecorded=(known_as,)
+    )
+    _, report = quantize_state_dict(weights, Recipe(profile="generic"), statistics=calibration, force=True)
+    named = [note.values["layers"] for note in report.notes if note.kind == "layers_unrecorded"]
+    assert named == ["model.diffusion_model.a"]

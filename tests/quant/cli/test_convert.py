@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, Report, quantize_file
+from calibrated_rounding.quant import __main__ as start
+from calibrated_rounding.quant.cli.options import list_options
 from calibrated_rounding.quant.reports.provenance import PROVENANCE_KEY
 from calibrated_rounding.quant.version import VERSION
 from safetensors import safe_open
@@ -62,9 +66,14 @@ def test_shards_become_one_file_named_after_the_index(run: Run, tmp_path: Path) 
 
 def test_what_was_done_is_told(run: Run, digits_path: Path, tmp_path: Path) -> None:
     ran = run("-i", digits_path, "-o", tmp_path / "q.safetensors", "--wan")
-    assert "wan: 19 layers quantized" in ran.out
-    assert "kept:" in ran.out
-    assert str(tmp_path / "q.safetensors") in ran.out
+    assert ran.out.splitlines() == [
+        f"{tmp_path / 'q.safetensors'}: 3.03 MB, 68% of 4.45 MB",
+        "wan: 19 layers in int8_convrot",
+        "7 layers kept (1.51 MB); norms and biases 0.06 MB",
+        "weight error 0.0070",
+        ran.out.splitlines()[-1],
+    ]
+    assert ran.out.endswith("s. Next: Load Diffusion Model reads it from models/diffusion_models.\n")
     assert "blocks.1.ffn.2 " not in ran.out
     assert "100%" in ran.err
 
@@ -151,6 +160,22 @@ def test_help_is_there(run: Run, arguments: list[str]) -> None:
     ran = run(*arguments)
     assert ran.code == 0
     assert ran.out.startswith("usage: calibrated-rounding")
+
+
+def test_help_text_is_current(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["calibrated-rounding", "--help"])
+    assert start.main() == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for option in (option for options in list_options().values() for option in options):
+        assert "".join(option.help.split()) in shown, "run: python tools/manual.py"
+        assert all(name in shown for name in option.names)
+
+
+def test_help_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys; from calibrated_rounding.quant.__main__ import main; main(); sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code, "--help"], cwd=tmp_path, stdout=subprocess.DEVNULL).returncode == 0
+    )
 
 
 def test_the_version_is_told(run: Run) -> None:

@@ -185,7 +185,7 @@ def test_the_output_is_checked_before_anything_runs(run: Run, code: Path, tmp_pa
     outputs = {
         "old.safetensors": "add --overwrite",
         "c.json": "must end in .safetensors",
-        "none/c.safetensors": "folder is missing",
+        "none/c.safetensors": "folder does not exist",
     }
     for name, text in outputs.items():
         ran = run("record", f"{code / 'user.py'}:fails", "-o", tmp_path / name)

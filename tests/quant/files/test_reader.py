@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import sys
 import weakref
 
 import pytest
@@ -132,6 +133,32 @@ def test_a_file_that_changes_is_refused(path, refused):
             checkpoint.read("bytes")
         with refused(path, "changed"):
             list(checkpoint.chunks("bytes"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no time of change")
+def test_change_with_its_time_put_back_is_refused(path, refused):
+    os.utime(path, ns=(10**9, 10**9))
+    with open_checkpoint(path) as checkpoint:
+        checkpoint.read("matrix")
+        with open(path, "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"!")
+        before = path.stat().st_ctime_ns
+        while path.stat().st_ctime_ns == before:  # a system's clock ticks every few milliseconds
+            os.utime(path, ns=(10**9, 10**9))
+        with refused(path, "changed"):
+            checkpoint.read("bytes")
+        with refused(path, "changed"):
+            checkpoint.sha256()
+
+
+def test_links_to_a_file_may_come_and_go(path, tmp_path, tensors):
+    with open_checkpoint(path) as checkpoint:
+        os.link(path, tmp_path / "other")
+        assert torch.equal(checkpoint.read("matrix"), tensors["matrix"])
+        path.unlink()
+        assert torch.equal(checkpoint.read("bytes"), tensors["bytes"])
+        assert checkpoint.sha256() == file_hash(tmp_path / "other")
 
 
 def test_a_file_that_changes_after_the_last_read_has_no_hash(path, refused):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from calibrated_rounding.quant.files import open_checkpoint
+from calibrated_rounding.quant.files import header, open_checkpoint
 
 SHARDS = {
     "model-00001-of-00002.safetensors": {"a": torch.arange(4.0), "b": torch.arange(3, dtype=torch.uint8)},
@@ -128,6 +128,18 @@ def test_a_malformed_index_is_refused(text, why, tmp_path, refused):
     path.write_bytes(text)
     with refused(path, why):
         open_checkpoint(path)
+
+
+def test_more_tensors_than_any_model_has_are_refused(index, tmp_path, refused, monkeypatch):
+    """A header of 100 MB may list a million; each costs time in all that follows, in ComfyUI's process as well."""
+    monkeypatch.setattr(header, "MAX_TENSORS", 2)
+    with refused(index(), "lists 3 tensors", "more than 2"):
+        open_checkpoint(index())
+    with open_checkpoint(tmp_path / next(iter(SHARDS))) as checkpoint:
+        assert len(checkpoint.tensors) == 2
+    monkeypatch.setattr(header, "MAX_TENSORS", 1)
+    with refused(next(iter(SHARDS)), "lists 2 tensors"):
+        open_checkpoint(tmp_path / next(iter(SHARDS)))
 
 
 def test_no_file_stays_open_after_a_refusal(index, tmp_path, refused):

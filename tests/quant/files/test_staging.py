@@ -149,6 +149,21 @@ def test_the_file_has_the_rights_of_any_new_file(tmp_path):
     assert (tmp_path / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@POSIX
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_replaced_file_keeps_its_permissions(mode, old, new):
+    old.chmod(mode)
+    with CheckpointWriter(old, LAYOUT, {}) as writer:
+        (temporary,) = set(old.parent.iterdir()) - {old}
+        assert temporary.stat().st_mode & 0o077 == 0, "nobody else reads it before"
+        writer.write("a", torch.ones(1000))
+        writer.write("b", torch.ones(3, dtype=torch.uint8))
+        old.chmod(mode | 0o200)  # the bits at the end count
+        writer.commit()
+    assert old.stat().st_mode & 0o7777 == mode | 0o200
+    assert old.read_bytes() == new
+
+
 def test_a_system_that_writes_less_than_it_is_given_is_asked_again(old, new, monkeypatch):
     class ShortSystem:
         def __getattr__(self, name):

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from calibrated_rounding.quant.files import CheckpointWriter, refuse_same_file, staging
+from calibrated_rounding.quant.files.targets import list_files
 
 LAYOUT = {"a": (torch.uint8, (1000,))}
 
@@ -33,6 +34,33 @@ def test_impossible_targets_are_refused(tmp_path, refused):
 def test_a_device_is_not_replaced(refused):
     with refused("/dev/null", "not a regular file"), CheckpointWriter("/dev/null", LAYOUT, {}):
         pytest.fail("the work began")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
+def test_pipes_and_broken_links_are_refused(tmp_path, refused):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    texts = {"pipe": "not a regular file", "dangling": "link to a file that does not exist", "loop": "symbolic links"}
+    for name, text in texts.items():
+        with refused(tmp_path / name, text), CheckpointWriter(tmp_path / name, LAYOUT, {}):
+            pytest.fail("the work began")
+    assert sorted(os.listdir(tmp_path)) == sorted(texts)
+
+
+def test_existing_file_is_refused_before_the_work(tmp_path, refused):
+    target = tmp_path / "m.safetensors"
+    target.write_bytes(b"old")
+    with refused(target, "not to be replaced"), CheckpointWriter(target, LAYOUT, {}, overwrite=False):
+        pytest.fail("the work began")
+    assert target.read_bytes() == b"old"
+
+
+def test_files_of_a_checkpoint_are_listed(tmp_path):
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text('{"weight_map": {"b": "2.safetensors", "a": "1.safetensors", "c": "2.safetensors"}}')
+    assert list_files(index) == [index, tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    assert list_files(tmp_path / "m.safetensors") == [tmp_path / "m.safetensors"]
 
 
 def test_an_output_that_is_an_input_is_refused(tmp_path, refused):

@@ -13,6 +13,7 @@ from calibrated_rounding.quant import InputStatistics, LayerError, Recipe, SvdSe
 from calibrated_rounding.quant.api import quantize_file, quantize_state_dict
 from calibrated_rounding.quant.layer import bias as bias_module
 from calibrated_rounding.quant.layer import methods as methods_module
+from calibrated_rounding.quant.layer import nearest as nearest_module
 from calibrated_rounding.quant.rounding import calibrated as calibrated_module
 from safetensors.torch import save_file
 
@@ -20,7 +21,7 @@ LAYERS = [f"layers.{i}" for i in range(4)]
 THIRD = LAYERS[2]
 
 FAILS: dict[str, tuple[Any, str, Recipe]] = {
-    "nearest": (methods_module, "round_nearest", Recipe(format="float8_e4m3fn")),
+    "nearest": (nearest_module, "round_nearest", Recipe(format="float8_e4m3fn")),
     "svd": (
         methods_module,
         "round_svd",
@@ -93,7 +94,7 @@ SENTENCE = (
 def test_every_kind_of_exhausted_memory_names_the_layer(
     failure: Exception, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods_module, "round_nearest", fails_at(3, methods_module.round_nearest, failure))
+    monkeypatch.setattr(nearest_module, "round_nearest", fails_at(3, nearest_module.round_nearest, failure))
     with pytest.raises(LayerError, match=SENTENCE):
         quantize_state_dict(tensors, Recipe(format="int8_row"))
 
@@ -102,7 +103,7 @@ def test_other_runtime_errors_are_not_taken_for_exhausted_memory(
     tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        methods_module, "round_nearest", fails_at(1, methods_module.round_nearest, RuntimeError("else"))
+        nearest_module, "round_nearest", fails_at(1, nearest_module.round_nearest, RuntimeError("else"))
     )
     with pytest.raises(RuntimeError, match="else"):
         quantize_state_dict(tensors, Recipe(format="int8_row"))

@@ -14,14 +14,17 @@ DATA = Path(__file__).parents[2] / "data"
 FOLDER, KNOWN_FOLDER = DATA / "architectures", DATA / "known"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """``linear``, ``embedding``: the module that ComfyUI puts it in. ``read``: ComfyUI's detection reads its shape."""
+    """A tensor of a known model."""
 
     shape: tuple[int, ...]
     linear: bool
+    """Whether ComfyUI puts it into a linear layer."""
     embedding: bool
+    """Whether ComfyUI puts it into an embedding."""
     read: bool
+    """Whether ComfyUI's detection reads its shape."""
 
     @property
     def size(self) -> int:
@@ -53,7 +56,7 @@ def _expand(line: str) -> Iterator[tuple[str, Tensor]]:
     pattern, size, *rest = line.split(" ")
     flags = "".join(rest)
     shape = () if size == "scalar" else tuple(int(part) for part in size.split("x"))
-    tensor = Tensor(shape, "L" in flags, "E" in flags, "S" in flags)
+    tensor = Tensor(shape=shape, linear="L" in flags, embedding="E" in flags, read="S" in flags)
     pieces = [_numbers(part[1:-1]) if part.startswith("{") else [part] for part in re.split(r"(\{[^}]*\})", pattern)]
     for choice in itertools.product(*pieces):
         yield "".join(choice), tensor

@@ -1,0 +1,34 @@
+"""The settings of one run of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .calibration.statistics import Statistics
+from .errors import Cancelled
+from .recipe import Recipe
+from .reports.progress import Cancel, OnProgress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The settings of one run."""
+
+    recipe: Recipe
+    device: str = "cpu"
+    """Where layers are computed."""
+    statistics: Statistics = field(default_factory=dict)
+    """What a calibration knows of the layers' inputs."""
+    on_progress: OnProgress | None = None
+    """Called before the first layer and after each."""
+    cancel: Cancel | None = None
+    """Asked often, also within a layer; True stops the run."""
+    force: bool = False
+    """Quantize also what ComfyUI would not load: for those who load it with code of their own."""
+    is_loaded_model: bool = False
+    """The source is a model that ComfyUI has loaded, so that its names are ComfyUI's own."""
+
+    def check_cancelled(self) -> None:
+        """Raise Cancelled if the caller asked to stop."""
+        if self.cancel is not None and self.cancel():
+            raise Cancelled("Stopped on request; nothing was written.")
