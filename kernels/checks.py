@@ -96,10 +96,26 @@ def check_columns(block: ColumnBlock, matrix: Tensor, *others: Tensor) -> None:
     shape = block.weight.shape
     _require(len(shape) == 2 and shape[0] <= MAX_COLUMNS, f"At most {MAX_COLUMNS} columns [B, N], got {list(shape)}.")
     for x in (block.weight, *others, *(block.limits or ())):
-        fits = x.dtype == torch.float32 and x.shape == shape and (x.stride(1) == 1 or shape[1] < 2)
-        _require(fits, f"Expected float32 {list(shape)} with contiguous rows, got {_describe(x)}.")
+        _require_rows(x, tuple(shape))
     _require_float32("Scales", block.scale, tuple(shape))
     _require_float32("The factor or Hessian", matrix, (shape[0], shape[0]))
+
+
+def check_group(weight: Tensor, targets: Tensor, factor: Tensor, pivots: Tensor, scales: Tensor) -> None:
+    """Require a group of columns ``[B, N]``, its ``[B, B]`` factor, its pivots and candidate scales ``[C, N]``."""
+    _require(weight.ndim == 2, f"A group of columns is [B, N], got {_describe(weight)}.")
+    columns, rows = weight.shape
+    for x in (weight, targets):
+        _require_rows(x, (columns, rows))
+    _require_float32("The factor", factor, (columns, columns))
+    _require_float32("Pivots", pivots, (columns,))
+    _require(scales.ndim == 2 and len(scales) > 0, f"Candidate scales are [C, N], got {_describe(scales)}.")
+    _require_rows(scales, (len(scales), rows))
+
+
+def _require_rows(x: Tensor, shape: tuple[int, ...]) -> None:
+    fits = x.dtype == torch.float32 and x.shape == shape and (x.stride(1) == 1 or shape[1] < 2)
+    _require(fits, f"Expected float32 {list(shape)} with contiguous rows, got {_describe(x)}.")
 
 
 def _require_float32(name: str, x: Tensor, shape: tuple[int, ...]) -> None:

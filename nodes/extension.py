@@ -9,7 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..kernels.errors import KernelError
 from ..kernels.layouts import stock
 from .examples.folders import add_example_folders
-from .host import registration
+from .host import registration, six_bits
 from .nodes_blockwise import LoadBlockwiseModel
 from .nodes_calibration import CalibrateModel, CalibrateTextEncoder, CollectCalibration, RecordCalibration
 from .nodes_calibration_files import LoadCalibration, SaveCalibration
@@ -46,6 +46,7 @@ class CalibratedRounding(ComfyExtension):
     async def on_load(self) -> None:
         add_example_folders()
         registration.register()
+        six_bits.register()
         try:
             stock.apply_setting()
         except KernelError as error:

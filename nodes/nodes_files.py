@@ -10,6 +10,8 @@ from comfy_api.latest import io
 
 from ..quant import QuantError, quantize_file
 from ..quant.calibration.calibration import Calibration
+from ..quant.files import open_checkpoint
+from ..quant.layer.memory import largest_peak
 from ..quant.notices import Notice
 from .host import folders, running
 from .host.encoders import find_quantized_parts
@@ -145,6 +147,8 @@ class QuantizeFile(io.ComfyNode):
         kind, source = folders.find_model(file)
         target = folders.choose_output_path(f"{folders.OUTPUT_NAMES.get(kind, kind)}/{name}")
         where = running.device_name(device)
+        with open_checkpoint(source) as checkpoint:
+            running.make_room(where, largest_peak(checkpoint.tensors, recipe, calibration or {}))
         report = running.run_engine(
             lambda progress, cancel: quantize_file(
                 source,

@@ -56,11 +56,13 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "scale_chosen": ("info", "scale: {scale}"),
     "rows_kept_nearest": ("info", "{nearest} of {rows} rows kept nearest"),
     "fell_back": ("info", "fell back to nearest"),
+    "computed_on_cpu": ("info", "computed on the CPU: it does not fit in the memory of {device}"),
     "output_error_overflow": ("warning", "output error unknown: it overflows float32"),
     # A run.
     "forced": ("warning", "Forced, although ComfyUI will not load the result. {reason}"),
     "not_known": ("warning", "ComfyUI may not load the result: it is no model that ComfyUI is known to load."),
     "needs_pack": ("warning", "ComfyUI loads {formats} only while calibrated-rounding is installed."),
+    "needs_version": ("info", "Files in {format} need {needs}."),
     "not_recognised": ("info", "The model is not recognised: general rules decide which layers stay in float."),
     "no_input_scale": (
         "info",

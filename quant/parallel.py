@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -32,8 +32,14 @@ class Crew:
         self._others = ThreadPoolExecutor(max(1, count - 1), "calibrated-rounding", initializer=self._join)
 
     def help(self, work: Callable[[], None], most: int) -> list[Future[None]]:
-        """Call ``work`` in at most ``most`` other threads, as soon as they are free."""
-        return [self._others.submit(work) for _ in range(min(most, self.count - 1))]
+        """Call ``work`` in at most ``most`` other threads, as soon as they are free.
+
+        No thread helps while the interpreter ends: Python starts nothing new then.
+        """
+        begun: list[Future[None]] = []
+        with suppress(RuntimeError):
+            begun += (self._others.submit(work) for _ in range(min(most, self.count - 1)))
+        return begun
 
     def dismiss(self) -> None:
         self._others.shutdown(cancel_futures=True)
@@ -89,20 +95,23 @@ def run_all(function: Callable[[Item], Result], items: Iterable[Item]) -> list[R
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """Return ``left @ right`` for matrices, computed in `BLOCK` rows at a time on the CPU."""
-    if left.device.type != "cpu":
-        return left @ right
     result = left.new_empty(left.shape[0], right.shape[1])
 
     def multiply(rows: slice) -> None:
         torch.mm(left[rows], right, out=result[rows])
 
-    run_all(multiply, blocks(len(left), BLOCK))
+    run_all(multiply, cpu_blocks(len(left), BLOCK, left.device))
     return result
 
 
 def blocks(length: int, size: int) -> Sequence[slice]:
     """Divide ``range(length)`` into slices of ``size``; the last may be smaller."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def cpu_blocks(length: int, size: int, device: torch.device) -> Sequence[slice]:
+    """Divide as `blocks` does on the CPU; another device takes everything at a time."""
+    return blocks(length, size if device.type == "cpu" else max(1, length))
 
 
 class _Batch(Generic[Item, Result]):

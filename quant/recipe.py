@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from .errors import RecipeError
-from .formats import ALIASES, FLOATS, FORMATS
+from .formats import ALIASES, FLOATS, FORMATS, Format
 from .formats.rotation import GROUP_SIZES
 from .settings import ALWAYS, Alternatives, NodeInput, Settings, When, section, setting
 from .settings.kinds import Choice, Many, Name, Pair, Pattern, Real, Switch, Whole
@@ -59,8 +59,12 @@ STEPPING = tuple(name for name in OPTIMIZERS if name != "feedback")
 """Optimizers that take steps."""
 
 FORMAT_NAMES, FLOAT_NAMES = dict.fromkeys(FORMATS, ""), dict.fromkeys(FLOATS, "")
+INT4 = {"int4": "no format that ComfyUI loads (w4a8 has 4-bit codes, and INT8 inputs and products)"}
 FORMAT = Choice(
-    options=FORMAT_NAMES, summary="a format", aliases=ALIASES, misfits=dict.fromkeys(FLOATS, "a floating-point format")
+    options=FORMAT_NAMES,
+    summary="a format",
+    aliases=ALIASES,
+    misfits=INT4 | dict.fromkeys(FLOATS, "a floating-point format"),
 )
 FORMAT_OR_FLOAT = Choice(
     options=FORMAT_NAMES | FLOAT_NAMES, summary="a format or a floating-point format", aliases=ALIASES
@@ -354,10 +358,15 @@ class Recipe(Settings):
         return bool(self._targets())
 
     @property
+    def usable_formats(self) -> tuple[Format, ...]:
+        """All formats that a layer may take."""
+        names = {*self.candidates, self.upgrade, self.fallback, *(fmt for _, fmt in self.overrides)}
+        return tuple(fmt for name, fmt in FORMATS.items() if name in names)
+
+    @property
     def rotates(self) -> bool:
         """Whether a layer may take a rotated format."""
-        names = {*self.candidates, self.upgrade, self.fallback, *(fmt for _, fmt in self.overrides)}
-        return any(fmt.rotated for name, fmt in FORMATS.items() if name in names)
+        return any(fmt.rotated for fmt in self.usable_formats)
 
     @property
     def learns(self) -> bool:

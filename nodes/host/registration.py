@@ -21,7 +21,7 @@ from torch import Tensor
 from ...kernels import layouts
 from ...kernels.checks import BLOCKS
 from ...quant import QuantError, Recipe
-from ...quant.formats import BLOCKWISE, FORMATS
+from ...quant.formats import BLOCKWISE, Format
 from ...quant.formats.marker import NAME, Marker
 
 ALGORITHM: Mapping[str, Any] = {
@@ -51,7 +51,7 @@ def register() -> str:
         Why it was not registered, in one sentence, which is also logged; empty if it was.
     """
     layouts.register()
-    obstacle = "" if is_registered() else no_quantized_models() or _owner() or _mismatch()
+    obstacle = "" if is_registered() else no_quantized_models() or _owner() or find_mismatch()
     if obstacle:
         logging.warning("calibrated-rounding: %s", obstacle)
     elif not is_registered():
@@ -106,8 +106,7 @@ def refuse_unloadable(recipe: Recipe) -> None:
     """Raise QuantError if a recipe has a format that this ComfyUI cannot build a model with."""
     if obstacle := no_quantized_models():
         raise QuantError(obstacle)
-    names = {*recipe.candidates, recipe.fallback, recipe.upgrade, *(fmt for _, fmt in recipe.overrides)}
-    formats = [FORMATS[name] for name in sorted(name for name in names if name in FORMATS)]
+    formats = sorted(recipe.usable_formats, key=lambda fmt: fmt.name)
     own = [fmt for fmt in formats if not fmt.stock]
     if own and not is_loadable():
         raise QuantError(
@@ -117,15 +116,19 @@ def refuse_unloadable(recipe: Recipe) -> None:
     unknown = [fmt for fmt in formats if fmt.comfyui_name not in comfy.quant_ops.QUANT_ALGOS]
     if unknown:
         raise QuantError(
-            f"This ComfyUI does not know {unknown[0].name}, so no model can be built with it here; choose another "
-            "format, or update ComfyUI and its requirements."
+            f"This ComfyUI does not know {unknown[0].name}, so no model can be built with it here; "
+            f"{_needed(unknown[0])}choose another format, or update ComfyUI and its requirements."
         )
+
+
+def _needed(fmt: Format) -> str:
+    return f"it needs {fmt.needs}; " if fmt.needs else ""
 
 
 def marked(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
     """Whether a layer's state dict holds a weight in the format."""
     marker = state_dict.get(prefix + NAME)
-    return marker is not None and f"{prefix}weight" in state_dict and _read(prefix, marker).format == BLOCKWISE
+    return marker is not None and f"{prefix}weight" in state_dict and read_marker(prefix, marker).format == BLOCKWISE
 
 
 def load_layer(
@@ -145,7 +148,7 @@ def load_layer(
     Raises:
         ValueError: names the layer; its tensors do not fit each other or the model, or its marker is not understood.
     """
-    layer, marker = prefix.rstrip("."), _read(prefix, state_dict.pop(prefix + NAME))
+    layer, marker = prefix.rstrip("."), read_marker(prefix, state_dict.pop(prefix + NAME))
     codes, scale = state_dict.pop(f"{prefix}weight"), state_dict.pop(f"{prefix}weight_scale", None)
     state_dict.pop(f"{prefix}input_scale", None)
     size = marker.group_size or layouts.BLOCK_SIZE
@@ -166,7 +169,7 @@ def complete_marker(module: Any, saved: dict[str, Tensor], prefix: str) -> dict[
     key = prefix + NAME
     size = getattr(getattr(getattr(module, "weight", None), "_params", None), "block_size", None)
     if getattr(module, "quant_format", None) == BLOCKWISE and size is not None and key in saved:
-        saved[key] = replace(_read(prefix, saved[key]), group_size=size).to_tensor()
+        saved[key] = replace(read_marker(prefix, saved[key]), group_size=size).to_tensor()
     return saved
 
 
@@ -203,7 +206,7 @@ def _owner() -> str:
     return ""
 
 
-def _mismatch() -> str:
+def find_mismatch() -> str:
     """Say why the wrappers do not fit this ComfyUI; empty if they do."""
     expected = {
         WRAPPED[0]: ("module", "super_load", "state_dict", "prefix", "local_metadata", "strict", "missing_keys"),
@@ -232,7 +235,8 @@ def _is_own(entry: Mapping[str, Any]) -> bool:
     return entry.get("pack") == layouts.PACK
 
 
-def _read(prefix: str, marker: Tensor) -> Marker:
+def read_marker(prefix: str, marker: Tensor) -> Marker:
+    """The marker in a layer's state dict, on any device."""
     return Marker.from_tensor(prefix.rstrip("."), marker.to("cpu"))
 
 

@@ -15,6 +15,7 @@ import comfy.utils
 import torch
 
 from ...quant import Progress
+from ...quant.layer.memory import WORKSPACE
 from ...quant.reports.progress import Cancel, OnProgress
 
 POLL_SECONDS = 0.1
@@ -157,8 +158,7 @@ def device_name(choice: str) -> str:
     return "cpu" if choice == "cpu" else str(comfy.model_management.get_torch_device())
 
 
-def make_room(device: str, largest_layer: int) -> None:
-    """Unload models where the device's memory is needed for a layer of ``largest_layer`` weights."""
+def make_room(device: str, nbytes: int) -> None:
+    """Unload models where a device lacks ``nbytes`` of free memory."""
     if device != "cpu":
-        # float32, and some copies.
-        comfy.model_management.free_memory(64 * largest_layer, torch.device(device))
+        comfy.model_management.free_memory(int(WORKSPACE * nbytes), torch.device(device))

@@ -15,13 +15,14 @@ from ...quant.files import open_checkpoint
 from ...quant.files.dequantized import as_float
 from ...quant.files.quantized import quantized_layers
 from ...quant.files.tensors import is_layer
-from ...quant.formats import FORMATS, Format, pack_notice
+from ...quant.formats import FORMATS, Format, needs_notices, pack_notice
 from ...quant.notices import Notice, notice
 from ...quant.planning.builder import make_plan
 from ...quant.planning.loading import check_source
 from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
 from ...quant.recipe import AUTO
+from ..host.registration import refuse_unloadable
 from ..recipe.inputs import recipe_inputs
 from ..recipe.values import make_recipe
 
@@ -30,6 +31,9 @@ COMPUTE: Mapping[str, str] = {
     "mxfp8": "supports_mxfp8_compute",
     # Since 0.38; older versions compute INT8 on every device.
     "int8_tensorwise": "supports_int8_compute",
+    "asym_w4a8_int8": "supports_int8_compute",
+    "w6a8_int8": "supports_int8_compute",
+    "nvfp4": "supports_nvfp4_compute",
 }
 """Marker's format -> the function of ComfyUI's model_management that says whether a device computes in it."""
 
@@ -64,8 +68,20 @@ def check(question: Question) -> dict[str, Any]:
     formats = _formats(plan, recipe)
     needed = pack_notice(fmt.comfyui_name for fmt in formats)
     notices += [needed] if needed is not None else []
+    notices += needs_notices(formats)
+    if not question.whole:
+        notices += _refusal(recipe)
     notices += [entry for fmt in formats if (entry := _hardware_notice(fmt, recipe)) is not None]
     return _answer(plan, notices)
+
+
+def _refusal(recipe: Recipe) -> list[Notice]:
+    """Why this ComfyUI builds no model with the recipe; a file can be made of any format."""
+    try:
+        refuse_unloadable(recipe)
+    except QuantError as error:
+        return [notice("refused", text=str(error))]
+    return []
 
 
 def _answer(plan: Plan | None, notices: list[Notice]) -> dict[str, Any]:

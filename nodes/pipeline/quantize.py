@@ -18,6 +18,7 @@ from ...quant.engine import quantize
 from ...quant.errors import CheckpointError
 from ...quant.files.sinks import FileSink, Output, StateDictSink
 from ...quant.files.tensors import Layout
+from ...quant.layer.memory import largest_peak
 from ...quant.notices import notice
 from ...quant.run import Run
 from ..host import running
@@ -69,8 +70,7 @@ def quantize_weights(
     entry = store.find(path)
     if entry is not None:
         return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, from_disk=True)
-    sizes = (spec.shape[0] * spec.shape[1] for spec in weights.tensors.values() if len(spec.shape) == 2)
-    running.make_room(device, max(sizes, default=0))
+    running.make_room(device, largest_peak(weights.tensors, recipe, calibration or {}))
     sink = _CacheSink(path)
     report = running.run_engine(
         lambda progress, cancel: quantize(

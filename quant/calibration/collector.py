@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 import zlib
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ class Collector:
         self._reservoirs: dict[str, Reservoir] = {}
         self._leaders: dict[str, str] = {}
         """Layer -> the layer whose sample it shares; a leader is its own."""
+        self._nbytes = 0
         self._last: tuple[weakref.ref[Tensor], str] | None = None
         """The last input sampled, and its layer. Weak: a strong reference would keep the input's memory in use."""
 
@@ -50,13 +52,16 @@ class Collector:
         self._leaders[layer] = layer
         self._last = (weakref.ref(inputs), layer)
         rows = inputs.detach().reshape(-1, inputs.shape[-1])
-        for chunk in torch.split(rows, max(1, CHUNK_ELEMENTS // rows.shape[1])):
-            self._sample(layer, chunk)
+        if rows.numel() <= CHUNK_ELEMENTS:
+            self._sample(layer, rows)
+        else:
+            for chunk in torch.split(rows, max(1, CHUNK_ELEMENTS // rows.shape[1])):
+                self._sample(layer, chunk)
         self._fit_budget()
 
     @property
     def nbytes(self) -> int:
-        return sum(reservoir.nbytes for reservoir in self._reservoirs.values())
+        return self._nbytes
 
     def finish(self, fingerprints: Mapping[str, str] | None = None) -> Calibration:
         """The calibration of all layers of which a row was sampled; collecting may go on after it.
@@ -69,17 +74,39 @@ class Collector:
         return Calibration(samples=samples, shared=shared, fingerprints=dict(fingerprints or {}))
 
     def _sample(self, layer: str, rows: Tensor) -> None:
-        finite = torch.isfinite(rows).all(dim=1)
-        rows = rows if bool(finite.all()) else rows[finite]
         if rows.shape[0] == 0:
             return
+        sums, absmax = _summarize(rows)
+        if not math.isfinite(absmax):
+            rows = rows[torch.isfinite(rows).all(dim=1)]
+            if rows.shape[0] == 0:
+                return
+            sums, absmax = _summarize(rows)
         if layer not in self._reservoirs:
             seed = zlib.crc32(layer.encode()) ^ self.seed
             self._reservoirs[layer] = Reservoir.empty(rows.shape[1], self.rows, seed)
-        self._reservoirs[layer].add(rows)
+        reservoir = self._reservoirs[layer]
+        before = reservoir.nbytes
+        reservoir.add(rows, sums, absmax)
+        self._nbytes += reservoir.nbytes - before
 
     def _fit_budget(self) -> None:
-        while self.nbytes > self.budget and self.rows > 1:
+        while self._nbytes > self.budget and self.rows > 1:
             self.rows //= 2
             for reservoir in self._reservoirs.values():
                 reservoir.shrink(self.rows)
+            self._nbytes = sum(reservoir.nbytes for reservoir in self._reservoirs.values())
+
+
+def _summarize(rows: Tensor) -> tuple[Tensor, float]:
+    """Sum rows ``[R, K]`` and find their largest magnitude, which is NaN or infinite if one of them is not finite.
+
+    Everything comes from the device in one copy.
+
+    Returns:
+        The sum, float32 ``[K]`` on the CPU, and the largest magnitude.
+    """
+    extremes = torch.stack(torch.aminmax(rows)).to(torch.float32)
+    numbers = torch.cat([rows.sum(dim=0, dtype=torch.float32), extremes]).cpu()
+    low, high = numbers[-2:].tolist()
+    return numbers[:-2], max(-low, high)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..formats import Format
+from ..formats import Format, ScaledFormat
 from ..formats.scales import CANDIDATES, from_amax
 from ..recipe import AUTO, OFF
 from .statistics import LARGEST, InputStatistics
@@ -35,7 +35,7 @@ def measure_input_scale(method: str, statistics: InputStatistics, fmt: Format) -
         None if no scale is to be written: the format takes none, or no input was measured.
     """
     largest = statistics.absmax
-    if method == OFF or not fmt.static_input or largest is None:
+    if method == OFF or largest is None or not (isinstance(fmt, ScaledFormat) and fmt.static_input):
         return None
     if method == AUTO:
         with_headroom = min(HEADROOM * largest, LARGEST)
@@ -46,17 +46,17 @@ def measure_input_scale(method: str, statistics: InputStatistics, fmt: Format) -
     return float(from_amax(amax, fmt))
 
 
-def _absmax(rows: Tensor, largest: Tensor, fmt: Format) -> Tensor:
+def _absmax(rows: Tensor, largest: Tensor, fmt: ScaledFormat) -> Tensor:
     return largest
 
 
-def _percentile(rows: Tensor, largest: Tensor, fmt: Format) -> Tensor:
+def _percentile(rows: Tensor, largest: Tensor, fmt: ScaledFormat) -> Tensor:
     flat = rows.abs().flatten()
     # Not torch.quantile, which takes 16 million values at most.
     return flat.kthvalue(max(1, round(PERCENTILE * flat.numel()))).values
 
 
-def _least_error(rows: Tensor, largest: Tensor, fmt: Format) -> Tensor:
+def _least_error(rows: Tensor, largest: Tensor, fmt: ScaledFormat) -> Tensor:
     """The share of the largest magnitude, out of `CANDIDATES`, with the least squared error; ties go to the largest."""
 
     def error(share: float) -> float:
@@ -66,7 +66,7 @@ def _least_error(rows: Tensor, largest: Tensor, fmt: Format) -> Tensor:
     return largest * min(CANDIDATES, key=error)
 
 
-INPUT_SCALE_METHODS: Mapping[str, Callable[[Tensor, Tensor, Format], Tensor]] = {
+INPUT_SCALE_METHODS: Mapping[str, Callable[[Tensor, Tensor, ScaledFormat], Tensor]] = {
     "absmax": _absmax,
     "percentile": _percentile,
     "mse": _least_error,

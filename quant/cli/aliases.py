@@ -64,6 +64,7 @@ ALIASES: Mapping[str, Alias] = {
     "--int8": FormatPart("int8", "INT8: int8_row, or as --scaling-mode says."),
     "--convrot": FormatPart("convrot", "INT8 with rotated inputs (int8_convrot)."),
     "--mxfp8": FormatPart("mxfp8", "MXFP8 (mxfp8)."),
+    "--nvfp4": FormatPart("nvfp4", "NVFP4 (nvfp4)."),
     "--scaling-mode": FormatPart(
         "scaling_mode", "Which weights share a scale; there is no block-wise FP8.", ("tensor", "row", "block")
     ),
@@ -100,6 +101,7 @@ FORMAT_PARTS: Mapping[tuple[str, str, int | None], str] = {
     ("int8", "block", 64): "int8_blockwise_64",
     ("convrot", "row", None): "int8_convrot",
     ("mxfp8", "block", None): "mxfp8",
+    ("nvfp4", "block", None): "nvfp4",
 }
 """Kind of numbers, scaling mode and block size (None: no choice) -> format; the first that fits is meant."""
 
@@ -109,6 +111,7 @@ KINDS: Mapping[frozenset[str], str | None] = {
     frozenset({"convrot"}): "convrot",
     frozenset({"int8", "convrot"}): "convrot",
     frozenset({"mxfp8"}): "mxfp8",
+    frozenset({"nvfp4"}): "nvfp4",
 }
 """Flags -> the kind of numbers that they ask for together; other sets contradict themselves."""
 
@@ -146,7 +149,7 @@ def find_aliased_format(args: Mapping[str, Any], default: str) -> tuple[str, str
     named = [name for name, alias in ALIASES.items() if isinstance(alias, FormatPart) and alias.name in args]
     if not named:
         return None
-    flags = frozenset(args.keys() & {"int8", "convrot", "mxfp8"})
+    flags = frozenset(args.keys() & frozenset().union(*KINDS))
     if flags not in KINDS:
         raise RecipeError(f"{' and '.join(f'--{flag}' for flag in sorted(flags))} exclude each other.")
     mode, size, kind = args.get("scaling_mode"), args.get("block_size"), KINDS[flags]

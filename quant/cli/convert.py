@@ -22,6 +22,7 @@ from ..errors import (
 from ..files.shards import INDEX_SUFFIX
 from ..files.targets import list_files, refuse_same_file
 from ..files.text_file import try_target, write_text
+from ..formats import needs_notices
 from ..notices import render
 from ..recipe import Recipe
 from ..reports.report import Report
@@ -47,7 +48,7 @@ def convert(argv: Sequence[str]) -> int:
     source, quiet = args["input"], args.get("quiet", False)
     target = output_path(source, args.get("output"), recipe)
     if not quiet:
-        for note in list_unused(args, recipe):
+        for note in [*list_unused(args, recipe), *needs_notices(recipe.usable_formats)]:
             say(f"note: {render(note)}", sys.stderr)
     try:
         return _dry_run(args, recipe, source, target) if "dry_run" in args else _run(args, recipe, source, target)

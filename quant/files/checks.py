@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
-
 from ..formats import Shape, foreign
+from ..formats.companions import is_finite
 from ..formats.marker import Marker
 from ..formats.rotation import GROUP_SIZES
 from ..formats.stored import StoredFormat
@@ -31,15 +29,17 @@ def layer_problem(layer: QuantizedLayer) -> str:
 
 
 def scale_problem(source: Source, layer: QuantizedLayer) -> str:
-    """Find a scale that is not finite and above zero, in a layer without a `layer_problem`. Reads the scales.
+    """Find a scale that cannot be computed with, in a layer without a `layer_problem`. Reads the scales.
 
     Returns:
         A sentence without its full stop; empty if all scales can be used.
     """
     companions = {} if layer.stored is None else layer.stored.companions
-    scales = [layer.names[name] for name, companion in companions.items() if companion.scale and name in layer.names]
-    broken = next((name for name in scales if not _is_usable(source.read(name))), None)
-    return "" if broken is None else f"Layer '{layer.name}' has the scale '{broken}', which is not finite and above 0"
+    for name, companion in companions.items():
+        if name in layer.names and not companion.usable(source.read(layer.names[name])):
+            limit = "" if companion.usable is is_finite else " and above 0"
+            return f"Layer '{layer.name}' has the scale '{layer.names[name]}', which is not finite{limit}"
+    return ""
 
 
 def decoding_problem(layer: QuantizedLayer) -> str:
@@ -50,15 +50,9 @@ def decoding_problem(layer: QuantizedLayer) -> str:
     """
     if len(layer.tensors[CODES].shape) != 2:
         return f"Layer '{layer.name}' is a bank of experts in {layer.format}, which cannot be dequantized here"
-    if layer.stored is None or layer.stored.decode is None:
+    if layer.stored is None:
         return f"Layer '{layer.name}' is quantized as {layer.format}, which cannot be dequantized here"
     return ""
-
-
-def _is_usable(scale: Tensor) -> bool:
-    if scale.dtype.itemsize == 1:  # E8M0: 255 is NaN, all others are powers of two
-        return not bool((scale.view(torch.uint8) == 255).any())
-    return bool((torch.isfinite(scale) & (scale > 0)).all())
 
 
 def _faults(layer: QuantizedLayer) -> Iterator[str]:

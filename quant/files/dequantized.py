@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AlreadyQuantizedError, UnreadableLayerError
-from ..formats.dequantize import dequantize_layer
+from ..formats.dequantize import restore
 from ..formats.stored import LEGACY_MARK
 from .checks import decoding_problem, layer_problem, scale_problem
 from .quantized import CODES, QuantizedLayer, header_problem, quantized_layers, without_quantization
@@ -113,7 +113,9 @@ def refuse_unreadable(layer: QuantizedLayer) -> None:
 
 def float_shape(layer: QuantizedLayer) -> tuple[int, int]:
     """``(N, K)`` of the float weight of a layer that is not refused."""
-    rows, columns = layer.marker.orig_shape or layer.tensors[CODES].shape
+    stored = layer.stored
+    assert stored is not None
+    rows, columns = layer.marker.orig_shape or stored.padded_shape(layer.tensors[CODES].shape) or (0, 0)
     return rows, columns
 
 
@@ -123,17 +125,12 @@ def _read_layer(source: Source, layer: QuantizedLayer, dtype: torch.dtype) -> Te
     if problem:
         raise UnreadableLayerError(f"{problem}; {ADVICE}.")
     stored = layer.stored
-    assert stored is not None and stored.decode is not None  # else it is refused
-    fmt, sizes = stored.decode(layer.marker), layer.tensors[CODES].shape
-    scale = torch.ones(())
-    if stored.scale in layer.names:
-        scale = fmt.unpack_scale(source.read(layer.names[stored.scale]), (sizes[0], sizes[1]))
-    if scale.dim() == 1:
-        scale = scale.reshape(-1, 1)
-    codes = source.read(layer.names[CODES])
-    weight = dequantize_layer(codes, scale, fmt, stored.rotation_group(layer.marker), float_shape(layer)).to(dtype)
-    if not is_finite(weight) and is_finite(codes):
+    assert stored is not None  # else it is refused
+    tensors = {name: source.read(full) for name, full in layer.names.items() if name in (CODES, *stored.companions)}
+    weight = stored.decode(layer.marker)(tensors)
+    result = restore(weight, stored.rotation_group(layer.marker), float_shape(layer)).to(dtype)
+    if not is_finite(result) and is_finite(tensors[CODES]):
         raise UnreadableLayerError(
             f"Layer '{layer.name}' holds weights that {dtype_name(dtype)} cannot hold; {ADVICE}."
         )
-    return weight
+    return result

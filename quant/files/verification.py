@@ -83,8 +83,8 @@ def _layer_problems(written: Source) -> Iterator[str]:
 
 def _rule_problem(layer: QuantizedLayer) -> str:
     """Why ComfyUI would not run a layer that it loads; empty: it would."""
-    scale = layer.tensors["weight_scale"].shape
-    if len(scale) == 1:
+    stored = layer.stored
+    if stored is not None and len(layer.tensors[stored.scale].shape) == 1:
         return "has a scale of one dimension, which ComfyUI cannot replace when it applies a LoRA"
     if layer.marker.format in FULL_PRECISION and not layer.marker.full_precision_matrix_mult:
         return "is not marked to be multiplied in 16 bits, and CUDA has no product in its format"

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from . import mxfp8
+from .base import Shape
 from .granularity import PerBlock
-from .table import Shape
 
 Sizes = tuple[int, ...]
 
@@ -29,8 +30,25 @@ class Companion:
     """Shapes that it may have beside a weight ``(N, K)``, K inputs of which the second argument share a scale."""
     required: bool = True
     """Whether every layer has it."""
-    scale: bool = True
-    """Whether it must be finite and above zero everywhere."""
+    usable: Callable[[Tensor], bool] = lambda values: True
+    """Whether its values can be computed with."""
+
+
+def is_positive(values: Tensor) -> bool:
+    """Whether all values are finite and above 0."""
+    return bool((torch.isfinite(values) & (values > 0)).all())
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite; bytes are E4M3."""
+    if values.dtype.itemsize > 1:
+        return bool(torch.isfinite(values).all())
+    return not bool((values.view(torch.uint8) & 0x7F == 0x7F).any())
+
+
+def is_exponent(values: Tensor) -> bool:
+    """Whether no E8M0 scale is NaN; all others are powers of two."""
+    return not bool((values.view(torch.uint8) == 255).any())
 
 
 def one(shape: Shape, group: int) -> set[Sizes]:

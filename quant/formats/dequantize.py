@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .base import Format, Scale, Shape
 from .rotation import rotate
-from .table import Format
 
 
-def dequantize_layer(codes: Tensor, scale: Tensor, fmt: Format, group: int | None, shape: tuple[int, int]) -> Tensor:
+def dequantize_layer(codes: Tensor, scale: Scale, fmt: Format, group: int | None, shape: Shape) -> Tensor:
     """Dequantize a layer.
 
     Args:
-        codes: ``[N, K]`` with padding, in the grid's dtype.
-        scale: float32, in the granularity's shape.
+        codes: ``[N, K]`` with padding.
+        scale: as the format shapes it.
         fmt: the format.
         group: inputs per rotation group; None if the weight is not rotated.
         shape: ``(N, K)`` without padding.
@@ -21,5 +21,9 @@ def dequantize_layer(codes: Tensor, scale: Tensor, fmt: Format, group: int | Non
     Returns:
         float32 ``[N, K]``, rotated back.
     """
-    weight = fmt.dequantize(codes, scale)
+    return restore(fmt.dequantize(codes, scale), group, shape)
+
+
+def restore(weight: Tensor, group: int | None, shape: Shape) -> Tensor:
+    """Take a weight from the basis that it is stored in back to its own: rotated back, padding cut off."""
     return (rotate(weight, group) if group else weight)[: shape[0], : shape[1]]

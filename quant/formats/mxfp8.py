@@ -28,11 +28,7 @@ def pack_scale(scale: Tensor) -> Tensor:
         Biased exponents, uint8 in `swizzled_shape`. Not ``float8_e8m0fnu``, which older safetensors readers do not
         know; ComfyUI views the bytes as either.
     """
-    exponent = torch.frexp(scale).exponent - 1 + BIAS
-    rows, columns = swizzled_shape(tuple(scale.shape))
-    padded = pad(exponent.to(torch.uint8), (0, columns - scale.shape[1], 0, rows - scale.shape[0]))
-    tiles = padded.view(rows // TILE[0], TILE[0] // LANES, LANES, columns // TILE[1], TILE[1])
-    return _swap_tile_order(tiles).reshape(rows, columns)
+    return swizzle((torch.frexp(scale).exponent - 1 + BIAS).to(torch.uint8))
 
 
 def unpack_scale(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -45,10 +41,23 @@ def unpack_scale(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
     Returns:
         Float32 ``[N, K / 32]``.
     """
-    rows, columns = swizzled_shape(shape)
-    tiles = stored.view(torch.uint8).reshape(rows // TILE[0], columns // TILE[1], LANES, TILE[0] // LANES, TILE[1])
-    exponent = _swap_tile_order(tiles).reshape(rows, columns)[: shape[0], : shape[1]]
+    exponent = unswizzle(stored.view(torch.uint8), shape)
     return torch.ldexp(torch.ones(shape, device=stored.device), exponent.to(torch.int32) - BIAS)
+
+
+def swizzle(scale: Tensor) -> Tensor:
+    """Pad a matrix of bytes, uint8 ``[rows, columns]``, with zeros to `swizzled_shape` and store it tile by tile."""
+    rows, columns = swizzled_shape(tuple(scale.shape))
+    padded = pad(scale, (0, columns - scale.shape[1], 0, rows - scale.shape[0]))
+    tiles = padded.view(rows // TILE[0], TILE[0] // LANES, LANES, columns // TILE[1], TILE[1])
+    return _swap_tile_order(tiles).reshape(rows, columns)
+
+
+def unswizzle(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Inverse of `swizzle`, for a matrix of this shape."""
+    rows, columns = swizzled_shape(shape)
+    tiles = stored.reshape(rows // TILE[0], columns // TILE[1], LANES, TILE[0] // LANES, TILE[1])
+    return _swap_tile_order(tiles).reshape(rows, columns)[: shape[0], : shape[1]]
 
 
 def _swap_tile_order(x: Tensor) -> Tensor:

@@ -7,12 +7,15 @@ zero it is 1 (which is exact), so that nothing downstream divides by zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import Format
 from .grids import to_float32
+
+if TYPE_CHECKING:
+    from .scaled import ScaledFormat
 
 SMALLEST = 2.0**-126
 """Smallest normal float32, and the smallest power of two that MXFP8's decoders do not read as zero."""
@@ -23,7 +26,7 @@ CANDIDATES = tuple(1.0 - 0.02 * i for i in range(26))
 POWER_OF_TWO_CANDIDATES = (1.0, 0.5)
 
 
-def absmax(weight: Tensor, fmt: Format) -> Tensor:
+def absmax(weight: Tensor, fmt: ScaledFormat) -> Tensor:
     """Scales that map the largest magnitude of a weight to the grid's last point.
 
     Args:
@@ -36,7 +39,7 @@ def absmax(weight: Tensor, fmt: Format) -> Tensor:
     return from_amax(fmt.granularity.amax(weight), fmt)
 
 
-def from_amax(amax: Tensor, fmt: Format) -> Tensor:
+def from_amax(amax: Tensor, fmt: ScaledFormat) -> Tensor:
     """Scales from the absolute maxima, in the granularity's shape, of the weights that share each scale."""
     scale = amax.to(torch.float32) / fmt.grid.maximum
     if fmt.power_of_two:
@@ -47,7 +50,7 @@ def from_amax(amax: Tensor, fmt: Format) -> Tensor:
     return torch.where(amax > 0, scale, torch.ones_like(scale))
 
 
-def least_error(weight: Tensor, fmt: Format) -> Tensor:
+def least_error(weight: Tensor, fmt: ScaledFormat) -> Tensor:
     """Scales among `CANDIDATES` x `absmax` with the least sum of squared errors after nearest rounding.
 
     Never worse than `absmax`, which is the first candidate and wins ties.
@@ -74,4 +77,4 @@ def least_error(weight: Tensor, fmt: Format) -> Tensor:
     return best
 
 
-SCALE_METHODS: Mapping[str, Callable[[Tensor, Format], Tensor]] = {"absmax": absmax, "mse": least_error}
+SCALE_METHODS: Mapping[str, Callable[[Tensor, ScaledFormat], Tensor]] = {"absmax": absmax, "mse": least_error}

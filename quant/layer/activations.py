@@ -1,8 +1,8 @@
-"""Input rows of a layer, rounded to the weight's own grid as ComfyUI's 8-bit product rounds them.
+"""Input rows of a layer, rounded as ComfyUI's product rounds them.
 
-`Format.inputs` says which inputs share a scale. Scales of rows and blocks come from their absolute maximum, at every
-call. With one scale for all inputs (FP8), ComfyUI takes the layer's ``input_scale``, and 1 where there is none, so that
-inputs above the grid's last point saturate.
+Scales of rows, blocks and groups come from their absolute maximum, at every call. With one scale for all inputs (FP8),
+ComfyUI takes the layer's ``input_scale``, and 1 where there is none, so that inputs above the grid's last point
+saturate.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from ..formats import Format
-from ..formats.granularity import PerTensor
-from ..formats.grids import to_float32
 from ..formats.rotation import rotate
-from ..formats.scales import absmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +58,9 @@ class InputRows:
     @cached_property
     def quantized(self) -> Tensor:
         """The rows after ComfyUI's quantization, dequantized, ``[R, K]``."""
-        return self.rows if self.full_precision else quantize_rows(self.rows, self.format, self.input_scale)
+        return self.rows if self.full_precision else self.format.round_inputs(self.rows, self.input_scale)
 
     def split(self, share: float) -> tuple[InputRows, InputRows]:
         """Two parts; the first has ``share`` of the rows, at least one."""
         n = max(1, round(len(self) * share))
         return replace(self, rows=self.rows[:n]), replace(self, rows=self.rows[n:])
-
-
-def quantize_rows(rows: Tensor, fmt: Format, input_scale: float | None = None) -> Tensor:
-    """Round float32 ``rows [R, K]`` to the format's grid as ComfyUI does, and dequantize them.
-
-    Args:
-        input_scale: static scale of the inputs, for formats that share one; None: 1, as ComfyUI takes.
-    """
-    if isinstance(fmt.inputs, PerTensor):
-        scale = rows.new_tensor(1.0 if input_scale is None else input_scale)
-    else:
-        scale = absmax(rows, replace(fmt, granularity=fmt.inputs))
-    wide = fmt.inputs.expand(scale, (rows.shape[0], rows.shape[1]))
-    return to_float32(fmt.grid.encode(rows / wide)).mul_(wide)

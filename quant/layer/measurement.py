@@ -9,10 +9,10 @@ from functools import cached_property
 from torch import Tensor
 
 from ..errors import LayerError
-from ..formats import scales
+from ..formats import Scale
 from ..notices import notice
 from ..rounding import round_nearest
-from .acceptance import accept
+from .acceptance import Rounded, accept
 from .activations import InputRows
 from .layer_errors import ErrorPair, LayerErrors, relative_error, square_sum
 from .operands import hold_out, load_weight
@@ -27,8 +27,8 @@ class Measurement:
     task: LayerTask
     weight: Tensor
     """float32 ``[N, K]`` in the stored basis."""
-    scale: Tensor
-    """float32, as `Format` shapes it."""
+    scale: Scale
+    """Of nearest codes, as the format shapes it."""
     validator: Validator | None
     """None without recorded inputs."""
 
@@ -36,7 +36,7 @@ class Measurement:
     def prepare(cls, task: LayerTask, rows: InputRows | None) -> Measurement:
         """Load the weight, find the scales, and hold out rows to judge by."""
         weight = load_weight(task)
-        scale = scales.SCALE_METHODS[task.recipe.scale](weight, task.format)
+        scale = task.format.find_scale(weight, task.recipe.scale)
         validator = None if rows is None else Validator(weight, hold_out(task, rows)[0])
         return cls(task=task, weight=weight, scale=scale, validator=validator)
 
@@ -45,22 +45,25 @@ class Measurement:
         """Codes of nearest rounding, ``[N, K]``."""
         return round_nearest(self.weight, self.scale, self.task.format)
 
-    def measure(self, codes: Tensor) -> QuantizedLayer:
-        """The result with ``codes [N, K]`` as they are."""
+    def measure(self, codes: Tensor, scale: Scale | None = None) -> QuantizedLayer:
+        """The result with ``codes [N, K]`` as they are; ``scale``: theirs, if it is not nearest's."""
+        rounded = self._rounded(codes, scale)
         if self.validator is None:
-            return self._result(codes)
-        errors, nearest = (self.validator.measure(self._dequantize(c)) for c in (codes, self.nearest))
-        return add_output_errors(self._result(codes), errors, nearest)
+            return self._result(rounded)
+        errors, nearest = (self.validator.measure(self._dequantize(r)) for r in (rounded, self._rounded(self.nearest)))
+        return add_output_errors(self._result(rounded), errors, nearest)
 
-    def accept(self, codes: Tensor) -> QuantizedLayer:
+    def accept(self, codes: Tensor, scale: Scale | None = None) -> QuantizedLayer:
         """The result with those rows of ``codes [N, K]`` that held-out rows prove better than nearest.
 
-        Without recorded inputs all rows stay.
+        Without recorded inputs all rows stay. ``scale``: of these codes, if it is not nearest's.
         """
+        learned = self._rounded(codes, scale)
         if self.validator is None:
-            return self._result(codes)
-        accepted = accept(codes, self.nearest, self.scale, self.task.format, self.validator)
-        result = add_output_errors(self._result(accepted.codes), accepted.errors, accepted.nearest)
+            return self._result(learned)
+        accepted = accept(learned, self._rounded(self.nearest), self.task.format, self.validator)
+        result = self._result(Rounded(accepted.codes, accepted.scale))
+        result = add_output_errors(result, accepted.errors, accepted.nearest)
         nearest_rows, rows = accepted.nearest_rows, len(codes)
         if nearest_rows == 0:
             return result
@@ -68,17 +71,21 @@ class Measurement:
             return fall_back(result)
         return result.add_notes(notice("rows_kept_nearest", nearest=nearest_rows, rows=rows))
 
-    def _result(self, codes: Tensor) -> QuantizedLayer:
+    def _rounded(self, codes: Tensor, scale: Scale | None = None) -> Rounded:
+        return Rounded(codes, self.scale if scale is None else scale)
+
+    def _result(self, rounded: Rounded) -> QuantizedLayer:
         square = square_sum(self.weight)
-        squares = (square_sum(self._dequantize(c).sub_(self.weight)) for c in (codes, self.nearest))
+        both = (rounded, self._rounded(self.nearest))
+        squares = (square_sum(self._dequantize(r).sub_(self.weight)) for r in both)
         error, nearest = (relative_error(square_error, square) for square_error in squares)
-        return make_result(self.task, codes, self.scale, error, nearest)
+        return make_result(self.task, rounded.codes, rounded.scale, error, nearest)
 
-    def _dequantize(self, codes: Tensor) -> Tensor:
-        return self.task.format.dequantize(codes, self.scale)
+    def _dequantize(self, rounded: Rounded) -> Tensor:
+        return self.task.format.dequantize(rounded.codes, rounded.scale)
 
 
-def make_result(task: LayerTask, codes: Tensor, scale: Tensor, error: float, nearest: float) -> QuantizedLayer:
+def make_result(task: LayerTask, codes: Tensor, scale: Scale, error: float, nearest: float) -> QuantizedLayer:
     """A result with its weight error and nearest's.
 
     Raises:

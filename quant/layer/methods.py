@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ..formats import scales
 from ..notices import notice
 from ..rounding import round_calibrated, round_svd
 from .layer_errors import ErrorPair
@@ -44,7 +43,7 @@ def quantize_calibrated(task: LayerTask) -> QuantizedLayer:
     if rows is None:
         return quantize_nearest(task).add_notes(notice("nearest_without_inputs"))
     learned, measurement = hold_out(task, rows)[1].rows, Measurement.prepare(task, rows)
-    codes = round_calibrated(
+    codes, scale = round_calibrated(
         measurement.weight,
         measurement.scale,
         task.format,
@@ -52,7 +51,7 @@ def quantize_calibrated(task: LayerTask) -> QuantizedLayer:
         task.recipe.calibrated,
         task.check_cancelled,
     )
-    return measurement.accept(codes)
+    return measurement.accept(codes, scale)
 
 
 ROUNDING_METHODS: Mapping[str, Method] = {
@@ -64,6 +63,7 @@ ROUNDING_METHODS: Mapping[str, Method] = {
 
 def quantize_with_best_scale(task: LayerTask, method: Method) -> QuantizedLayer:
     """The result of ``method`` with the scale method that leaves the smallest `LayerErrors.primary`."""
-    results = {name: method(replace(task, recipe=replace(task.recipe, scale=name))) for name in scales.SCALE_METHODS}
+    names = task.format.scale_methods
+    results = {name: method(replace(task, recipe=replace(task.recipe, scale=name))) for name in names}
     name = min(results, key=lambda name: results[name].errors.primary.error)
     return results[name].add_notes(notice("scale_chosen", scale=name))

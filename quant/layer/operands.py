@@ -28,7 +28,7 @@ FEWEST_ROWS = 8
 def row_blocks(task: LayerTask) -> Sequence[slice]:
     """Divide the rows of the stored weight into blocks that share no scale, unless the whole weight does."""
     rows, columns = task.padded_shape
-    unit = math.lcm(task.format.granularity.rows, task.format.padded[0])
+    unit = math.lcm(task.format.row_unit, task.format.padded[0])
     elements = CPU_BLOCK_ELEMENTS if task.weight.device.type == "cpu" else BLOCK_ELEMENTS
     return blocks(rows, max(unit, elements // columns // unit * unit))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..calibration.statistics import NO_STATISTICS, InputStatistics
-from ..formats import Format
+from ..formats import Format, Scale
 from ..notices import Notice
 from ..recipe import Recipe
 from ..seeds import layer_seed
@@ -61,9 +61,9 @@ class QuantizedLayer:
     """A quantized weight, on the device of its task."""
 
     codes: Tensor
-    """The format's dtype, `LayerTask.padded_shape`."""
-    scale: Tensor
-    """float32, in the shape of the format's granularity."""
+    """The format's code dtype, `LayerTask.padded_shape`."""
+    scale: Scale
+    """As the format shapes it."""
     errors: LayerErrors
     output_power: float | None = None
     """Mean over held-out rows of ``||W x||^2``; None without recorded inputs."""

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..parallel import BLOCK, blocks, run_all
+from ..parallel import BLOCK, cpu_blocks, run_all
 from .activations import InputRows
 from .layer_errors import relative_error, square_sum
 
@@ -69,6 +69,5 @@ class Validator:
         def multiply(part: slice) -> None:
             result[:, part] = rows @ load(part).T
 
-        whole = len(self.weight) if rows.device.type != "cpu" else BLOCK
-        run_all(multiply, blocks(len(self.weight), max(1, whole)))
+        run_all(multiply, cpu_blocks(len(self.weight), BLOCK, rows.device))
         return result

@@ -106,4 +106,5 @@ def with_rotations(layer: LayerPlan, recipe: Recipe) -> list[LayerPlan]:
     """The layer with each rotation that the recipe leaves open; else as it is."""
     if recipe.rotation_group != AUTO or not layer.format.rotated:
         return [layer]
-    return [replace(layer, group=group) for group in (*group_sizes(layer.shape[1]), None)]
+    unrotated = () if layer.format.needs_rotation else (None,)
+    return [replace(layer, group=group) for group in (*group_sizes(layer.shape[1]), *unrotated)]

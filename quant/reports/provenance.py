@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..bounded_json import parse_json
 from ..errors import RecipeError
+from ..formats import find_needs
 from ..formats.marker import HEADER_KEY, Marker, to_header
 from ..recipe import Recipe
 from ..version import VERSION
@@ -27,6 +28,8 @@ class Provenance:
     """Of the source file, hexadecimal; None: the source was a loaded model."""
     merged_patches: int = 0
     """Patches, such as LoRAs, merged into the file when it was saved."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """What loads each format in the file, by its name in markers, where ComfyUI 0.27 is not enough."""
     version: str = field(default=VERSION)
     """Of this pack."""
 
@@ -36,6 +39,8 @@ class Provenance:
             fields["source_sha256"] = self.source_sha256
         if self.merged_patches:
             fields["merged_patches"] = self.merged_patches
+        if self.needs:
+            fields["needs"] = dict(self.needs)
         return json.dumps(fields, sort_keys=True)
 
     @classmethod
@@ -47,11 +52,12 @@ class Provenance:
             return None
         if not isinstance(fields, dict) or not isinstance(fields.get("recipe"), dict):
             return None
-        digest, patches = fields.get("source_sha256"), fields.get("merged_patches", 0)
+        digest, patches, needs = fields.get("source_sha256"), fields.get("merged_patches", 0), fields.get("needs")
         return cls(
             recipe=fields["recipe"],
             source_sha256=digest if isinstance(digest, str) else None,
             merged_patches=patches if type(patches) is int else 0,
+            needs={str(name): str(text) for name, text in needs.items()} if isinstance(needs, dict) else {},
             version=str(fields.get("version")),
         )
 
@@ -84,12 +90,13 @@ def build_header(
     Args:
         source: the text fields of the source file, which are kept.
         markers: of every quantized layer, by full name.
-        provenance: None if it is not known how the model was made.
+        provenance: None if it is not known how the model was made; `Provenance.needs` is found from the markers.
         prefix: of the model's names. Under one the markers are left out of the header, as ComfyUI applies it again
             after it has stripped the prefix, and warns of every layer; the layers' own marker tensors are enough.
     """
     own = {} if prefix else {HEADER_KEY: to_header(markers)}
     if provenance is not None:
-        own[PROVENANCE_KEY] = provenance.to_json()
+        needs = find_needs(marker.format for marker in markers.values())
+        own[PROVENANCE_KEY] = replace(provenance, needs=needs).to_json()
     kept = {key: text for key, text in source.items() if key not in (HEADER_KEY, PROVENANCE_KEY)}
     return kept | own

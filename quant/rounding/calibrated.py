@@ -7,14 +7,15 @@ later which of them are kept.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..formats import Format
+from ..formats import Format, Scale
 from ..parallel import BLOCK, blocks, run_all
 from ..recipe import CalibratedSettings
-from .ldlq import round_ldlq
+from .by_ldlq import round_by_ldlq
 
 SMALLEST_DAMPING = 1e-3
 """Least damping that is chosen automatically: below it, a wide layer's Hessian is nearly singular in float32."""
@@ -25,39 +26,30 @@ LEAST_GAIN = 0.02
 
 def round_calibrated(
     weight: Tensor,
-    scale: Tensor,
+    scale: Any,
     fmt: Format,
     inputs: Tensor,
     settings: CalibratedSettings,
     check_cancelled: Callable[[], None] = lambda: None,
-) -> Tensor:
+) -> tuple[Tensor, Scale]:
     """Round a weight so that the layer's output error on the calibration rows is small (W8A16).
 
     Args:
         weight: Float weight, float32 ``[N, K]``.
-        scale: Scales, float32, in the shape of the format's granularity.
-        fmt: The format; its grid holds the codes.
+        scale: Scales of nearest rounding, as the format shapes them.
+        fmt: The format.
         inputs: Calibration rows, float32 ``[R, K]``, padded and rotated as the weight is.
         settings: Damping and the maximum number of passes.
         check_cancelled: Called once per block of columns; may raise to stop.
 
     Returns:
-        Codes ``[N, K]`` in the grid's dtype.
+        Codes ``[N, K]`` in the format's code dtype, and their scales: other ones than nearest's if groups have scales.
 
     Raises:
         RecipeError: The selected kernel backend is unknown or cannot run.
     """
     hessian = estimate_hessian(inputs, settings.damping)
-    return round_ldlq(
-        weight,
-        scale,
-        fmt,
-        hessian,
-        check_cancelled,
-        passes=settings.passes,
-        least_gain=LEAST_GAIN,
-        overwrite_hessian=True,
-    )
+    return round_by_ldlq(weight, scale, fmt, hessian, check_cancelled, passes=settings.passes, least_gain=LEAST_GAIN)
 
 
 def estimate_hessian(inputs: Tensor, damping: float | None = None) -> Tensor:

@@ -23,9 +23,9 @@ from torch import Tensor
 from ...kernels import ldlq
 from ...kernels.errors import KernelError
 from ..errors import RecipeError
-from ..formats import Format
+from ..formats import ScaledFormat
 from ..formats.grids import Grid
-from ..parallel import blocks, run_all
+from ..parallel import blocks, cpu_blocks, run_all
 from .cholesky import factorize
 
 BLOCK = 128
@@ -75,7 +75,7 @@ class LdlqProblem:
 def round_ldlq(
     weight: Tensor,
     scale: Tensor,
-    fmt: Format,
+    fmt: ScaledFormat,
     hessian: Tensor,
     check_cancelled: CheckCancelled,
     *,
@@ -111,7 +111,7 @@ def round_ldlq(
     if overwrite_hessian:
         permuted = hessian.copy_(permuted)
     wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1])).expand(weight.shape)
-    rows = blocks(len(weight), PART_ROWS if weight.device.type == "cpu" else max(1, len(weight)))
+    rows = cpu_blocks(len(weight), PART_ROWS, weight.device)
 
     def pose(part: slice) -> LdlqProblem:
         transposed = _permute_columns(weight[part], order)
@@ -142,14 +142,21 @@ def round_ldlq(
     return result
 
 
-def _estimate_column_costs(weight: Tensor, scale: Tensor, fmt: Format, hessian: Tensor) -> Tensor:
+def _estimate_column_costs(weight: Tensor, scale: Tensor, fmt: ScaledFormat, hessian: Tensor) -> Tensor:
     """Return the expected cost of rounding each column alone, up to a factor, ``[K]``.
 
     Large weights lie on a coarser grid in floating point, so columns differ by more than the Hessian's diagonal.
     """
-    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
-    steps = fmt.grid.spacing(weight / wide_scale).mul_(wide_scale)
-    return steps.square_().mean(dim=0).mul_(hessian.diagonal())
+    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1])).expand(weight.shape)
+    costs = weight.new_empty(weight.shape[1])
+
+    def estimate(columns: slice) -> None:
+        scales = wide_scale[:, columns]
+        steps = fmt.grid.spacing(weight[:, columns] / scales).mul_(scales)
+        costs[columns] = steps.square_().mean(dim=0)
+
+    run_all(estimate, cpu_blocks(len(costs), BLOCK, weight.device))
+    return costs.mul_(hessian.diagonal())
 
 
 def _permute_square(hessian: Tensor, order: Tensor) -> Tensor:

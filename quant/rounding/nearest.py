@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..formats import Format
+from ..formats import Format, Scale
 
 
-def round_nearest(weight: Tensor, scale: Tensor, fmt: Format) -> Tensor:
+def round_nearest(weight: Tensor, scale: Scale, fmt: Format) -> Tensor:
     """Round each weight to the nearest grid point.
 
     Args:
         weight: Float weight, float32 ``[N, K]``.
-        scale: Scales, float32, in the shape of the format's granularity.
-        fmt: The format; its grid holds the codes.
+        scale: Scales, as the format shapes them.
+        fmt: The format.
 
     Returns:
-        Codes ``[N, K]`` in the grid's dtype.
+        Codes ``[N, K]`` in the format's code dtype.
     """
-    return fmt.grid.encode(weight / fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1])))
+    return fmt.round(weight, scale)

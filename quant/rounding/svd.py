@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..formats import Format
+from ..formats import Format, Scale
+from ..parallel import matmul
 from ..recipe import SvdSettings
-from .ldlq import round_ldlq
+from .by_ldlq import round_by_ldlq
 from .nearest import round_nearest
 from .optimizers import make_stepper
 
@@ -25,6 +27,9 @@ OVERSAMPLING = 2
 """Number of directions that the randomized SVD computes, in multiples of k; the rest are dropped (Halko et al., arXiv
 0909.4061, section 1.6). Weights have flat spectra: k + 10 directions miss the true leading subspace, in which the error
 of a 1024 x 1024 layer then falls to 0.56 of nearest instead of 0.26 (`benchmarks/convert_to_quant.py`)."""
+
+ITERATIONS = 2
+"""Subspace iterations of the randomized SVD."""
 
 LDLQ_DAMPING = 0.05
 """Hessian of the optimizer `feedback` outside the leading directions, relative to inside; bounds the total error."""
@@ -45,13 +50,13 @@ class Projection:
 
     def project_error(self, rounded: Tensor) -> Tensor:
         """Return ``U^T (W_q - W) V`` of a dequantized weight: ``[k, k]``, or ``[N, k]`` without ``left``."""
-        right = (rounded - self.weight) @ self.right
-        return right if self.left is None else self.left.T @ right
+        right = matmul(rounded - self.weight, self.right)
+        return right if self.left is None else matmul(self.left.T, right)
 
     def compute_gradient(self, projected: Tensor) -> Tensor:
         """Return the gradient ``[N, K]`` of half the squared objective, from a projected error."""
-        wide = projected if self.left is None else self.left @ projected
-        return wide @ self.right.T
+        wide = projected if self.left is None else matmul(self.left, projected)
+        return matmul(wide, self.right.T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,7 @@ class SvdResult:
     """Codes and their error on the leading directions."""
 
     codes: Tensor
-    """``[N, K]`` in the grid's dtype."""
+    """``[N, K]`` in the format's code dtype."""
 
     error: float
     """Norm of the projected error, relative to the projected weight."""
@@ -73,7 +78,7 @@ class SvdResult:
 
 def round_svd(
     weight: Tensor,
-    scale: Tensor,
+    scale: Any,
     fmt: Format,
     settings: SvdSettings,
     check_cancelled: Callable[[], None] = lambda: None,
@@ -85,8 +90,8 @@ def round_svd(
 
     Args:
         weight: Float weight, float32 ``[N, K]``.
-        scale: Scales, float32, in the shape of the format's granularity.
-        fmt: The format; its grid holds the codes.
+        scale: Scales of nearest rounding, as the format shapes them; they stay.
+        fmt: The format.
         settings: Optimizer, number of directions and kind of SVD.
         check_cancelled: Called at every iteration; may raise to stop.
         seed: Seed of the randomized SVD.
@@ -146,23 +151,36 @@ def _compute_leading(matrix: Tensor, k: int, full: bool, seed: int) -> tuple[Ten
     """Return the k leading left singular vectors, singular values and right singular vectors."""
     if full:
         left, sizes, right_t = torch.linalg.svd(matrix, full_matrices=False)
-        right = right_t.T
-    else:
-        # It draws from the global generator, which belongs to the caller.
-        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
-            torch.manual_seed(seed)
-            left, sizes, right = torch.svd_lowrank(matrix, q=min(OVERSAMPLING * k, *matrix.shape), niter=2)
-    return left[:, :k].contiguous(), sizes[:k], right[:, :k].contiguous()
+        return left[:, :k].contiguous(), sizes[:k], right_t[:k].T.contiguous()
+    return _compute_randomized(matrix, k, seed)
+
+
+def _compute_randomized(matrix: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by randomized subspace iteration (Halko et al., arXiv 0909.4061, algorithms 4.4 and 5.1).
+
+    The small matrix is decomposed by the eigenvectors of its Gram matrix. Singular values below 1e-4 of the largest are
+    lost in it; a weight's k leading ones are far above.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(matrix.shape[1], min(OVERSAMPLING * k, *matrix.shape), generator=generator)
+    basis, _ = torch.linalg.qr(matmul(matrix, draws.to(matrix.device)))
+    for _ in range(ITERATIONS):
+        basis, _ = torch.linalg.qr(matmul(matrix.T, basis))
+        basis, _ = torch.linalg.qr(matmul(matrix, basis))
+    small = matmul(basis.T, matrix)
+    values, vectors = torch.linalg.eigh(matmul(small, small.T))
+    leading = vectors[:, -k:].flip(1)
+    # Orthonormal also where the matrix has fewer directions than k.
+    right, _ = torch.linalg.qr(matmul(small.T, leading))
+    return matmul(basis, leading), values[-k:].flip(0).clamp(min=0).sqrt(), right
 
 
 def _optimize(
-    projection: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
+    projection: Projection, scale: Scale, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
     """Search codes with one of the `optimizers`; returns the best ones seen."""
     weight = projection.weight
-    wide_scale = fmt.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
-    scaled = weight / wide_scale
-    lower, upper = fmt.grid.below(scaled).mul_(wide_scale), fmt.grid.above(scaled).mul_(wide_scale)
+    lower, upper = fmt.neighbours(weight, scale)
     middle = (lower + upper).mul_(0.5)
     position = weight.clone()
     stepper = make_stepper(settings.optimizer, position, upper - lower, settings.lr)
@@ -183,9 +201,9 @@ def _optimize(
 
 
 def _solve_ldlq(
-    projection: Projection, scale: Tensor, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
+    projection: Projection, scale: Scale, fmt: Format, settings: SvdSettings, check_cancelled: Callable[[], None]
 ) -> Tensor:
     """Round by LDLQ with the Hessian ``V V^T + damping``: the optimizer `feedback`."""
-    hessian = projection.right @ projection.right.T
+    hessian = matmul(projection.right, projection.right.T)
     hessian.diagonal().add_(LDLQ_DAMPING)
-    return round_ldlq(projection.weight, scale, fmt, hessian, check_cancelled, adjacent=True, overwrite_hessian=True)
+    return round_by_ldlq(projection.weight, scale, fmt, hessian, check_cancelled, bound=True)[0]

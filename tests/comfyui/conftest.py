@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.tools.comfyui import FP8_COMPUTE, Host, HostMissing, Server, find_host
 
 
@@ -15,6 +16,20 @@ def host() -> Host:
         return find_host()
     except HostMissing as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def known_formats(host: Host) -> list[str]:
+    """The formats that this ComfyUI knows with the pack."""
+    return host.call("tests.comfyui.programs.known_formats:list_known_formats")
+
+
+@pytest.fixture(autouse=True)
+def skip_unknown_format(request: pytest.FixtureRequest) -> None:
+    """Skip a test of a format, its parameter ``fmt``, that this ComfyUI does not know."""
+    fmt = getattr(request.node, "callspec", None) and request.node.callspec.params.get("fmt")
+    if fmt in FORMATS and fmt not in request.getfixturevalue("known_formats"):
+        pytest.skip(f"this ComfyUI does not know {fmt}: it needs {FORMATS[fmt].needs}")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def has_fp8(fmt: str) -> bool:
 
 
 RUNS = both_ways(FORMATS, has_fp8)
-PATCHED = both_ways(["int8_row", "float8_e4m3fn", "int8_blockwise"], has_fp8)
+PATCHED = both_ways(["int8_row", "float8_e4m3fn", "int8_blockwise", "w6a8", "w4a8", "nvfp4"], has_fp8)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,11 @@ def inputs() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(host: Host, inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Every format, quantized in the graph, by way (fp8.py)."""
-    formats = {"emulated": list(FORMATS), "fp8_compute": list(filter(has_fp8, FORMATS))}
+def results(
+    host: Host, known_formats: list[str], inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Results:
+    """Every format that this ComfyUI knows, quantized in the graph, by way (fp8.py)."""
+    formats = {"emulated": known_formats, "fp8_compute": list(filter(has_fp8, known_formats))}
     function = "tests.comfyui.programs.quantize_model:quantize_in_formats"
     return {
         way: host.call(function, **inputs, output=tmp_path_factory.mktemp(way), formats=formats[way], options=options)
@@ -127,12 +130,18 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
 
 @pytest.fixture(scope="module", params=PATCHED, ids="-".join)
 def patched(
-    request: pytest.FixtureRequest, host: Host, inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    host: Host,
+    known_formats: list[str],
+    inputs: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     fmt, way = request.param
+    if fmt not in known_formats:
+        pytest.skip(f"this ComfyUI does not know {fmt}")
     function = "tests.comfyui.programs.quantize_model:patch_models"
     output = tmp_path_factory.mktemp("output")
-    return host.call(function, **inputs, output=output, fmt=fmt, options=OPTIONS[way]) | {"way": way}
+    return host.call(function, **inputs, output=output, fmt=fmt, options=OPTIONS[way]) | {"way": way, "fmt": fmt}
 
 
 def test_patches_do_not_change_quantized_weights(patched: dict[str, Any]) -> None:
@@ -145,7 +154,10 @@ nearest `float8_e4m3fn` then has twice the error without any LoRA."""
 
 
 def test_lora_works_before_and_after_quantizing(patched: dict[str, Any]) -> None:
-    assert patched["lora_error"] < LORA_ERROR[patched["way"]] * patched["lora_effect"]
+    share = LORA_ERROR[patched["way"]] * patched["lora_effect"]
+    # With 4 bits the error without a LoRA is about as large as the LoRA's effect; a LoRA that is lost adds to both.
+    lost = math.hypot(patched["lora_effect"], patched["plain_error"])
+    assert patched["lora_error"] < (0.85 * lost if patched["fmt"] in ("w4a8", "nvfp4") else share)
     assert patched["before_equals_after"]
 
 

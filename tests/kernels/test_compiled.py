@@ -15,8 +15,9 @@ from calibrated_rounding.quant.formats.grids import E4M3, E5M2, INT8, Grid
 
 triton = pytest.importorskip("triton")
 
+from calibrated_rounding.kernels.gpu import groups as group_launcher  # noqa: E402
 from calibrated_rounding.kernels.gpu import ldlq as launcher  # noqa: E402
-from calibrated_rounding.kernels.gpu.jit import ldlq, product, quantize, rotation  # noqa: E402
+from calibrated_rounding.kernels.gpu.jit import groups, ldlq, product, quantize, rotation  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -148,6 +149,20 @@ def test_ldlq_stays_in_registers_and_float32(
     types = dict.fromkeys(("start", "weight", "low", "high", "matrix", "errors"), "*fp32")
     options = dict(launcher.OPTIONS)
     result = compiled(ldlq.round_columns, device, constants, types, options.pop("num_warps"), 3, cache, **options)
+    assert result.spilled == 0
+    assert "tf32" not in result.ptx
+    assert not re.search(r"\bfma\.", result.ptx)
+    assert "div.rn.f32" in result.ptx and "div.full" not in result.ptx and "ftz" not in result.ptx
+
+
+@pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
+@pytest.mark.parametrize("integer", [False, True], ids=["e2m1", "integer"])
+def test_group_ldlq_stays_in_registers_and_float32(device: DeviceInfo, integer: bool, cache: Path) -> None:
+    constants = {"COLUMNS": 16, "TILE": group_launcher.TILE, "INTEGER": integer, "factor_step": 1, "pivots_stride": 1}
+    types = dict.fromkeys(("weight", "targets", "factor", "pivots", "scales", "levels", "errors"), "*fp32")
+    types |= {"chosen_scale": "*fp32", "chosen_cost": "*fp32", "places": "*i32", "density": "fp32", "offset": "fp32"}
+    options = dict(group_launcher.OPTIONS)
+    result = compiled(groups.round_group, device, constants, types, options.pop("num_warps"), 3, cache, **options)
     assert result.spilled == 0
     assert "tf32" not in result.ptx
     assert not re.search(r"\bfma\.", result.ptx)

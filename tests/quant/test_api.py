@@ -33,7 +33,7 @@ from calibrated_rounding.quant.calibration.collector import Collector
 from calibrated_rounding.quant.calibration.statistics import fingerprint
 from calibrated_rounding.quant.files.dequantized import as_float
 from calibrated_rounding.quant.files.sources import StateDictSource
-from calibrated_rounding.quant.formats import FORMATS, int8_blockwise
+from calibrated_rounding.quant.formats import FORMATS, ScaledFormat, int8_blockwise
 from calibrated_rounding.quant.formats.scales import absmax
 from calibrated_rounding.quant.notices import notice
 from calibrated_rounding.quant.rounding import round_nearest
@@ -176,7 +176,7 @@ def test_quantized_input_is_refused_or_dequantized(name: str, digits_path: Path,
     assert len(report.layers) == len(plan_file(digits_path).layers)
     original, twice = load_file(digits_path), as_float(StateDictSource(load_file(tmp_path / "r.safetensors")), True)
     assert original.keys() == twice.tensors.keys()
-    loss = 0.1 if name == "float8_e5m2" else 0.05
+    loss = {"float8_e5m2": 0.1, "w4a8": 0.1, "nvfp4": 0.13}.get(name, 0.05)
     for key, tensor in original.items():
         assert float((twice.read(key).float() - tensor.float()).norm()) <= loss * float(tensor.float().norm())
 
@@ -413,7 +413,7 @@ def recorded(digits: Tensors) -> Calibration:
     return collector.finish({k.removesuffix(".weight"): fingerprint(v) for k, v in digits.items() if v.dim() == 2})
 
 
-@EVERY_FORMAT
+@pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if isinstance(fmt, ScaledFormat)])
 def test_calibrated_rounding_halves_the_output_error_of_every_layer(name: str, digits: Tensors, tmp_path: Path) -> None:
     recorded(digits).save(tmp_path / "c.safetensors")
     calibration = Calibration.load(tmp_path / "c.safetensors")

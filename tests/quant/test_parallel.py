@@ -50,6 +50,11 @@ def in_thread(work: Callable[[], Result]) -> Result:
         return pool.submit(work).result()
 
 
+def as_bytes(x: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor, which may be a scalar."""
+    return x.reshape(-1).view(torch.uint8)
+
+
 @pytest.fixture(scope="module")
 def operands() -> tuple[torch.Tensor, InputStatistics]:
     generator = torch.Generator().manual_seed(0)
@@ -75,9 +80,10 @@ def test_same_bytes_on_any_number_of_threads(
     torch.set_num_threads(2)
     results = [in_thread(run), *(with_threads(count, run) for count in (1, 2, 4))]
     first = results[0]
-    for result in results[1:]:
-        assert torch.equal(result.codes.view(torch.uint8), first.codes.view(torch.uint8))
-        assert torch.equal(result.scale, first.scale)
+    stored = [task.format.pack(result.codes, result.scale) for result in results]
+    for result, tensors in zip(results[1:], stored[1:], strict=True):
+        for name, tensor in tensors.items():
+            assert torch.equal(as_bytes(tensor), as_bytes(stored[0][name])), name
         assert result.errors == first.errors
         assert replace(result, codes=first.codes, scale=first.scale) == first
 

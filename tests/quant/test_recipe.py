@@ -208,8 +208,9 @@ def nested_lists(depth: int) -> list[Any]:
 
 
 GARBAGE = st.sampled_from([None, True, "false", "", "a\nb", -1, 0, 1.5, 10**400, math.nan, -math.inf, b"x", object()])
-JSON = st.recursive(
-    GARBAGE | st.builds(nested_lists, st.just(10_000)), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+DEEP = nested_lists(10_000)
+JSON = st.recursive(GARBAGE, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3)) | st.just(
+    DEEP
 )
 
 

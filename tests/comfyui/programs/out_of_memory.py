@@ -42,7 +42,7 @@ def run_out_of_memory(source: str, table: Tensor, output: str) -> dict[str, Any]
     return {
         "calibrating": calibrating,
         "nearest": state.attempt(nearest, "round_nearest", lambda: quantize(NEAREST)),
-        "calibrated": state.attempt(calibrated, "round_ldlq", lambda: quantize(CALIBRATED, calibration)),
+        "calibrated": state.attempt(calibrated, "round_by_ldlq", lambda: quantize(CALIBRATED, calibration)),
         "next_layers": len(layer_rows(quantize(CALIBRATED, calibration))),
     }
 

@@ -96,6 +96,7 @@ def patch_models(source: str, table: Tensor, output: str, fmt: str) -> dict[str,
     path = save(before, "lora")
     result = {
         "weights_without_lora": weights_without_lora,
+        "plain_error": relative_error(plain_latents, float_latents),
         "lora_error": relative_error(lora_latents, float_lora_latents),
         "lora_effect": relative_error(float_latents, float_lora_latents),
         "before_equals_after": torch.equal(lora_latents, sample(after)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
+import pytest
 import torch
 from calibrated_rounding.quant.calibration.collector import Collector
 from calibrated_rounding.quant.calibration.reservoir import Reservoir
@@ -91,7 +92,35 @@ def test_same_inputs_give_the_same_sample() -> None:
     def sample() -> torch.Tensor:
         reservoir = Reservoir.empty(4, 10, seed=3)
         for call in range(5):
-            reservoir.add(torch.arange(80.0).view(20, 4) + 100 * call)
+            rows = torch.arange(80.0).view(20, 4) + 100 * call
+            reservoir.add(rows, rows.sum(dim=0), float(rows.max()))
         return reservoir.rows
 
     assert torch.equal(sample(), sample())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sample_is_the_rows_of_largest_keys(dtype: torch.dtype) -> None:
+    """The same rows, in the same order, as sorting all rows by keys drawn from the seed."""
+    reservoir, calls = Reservoir.empty(4, 50, seed=3), [3, 40, 200, 1, 900, 64]
+    seen, generator = [], torch.Generator().manual_seed(0)
+    for size in calls:
+        rows = torch.randn(size, 4, generator=generator).to(dtype)
+        reservoir.add(rows, rows.sum(dim=0, dtype=torch.float32), float(rows.abs().amax()))
+        seen.append(rows)
+    keys = torch.Generator().manual_seed(3)
+    order = torch.cat([torch.rand(size, generator=keys) for size in calls]).argsort(descending=True, stable=True)
+    every = torch.cat(seen).to(torch.bfloat16)
+    assert torch.equal(reservoir.rows, every[order[:50]])
+    reservoir.shrink(20)
+    assert torch.equal(reservoir.rows, every[order[:20]])
+    assert reservoir.nbytes == 20 * 4 * 2
+
+
+def test_finished_calibration_does_not_change() -> None:
+    collector = Collector(rows=10)
+    collector.add("a", torch.ones(10, 4))
+    calibration = collector.finish()
+    collector.add("a", torch.zeros(1000, 4))
+    rows = calibration["a"].rows
+    assert rows is not None and bool((rows == 1).all())

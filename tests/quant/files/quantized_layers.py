@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from calibrated_rounding.quant import Recipe, quantize_state_dict
 from calibrated_rounding.quant.formats import FORMATS
+from comfy_kitchen.tensor import get_layout_class
 
 Tensors = dict[str, torch.Tensor]
 
@@ -40,40 +41,65 @@ def written(fmt: str) -> Tensors:
 
 
 def recognised() -> dict[str, Tensors]:
-    """Layers in the formats that ComfyUI loads and this pack only recognises, as comfy-kitchen's layouts have them."""
+    """Layers of codes of less than a byte, as comfy-kitchen's layouts have them."""
     rows, columns = SHAPE
-    groups = {"weight_s_rel": torch.ones(rows, columns // 16).to(E4M3), "weight_s_channel": torch.ones(rows)}
-    swizzled = torch.zeros(rows, columns // 16).to(E4M3)
-    zeros = torch.zeros(columns // 64, rows, dtype=torch.bfloat16)
-    half = torch.zeros(rows, columns // 2, dtype=torch.int8)
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator) + 0.5
+
+    groups = {"weight_s_rel": draw(rows, columns // 16).to(E4M3), "weight_s_channel": draw(rows)}
+    swizzled = draw(rows, columns // 16).to(E4M3)
+    zeros = draw(columns // 64, rows).bfloat16()
+    half = torch.randint(-128, 128, (rows, columns // 2), generator=generator).to(torch.int8)
+    three_quarters = torch.randint(-128, 128, (rows, columns * 3 // 4), generator=generator).to(torch.int8)
     return {
         "nvfp4": layer(
             {"format": "nvfp4"},
-            weight=half.to(torch.uint8),
+            weight=half.view(torch.uint8),
             weight_scale=swizzled,
-            weight_scale_2=torch.ones(()),
-            pre_quant_scale=torch.ones(columns),
+            weight_scale_2=draw(1)[0],
+            pre_quant_scale=draw(columns),
         ),
         "convrot_w4a4": layer(
             {"format": "convrot_w4a4", "convrot_groupsize": 256, "linear_dtype": "int8"},
             weight=half,
-            weight_scale=torch.ones(rows),
+            weight_scale=draw(rows),
         ),
         "asym_w4a8_int8": layer(
             {"format": "asym_w4a8_int8", "group_size": 16, "convrot_groupsize": 256},
             weight=half,
-            weight_codebook=torch.arange(16.0),
+            weight_codebook=draw(16).sort().values,
             **groups,
         ),
         "w6a8_int8": layer(
             {"format": "w6a8_int8", "group_size": 16, "convrot": True, "convrot_groupsize": 256},
-            weight=torch.zeros(rows, columns * 3 // 4, dtype=torch.int8),
+            weight=three_quarters,
             **groups,
         ),
         "awq_w4a16": layer(
             {"format": "awq_w4a16", "group_size": 64}, weight=half, weight_scale=zeros + 1, weight_zeros=zeros
         ),
     }
+
+
+def dequantize_with_layout(name: str) -> torch.Tensor:
+    """The weight of a layer of `recognised`, as comfy-kitchen's layout decodes it."""
+    parts = {key.removeprefix("l."): tensor for key, tensor in recognised()[name].items()}
+    layout, params = {
+        "nvfp4": ("TensorCoreNVFP4Layout", {"scale": "weight_scale_2", "block_scale": "weight_scale"}),
+        "convrot_w4a4": ("TensorCoreConvRotW4A4Layout", {"scale": "weight_scale"}),
+        "asym_w4a8_int8": (
+            "AsymW4A8Int8Layout",
+            {"scale": "weight_s_rel", "s_channel": "weight_s_channel", "codebook": "weight_codebook"},
+        ),
+        "w6a8_int8": ("AsymW4A8Int8Layout", {"scale": "weight_s_rel", "s_channel": "weight_s_channel"}),
+        "awq_w4a16": ("TensorCoreAWQW4A16Layout", {"scale": "weight_scale", "zeros": "weight_zeros"}),
+    }[name]
+    kind = get_layout_class(layout)
+    tensors = {field: parts[part].float() if name == "awq_w4a16" else parts[part] for field, part in params.items()}
+    weight = kind.dequantize(parts["weight"], kind.Params(orig_dtype=torch.float32, orig_shape=SHAPE, **tensors))
+    return weight * parts.get("pre_quant_scale", torch.ones(()))
 
 
 def block_fp8() -> Tensors:

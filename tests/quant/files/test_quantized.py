@@ -19,7 +19,19 @@ from calibrated_rounding.quant.reports.inspection import inspect_file
 from calibrated_rounding.tests.quant.planning.architectures import names, shapes
 from safetensors.torch import save_file
 
-from .quantized_layers import E4M3, FLOAT, Tensors, block_fp8, byte_tensor, every_layer, json_tensor, layer, written
+from .quantized_layers import (
+    E4M3,
+    FLOAT,
+    Tensors,
+    block_fp8,
+    byte_tensor,
+    dequantize_with_layout,
+    every_layer,
+    json_tensor,
+    layer,
+    recognised,
+    written,
+)
 
 INT8 = torch.zeros(32, 64, dtype=torch.int8)
 UINT8 = torch.zeros(32, 32, dtype=torch.uint8)
@@ -204,10 +216,22 @@ def test_whole_layers_of_every_format_have_no_problem(name: str) -> None:
     assert layer_problem(found["l"]) == ""
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "convrot_w4a4", "asym_w4a8_int8", "w6a8_int8", "awq_w4a16"])
-def test_formats_that_are_only_recognised_are_not_dequantized(name: str) -> None:
-    text = refusal(lambda: as_float(StateDictSource(every_layer()[name]), dequantize=True))
-    assert "'l'" in text and name in text
+@pytest.mark.parametrize("name", recognised())
+def test_packed_formats_are_dequantized_as_comfy_kitchen_does(name: str) -> None:
+    layers, wanted = recognised()[name], dequantize_with_layout(name)
+    floats = as_float(StateDictSource(layers), dequantize=True, dtype=torch.float32)
+    torch.testing.assert_close(floats.read("l.weight"), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [("asym_w4a8_int8", "weight_s_rel"), ("w6a8_int8", "weight_s_channel"), ("awq_w4a16", "weight_zeros")],
+)
+def test_scales_that_are_not_finite_are_refused(name: str, tensor: str) -> None:
+    layers = recognised()[name]
+    layers[f"l.{tensor}"] = torch.full_like(layers[f"l.{tensor}"].float(), torch.nan).to(layers[f"l.{tensor}"].dtype)
+    floats = as_float(StateDictSource(layers), dequantize=True)
+    assert f"'l.{tensor}', which is not finite" in refusal(lambda: floats.read("l.weight"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from calibrated_rounding.quant import Recipe
 from calibrated_rounding.quant.errors import RecipeError
-from calibrated_rounding.quant.formats import ALIASES, FORMATS, Format, format_name
+from calibrated_rounding.quant.formats import ALIASES, FORMATS, Format, format_name, needs_notices
 from calibrated_rounding.quant.formats.dequantize import dequantize_layer
 from calibrated_rounding.quant.layer.quantize import quantize_layer
 from calibrated_rounding.quant.layer.task import LayerTask, QuantizedLayer
@@ -59,10 +59,30 @@ def test_layout_is_what_pack_gives_and_scales_survive_it(fmt: Format, trained: t
     result = quantized(trained, fmt, 256 if fmt.rotated else None)
     packed = fmt.pack(result.codes, result.scale)
     assert {name: (t.dtype, tuple(t.shape)) for name, t in packed.items()} == fmt.layout((512, 256))
-    assert torch.equal(fmt.unpack_scale(packed["weight_scale"], (512, 256)), result.scale)
+    again = fmt.dequantize(*fmt.unpack(packed))
+    assert torch.equal(again, fmt.dequantize(result.codes, result.scale))
 
 
 def test_names() -> None:
     assert {format_name(alias) for alias in ALIASES} <= {*FORMATS, "bfloat16", "float16", "float32"}
     with pytest.raises(RecipeError, match="Did you mean 'int8_row'"):
         format_name("int8_rows")
+
+
+def test_needs_are_said_for_formats_that_newer_versions_load() -> None:
+    said = {entry.values["format"]: entry.values["needs"] for entry in needs_notices(FORMATS.values())}
+    assert said.keys() == {"w6a8", "w4a8", "nvfp4"}
+    assert "0.31" in str(said["w4a8"]) and "0.27" in str(said["nvfp4"]) and "October 2026" in str(said["w6a8"])
+
+
+@pytest.mark.parametrize("name", ["w6a8", "w4a8"])
+def test_rotation_of_packed_formats_is_never_left_out(name: str) -> None:
+    fmt = FORMATS[name]
+    assert not fmt.takes((64, 40)) and fmt.takes((64, 96)) and not fmt.takes((64, 96), lookup=True)
+    marker = fmt.make_marker((64, 96), 16, False).to_json()
+    assert marker == {
+        "format": fmt.comfyui_name,
+        "group_size": 16,
+        "convrot_groupsize": 16,
+        **({"convrot": True} if name == "w6a8" else {}),
+    }

@@ -20,7 +20,7 @@ from calibrated_rounding.quant import (
 from calibrated_rounding.quant.files.dequantized import as_float
 from calibrated_rounding.quant.files.sources import StateDictSource
 from calibrated_rounding.quant.files.tensors import is_finite
-from calibrated_rounding.quant.formats import FORMATS, Format
+from calibrated_rounding.quant.formats import FORMATS, Format, Scale
 from calibrated_rounding.quant.formats.marker import Marker
 from calibrated_rounding.quant.notices import notice
 from calibrated_rounding.quant.recipe import ROUNDINGS
@@ -231,14 +231,20 @@ def test_infinity_in_a_kept_tensor_stays() -> None:
 @EVERY_FORMAT
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_scales_that_are_not_finite_are_never_written(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    pack = Format.pack
+    kind = type(FORMATS[name])
+    pack = kind.pack
 
-    def spoil(self: Format, codes: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+    def spoil(self: Format, codes: torch.Tensor, scale: Scale) -> dict[str, torch.Tensor]:
         packed = pack(self, codes, scale)
-        broken = 255 if self.power_of_two else value
-        return packed | {"weight_scale": torch.full_like(packed["weight_scale"], broken)}
+        tensor = next(tensor for part, tensor in packed.items() if part != "weight")
+        broken = tensor.view(torch.uint8).clone().fill_(255).view(tensor.dtype) if tensor.itemsize == 1 else None
+        return packed | {
+            part: torch.full_like(tensor, value) if broken is None else broken
+            for part in packed
+            if packed[part] is tensor
+        }
 
-    monkeypatch.setattr(Format, "pack", spoil)
+    monkeypatch.setattr(kind, "pack", spoil)
     with pytest.raises(QuantError, match="'a"):
         quantized(weight_with(0.0), name)
 

@@ -29,10 +29,10 @@ FAILS: dict[str, tuple[Any, str, Recipe]] = {
         "round_svd",
         Recipe(format="float8_e4m3fn", rounding="svd", svd=SvdSettings(optimizer="feedback")),
     ),
-    "calibrated": (calibrated_module, "round_ldlq", Recipe(format="int8_row", rounding="calibrated")),
+    "calibrated": (calibrated_module, "round_by_ldlq", Recipe(format="int8_row", rounding="calibrated")),
     "the best scale": (
         calibrated_module,
-        "round_ldlq",
+        "round_by_ldlq",
         Recipe(format="int8_row", rounding="calibrated", scale="auto"),
     ),
     "bias": (bias_module, "correct", Recipe(format="int8_row", bias_correction="measured")),

@@ -89,7 +89,7 @@ def test_comfyui_loads_what_the_engine_writes(name: str, digits_path: Path, tmp_
         assert "int8_blockwise" in found.obstacles[0] and "calibrated-rounding is installed" in found.obstacles[0]
         return
     assert found.obstacles == []
-    assert STORED_FORMATS[FORMATS[name].comfyui_name].codes == FORMATS[name].grid.dtype
+    assert STORED_FORMATS[FORMATS[name].comfyui_name].codes == FORMATS[name].layout((256, 256))["weight"][0]
 
 
 def test_block_wise_layers_are_described(digits_path: Path, tmp_path: Path) -> None:
@@ -196,3 +196,18 @@ def test_metadata_that_json_cannot_hold_tells_nothing(made: str, tmp_path: Path)
     found = look({"a": torch.ones(1)}, tmp_path, {PROVENANCE_KEY: made})
     assert found.provenance is None
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["metadata"] == {PROVENANCE_KEY: made}
+
+
+@pytest.mark.parametrize("name", ["w6a8", "w4a8", "nvfp4"])
+def test_packed_files_say_what_they_need(name: str, digits_path: Path, tmp_path: Path) -> None:
+    quantize_file(digits_path, tmp_path / "q.safetensors", Recipe(format=name))
+    found, fmt = inspect_file(tmp_path / "q.safetensors"), FORMATS[name]
+    assert found.provenance is not None
+    assert found.provenance.needs == {fmt.comfyui_name: fmt.needs}
+    assert fmt.comfyui_name in found.needs
+
+
+def test_8_bit_files_need_nothing_said(digits_path: Path, tmp_path: Path) -> None:
+    quantize_file(digits_path, tmp_path / "q.safetensors", Recipe(format="int8_convrot"))
+    provenance = inspect_file(tmp_path / "q.safetensors").provenance
+    assert provenance is not None and provenance.needs == {}
