@@ -7,7 +7,8 @@ on the PATH, or --convert-to-quant): with --simple, and with its learned roundin
 ComfyUI's own UNETLoader loads every file, and the model is sampled at fixed seeds: all ten classes, 20 steps of euler,
 scheduler simple, cfg 3. The ComfyUI is found as in the tests: COMFYUI_PATH, the folder that the pack is installed in,
 or ~/ComfyUI. "calibrated" was recorded by the pack's own node in two runs at other seeds. In "chosen", measured errors
-and sensitivities select the layers instead of the profile, in no more bytes.
+and sensitivities select the layers instead of the profile, in no more bytes. "auto" mixes INT8, 6 and 4 bits in 0.65
+of the bytes of the FP8 file.
 
 Formats whose inputs a card with FP8 units quantizes are sampled a second time as this card samples them, with ComfyUI's
 --supports-fp8-compute ("FP8 units"), also with weights that are marked full_precision_matrix_mult.
@@ -39,12 +40,10 @@ from calibrated_rounding.tools.comfyui import FP8_COMPUTE, Host, HostMissing, ex
 from safetensors.torch import load_file
 from torch import Tensor
 
-WANTED = ("float8_e4m3fn", "float8_e5m2", "int8_tensor", "int8_row", "int8_convrot", "int8_blockwise", "mxfp8")
-FORMATS = tuple(fmt for fmt in WANTED if fmt in PACK_FORMATS)
+FORMATS = tuple(name for name in PACK_FORMATS if name != "int8_blockwise_64")
 ROUNDINGS = {
     "nearest": {"rounding": "nearest"},
     "svd": {"rounding": "svd", "svd": SvdSettings()},
-    "svd, feedback": {"rounding": "svd", "svd": SvdSettings(optimizer="feedback")},
     "calibrated": {"rounding": "calibrated"},
 }
 CHOSEN = "calibrated, chosen"
@@ -59,8 +58,15 @@ INPUTS_IN_FP8 = ("float8_e4m3fn",)
 IN_FLOAT = "calibrated, full_precision_matrix_mult"
 METHODS |= {f"{fmt}, {FP8_UNITS}": (*METHODS[fmt], IN_FLOAT) for fmt in INPUTS_IN_FP8}
 
+MIXED = "auto, calibrated"
+MIXED_FORMATS = ("int8_convrot", "w6a8", "w4a8")
+MIXED_SHARE = 0.65
+"""Bytes of the mixed file, relative to the bytes of the float8_e4m3fn file."""
+
 GAIN = {"float8_e4m3fn": 8.0, "float8_e5m2": 8.0, "int8_convrot": 3.0}
 """Targets in decibels for calibrated above nearest."""
+MIXED_GAIN = 6.0
+"""Target in decibels for the mixed file above float8_e4m3fn rounded to nearest, on the card that brings it closer."""
 
 
 def main() -> None:
@@ -125,6 +131,12 @@ def quantize_all(source: Path, folder: Path, calibration: Calibration) -> dict[s
     """Quantize in every format with every method of the pack; returns the files by case."""
     recipes = {case_of(f, method): Recipe(format=f, **how) for f in FORMATS for method, how in ROUNDINGS.items()}
     recipes |= {case_of(f, CHOSEN): choose_layers(source, f) for f in FORMATS}
+    recipes[MIXED] = Recipe(
+        format=AUTO,
+        formats=MIXED_FORMATS,
+        target_share=MIXED_SHARE * share_of(source, "float8_e4m3fn"),
+        rounding="calibrated",
+    )
     recipes |= {
         case_of(f, IN_FLOAT): Recipe(format=f, rounding="calibrated", full_precision_matrix_mult=True)
         for f in INPUTS_IN_FP8
@@ -137,10 +149,13 @@ def quantize_all(source: Path, folder: Path, calibration: Calibration) -> dict[s
 
 def choose_layers(source: Path, fmt: str) -> Recipe:
     """A recipe that selects layers by measured error instead of the profile, in as many bytes."""
+    return Recipe(format=AUTO, formats=(fmt,), target_share=share_of(source, fmt), rounding="calibrated")
+
+
+def share_of(source: Path, fmt: str) -> float:
+    """Compute the bytes of a file in one format, relative to the bytes of the float file."""
     plan = plan_file(source, Recipe(format=fmt))
-    floats = [part.source for part in (*plan.layers.values(), *plan.kept.values())]
-    share = plan.nbytes / sum(spec.nbytes for spec in floats)
-    return Recipe(format=AUTO, formats=(fmt,), target_share=share, rounding="calibrated")
+    return plan.nbytes / plan.source_nbytes
 
 
 def convert_all(source: Path, folder: Path, executable: str) -> dict[str, Path]:
@@ -173,17 +188,28 @@ def target_of(folder: Path, case: str) -> Path:
 
 def rows_of(latents: Mapping[str, Tensor]) -> list[Row]:
     """List the figures of every format and method; values are None without latents."""
-    return [row for fmt in METHODS for row in format_rows(fmt, latents)]
+    formats = {fmt: compare_all(fmt, latents) for fmt in METHODS}
+    rows = [row for fmt, results in formats.items() for row in format_rows(fmt, results)]
+    mixed = compare(latents[MIXED], latents["float"]) if MIXED in latents else None
+    nearest = [formats[name].get("nearest") for name in ("float8_e4m3fn", f"float8_e4m3fn, {FP8_UNITS}")]
+    closest = max((figures for figures in nearest if figures), key=lambda figures: figures.psnr_db, default=None)
+    return [*rows, *case_rows(MIXED, mixed, closest, MIXED_GAIN)]
 
 
-def format_rows(fmt: str, latents: Mapping[str, Tensor]) -> list[Row]:
+def compare_all(fmt: str, latents: Mapping[str, Tensor]) -> dict[str, Figures]:
+    """Compare every method of a format; methods without latents are left out."""
     cases = {method: case_of(fmt, method) for method in METHODS[fmt]}
-    results = {method: compare(latents[case], latents["float"]) for method, case in cases.items() if case in latents}
+    return {method: compare(latents[case], latents["float"]) for method, case in cases.items() if case in latents}
+
+
+def format_rows(fmt: str, results: Mapping[str, Figures]) -> list[Row]:
     nearest = results.get("nearest")
     return [
         row
-        for method, case in cases.items()
-        for row in case_rows(case, results.get(method), nearest, GAIN.get(fmt) if method == "calibrated" else None)
+        for method in METHODS[fmt]
+        for row in case_rows(
+            case_of(fmt, method), results.get(method), nearest, GAIN.get(fmt) if method == "calibrated" else None
+        )
     ]
 
 
