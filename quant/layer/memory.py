@@ -16,7 +16,8 @@ import torch
 
 from ..calibration.statistics import NO_STATISTICS, InputStatistics, Statistics
 from ..files.tensors import WEIGHT, TensorSpec, is_layer
-from ..recipe import Recipe
+from ..formats import FORMATS, Format, GroupedFormat
+from ..recipe import AUTO, Recipe
 
 WORKSPACE = 1.2
 """What a device needs beside the tensors, relative to them: workspaces of its libraries, and gaps."""
@@ -41,22 +42,36 @@ PEAKS: Mapping[str, Peak] = {
     "svd, torch optimizer": Peak(weights=19.0),
     "svd, feedback": Peak(weights=8.0, hessian=2.2),
 }
+GROUPED_WEIGHTS = 14.0
+"""Added to the factor of the weights for formats with scales of groups, which are searched on whole weights."""
 
 
-def peak_bytes(shape: tuple[int, int], recipe: Recipe, inputs: InputStatistics = NO_STATISTICS) -> int:
-    """Bytes that quantizing a weight ``[N, K]`` takes at its peak on the device that computes, the weight included."""
+def peak_bytes(
+    shape: tuple[int, int], recipe: Recipe, inputs: InputStatistics = NO_STATISTICS, fmt: Format | None = None
+) -> int:
+    """Bytes that quantizing a weight ``[N, K]`` takes at its peak on the device that computes, the weight included.
+
+    Args:
+        shape: of the weight.
+        recipe: the settings.
+        inputs: what a calibration knows of the layer's inputs.
+        fmt: the format; None: one without groups.
+    """
     height, width = shape
     rows = 0 if inputs.rows is None else len(inputs.rows)
     peak = PEAKS[_method(recipe, rows > 0)]
-    values = peak.hessian * width**2 + peak.weights * height * width + peak.rows * rows * (height + width)
+    weights = peak.weights + (GROUPED_WEIGHTS if isinstance(fmt, GroupedFormat) else 0)
+    values = peak.hessian * width**2 + weights * height * width + peak.rows * rows * (height + width)
     return FIXED_BYTES + int(4 * values)
 
 
 def largest_peak(tensors: Mapping[str, TensorSpec], recipe: Recipe, statistics: Statistics) -> int:
-    """The largest `peak_bytes` of all weights of a model, in whatever formats."""
+    """The largest `peak_bytes` of all weights of a model, in the format of the recipe that takes most."""
+    formats = [FORMATS.get(name) for name in (recipe.format, *(recipe.formats if recipe.format == AUTO else ()))]
+    fmt = next((fmt for fmt in formats if isinstance(fmt, GroupedFormat)), None)
     layers = {name.removesuffix(WEIGHT): s.shape for name, s in tensors.items() if is_layer(name, s.shape)}
     most = max(statistics.values(), key=lambda s: 0 if s.rows is None else len(s.rows), default=NO_STATISTICS)
-    return max((peak_bytes((shape[0], shape[1]), recipe, most) for shape in layers.values()), default=0)
+    return max((peak_bytes((shape[0], shape[1]), recipe, most, fmt) for shape in layers.values()), default=0)
 
 
 def fits(nbytes: int, device: torch.device) -> bool:

@@ -43,7 +43,7 @@ def quantize_layer(task: LayerTask) -> QuantizedLayer:
 
 def _quantize_on_device(task: LayerTask) -> QuantizedLayer | None:
     """The result of one thread on the task's own device; None if its memory does not suffice."""
-    if not fits(peak_bytes(task.padded_shape, task.recipe, task.inputs), torch.device(task.device)):
+    if not fits(peak_bytes(task.padded_shape, task.recipe, task.inputs, task.format), torch.device(task.device)):
         return None
     with explain_failures(task.name, task.shape, task.device, task.recipe.rounding):
         try:

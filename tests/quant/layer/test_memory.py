@@ -38,14 +38,14 @@ def make_task(recipe: Recipe, shape: tuple[int, int] = (64, 64), fmt: str = "int
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "int8_convrot", "mxfp8", "int8_blockwise"])
+@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "int8_convrot", "mxfp8", "int8_blockwise", "w6a8", "nvfp4"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [0, 256])
 def test_peak_is_below_what_is_stated(recipe: str, fmt: str, shape: tuple[int, int], rows: int) -> None:
     task = make_task(RECIPES[recipe], shape, fmt, rows)
     with PeakBytes() as measured:
         quantize_layer(task)
-    stated = peak_bytes(shape, task.recipe, task.inputs) - FIXED_BYTES
+    stated = peak_bytes(shape, task.recipe, task.inputs, task.format) - FIXED_BYTES
     weight = task.weight.nbytes
     assert measured.peak + weight <= stated + FIXED_BYTES / 8
     assert stated <= 3 * (measured.peak + weight)
