@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "examples" / "models" / "diffusion_models" / "digits_wan.safetensors"
 FORMATS = (
     *("float8_e4m3fn", "float8_e5m2", "int8_tensor", "int8_row", "int8_convrot"),
-    *("mxfp8", "int8_blockwise", "int8_blockwise_64"),
+    *("mxfp8", "int8_blockwise", "int8_blockwise_64", "w6a8", "w4a8", "nvfp4"),
 )
 RECORD = f"""
 import torch
@@ -60,27 +60,27 @@ def commands(folder: Path) -> Iterator[tuple[list[str], int, str]]:
 
     known = ("--calibration", str(calibration))
     for name in FORMATS:
-        yield convert("--format", name), 0, "Written"
-        yield convert("--format", name, *known, "--bias-correction", "measured"), 0, "Written"
-        yield convert("--format", name, "--rounding", "svd", "--num-iter", "2"), 0, "Written"
+        yield convert("--format", name), 0, "Next: "
+        yield convert("--format", name, *known, "--bias-correction", "measured"), 0, "Next: "
+        yield convert("--format", name, "--rounding", "svd", "--num-iter", "2"), 0, "Next: "
     for optimizer in ("original", "adamw", "radam", "feedback"):
-        yield convert("--format", "int8_row", "--optimizer", optimizer, *(["--num-iter", "2"])), 0, "Written"
+        yield convert("--format", "int8_row", "--optimizer", optimizer, *(["--num-iter", "2"])), 0, "Next: "
     yield convert("--format", "int8_row", "--optimizer", "prodigy"), 1, "prodigy-plus-schedule-free"
-    yield convert("--format", "int8_row", "--metric", "inputs", *known, "--rounding", "svd"), 0, "Written"
-    yield convert("--format", "fp8", "--input-scale", "mse", *known, "--rounding", "nearest"), 0, "Written"
-    yield convert("--format", "auto", "--formats", ",".join(FORMATS[:6])), 0, "Written"
-    yield convert("--target-share", "0.7", *known), 0, "Written"
-    yield convert("--format", "int8_convrot", "--convrot-group-size", "auto", "--scale", "auto", *known), 0, "Written"
-    yield convert("--format", "int8_row", "--upgrade", "mxfp8", "--max-error", "0.01"), 0, "Written"
-    yield convert("--int8", "--scaling_mode", "block", "--block_size", "64"), 0, "Written"
+    yield convert("--format", "int8_row", "--metric", "inputs", *known, "--rounding", "svd"), 0, "Next: "
+    yield convert("--format", "fp8", "--input-scale", "mse", *known, "--rounding", "nearest"), 0, "Next: "
+    yield convert("--format", "auto", "--formats", ",".join(FORMATS[:6])), 0, "Next: "
+    yield convert("--target-share", "0.7", *known), 0, "Next: "
+    yield convert("--format", "int8_convrot", "--convrot-group-size", "auto", "--scale", "auto", *known), 0, "Next: "
+    yield convert("--format", "int8_row", "--upgrade", "mxfp8", "--max-error", "0.01"), 0, "Next: "
+    yield convert("--int8", "--scaling_mode", "block", "--block_size", "64"), 0, "Next: "
     for suffix in ("json", "txt"):
-        yield convert("--mxfp8", "--report", str(folder / f"report.{suffix}")), 0, "Written"
+        yield convert("--mxfp8", "--report", str(folder / f"report.{suffix}")), 0, "Next: "
     yield convert("--dry-run"), 0, "Nothing was written"
     yield ["inspect", str(folder / "out.safetensors")], 0, "mxfp8"
     yield ["inspect", str(folder / "out.safetensors"), "--json"], 0, "mxfp8"
     yield ["compare", str(MODEL), str(folder / "out.safetensors")], 0, "weight error"
     yield ["-i", str(folder / "out.safetensors"), "-o", str(folder / "again.safetensors")], 1, "already quantized"
-    yield ["-i", str(folder / "out.safetensors"), "-o", str(folder / "again.safetensors"), "--dequantize"], 0, "Written"
+    yield ["-i", str(folder / "out.safetensors"), "-o", str(folder / "again.safetensors"), "--dequantize"], 0, "Next: "
     yield ["profiles"], 0, "wan"
     yield ["profiles", "wan"], 0, "quantize"
     yield ["--help"], 0, "--format"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +34,8 @@ class Network:
     """Inputs of other runs than the calibration's."""
 
 
-def networks() -> list[Network]:
-    """Load the shipped diffusion model, and a text encoder and a language model if their packages are installed."""
-    return [load_digits(), *load_minilm(), *load_smollm()]
-
-
 def load_digits() -> Network:
-    """Load the linear layers of the shipped model's blocks, recorded while it draws every digit."""
+    """Load the linear layers of the shipped diffusion model's blocks, recorded while it draws every digit."""
     sys.path.insert(0, str(ROOT / "tools"))
     from example_model import WanTransformer
     from train_example import sample
@@ -61,7 +56,7 @@ def load_digits() -> Network:
 
 
 def load_minilm() -> list[Network]:
-    """Load two of the six layers of MiniLM, recorded on Python's documentation; empty if it is not installed."""
+    """Load two of the text encoder's six layers, recorded on Python's documentation; empty if it is not installed."""
     folder = _minilm.find_model()
     if folder is None:
         return []
@@ -71,13 +66,20 @@ def load_minilm() -> list[Network]:
 
 
 def load_smollm() -> list[Network]:
-    """Load two of the 30 layers of SmolLM2, recorded on Python's documentation; empty if it is not installed."""
+    """Load two of the language model's 30 layers, recorded on Python's documentation; empty if it is not installed."""
     path = _smollm.find_model()
     if path is None:
         return []
     weights = _smollm.load_weights(path)
     model, texts = _smollm.load_model(weights), _smollm.tokenize_topics(path)
     return [_read_texts("SmolLM2", model, weights, ("blk.8.", "blk.20."), texts, TEXTS // 20)]
+
+
+LOADERS: Mapping[str, Callable[[], list[Network]]] = {
+    "digits": lambda: [load_digits()],
+    "MiniLM": load_minilm,
+    "SmolLM2": load_smollm,
+}
 
 
 def _read_texts(

@@ -83,6 +83,20 @@ BY_CLOSENESS = {
     "`float8_e4m3fn`, FP8 units": "float8_e4m3fn, FP8 units",
     **{f"`{name}`": name for name in ("mxfp8", "float8_e5m2")},
 }
+FEW_BITS = ("w6a8", "w4a8", "nvfp4")
+FEW_BITS_COLUMNS = (
+    Column("W8A16, nearest", "{}, nearest", "{W8A16:.4f}"),
+    Column("svd", "{}, svd", "{W8A16 to nearest:.2f}"),
+    Column("svd, inputs", "{}, svd, inputs", "{W8A16 to nearest:.2f}"),
+    Column("calibrated", "{}, calibrated", "{W8A16 to nearest:.2f}"),
+    Column("worst layer", "{}, calibrated", "{W8A16 to nearest, worst:.2f}"),
+    Column("inputs rounded, nearest", "{}, nearest", "{W8A8:.4f}"),
+    Column("calibrated", "{}, calibrated", "{W8A8 to nearest:.2f}"),
+)
+GROUPED_STEPS = (
+    *("scales of nearest", "neighbouring scales", "all candidates", "one pass", "two passes", "six passes"),
+    *("smaller channel scales", "larger channel scales", "fitted codebook", "groups of 8"),
+)
 LAYER_FORMATS = ("int8_convrot", "int8_row", "int8_blockwise", "float8_e4m3fn", "mxfp8")
 LAYERS = {
     "FP8, 1024 x 1024": "1024 x 1024, FP8",
@@ -138,6 +152,32 @@ TABLES = {
             Column("W8A8, nearest", "{}, nearest", "{W8A8:.4f}"),
             Column("calibrated", "{}, calibrated", RATIO_A8),
             Column("convert-to-quant", "{}, convert-to-quant", RATIO_A8),
+        ),
+    ),
+    "layers of few bits": Table(
+        results="quality_few_bits",
+        head="network, format",
+        rows={
+            f"{title}, `{fmt}`": f"{name}, {fmt}"
+            for title, name in {"shipped model": "digits", "MiniLM": "MiniLM"}.items()
+            for fmt in FEW_BITS
+        },
+        columns=FEW_BITS_COLUMNS,
+    ),
+    "layers of a language model": Table(
+        results="quality_smollm2",
+        head="network, format",
+        rows={f"SmolLM2, `{fmt}`": f"SmolLM2, {fmt}" for fmt in FEW_BITS},
+        columns=FEW_BITS_COLUMNS,
+    ),
+    "rounding in groups": Table(
+        results="grouped",
+        head="W8A16, relative to nearest",
+        rows={step: step for step in GROUPED_STEPS},
+        columns=tuple(
+            Column(f"{title}, `{fmt}`", f"{name}, {fmt}, {{}}", "{W8A16 to nearest:.3f}")
+            for title, name in {"shipped model": "digits", "MiniLM": "MiniLM"}.items()
+            for fmt in FEW_BITS
         ),
     ),
     "cost of a layer": Table(

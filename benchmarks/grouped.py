@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from _networks import Network, networks
+from _networks import LOADERS, Network
 from _table import Row, arguments, emit
 from calibrated_rounding.quant.formats import FORMATS, GroupedFormat, GroupScales
 from calibrated_rounding.quant.formats.rotation import largest_group, rotate
@@ -105,7 +105,8 @@ NOT_IN: Mapping[str, tuple[str, ...]] = {"fitted codebook": ("w6a8", "nvfp4"), "
 
 def main() -> None:
     options = arguments(__doc__).parse_args()
-    rows = [row for network in networks() for name in NAMES for row in rows_of(network, name)]
+    networks = [network for load in LOADERS.values() for network in load()]
+    rows = [row for network in networks for name in NAMES for row in rows_of(network, name)]
     emit(rows, options.json, "Errors of layers' outputs")
 
 

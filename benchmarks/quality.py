@@ -1,6 +1,7 @@
 """Output errors of trained layers in every format and method, on held-out inputs.
 
-    python benchmarks/quality.py [--json FILE] [--formats NAME,NAME...] [--convert-to-quant PATH]
+    python benchmarks/quality.py [--json FILE] [--formats NAME,NAME...] [--networks NAME,NAME...]
+        [--convert-to-quant PATH]
 
 Three networks: the shipped digits model, sampled at other seeds than its calibration's; the text encoder MiniLM and the
 language model SmolLM2 on other texts (see _minilm.py and _smollm.py; left out if their packages are not installed). The
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import _convert_to_quant as converter
 import torch
-from _networks import Network, networks
+from _networks import LOADERS, Network
 from _process import race
 from _table import Row, arguments, emit
 from _weights import save
@@ -119,9 +120,11 @@ def main() -> None:
     parser = arguments(__doc__)
     converter.add_argument(parser)
     parser.add_argument("--formats", default=",".join(WANTED), help="names of formats, int8_row among them for ratios")
+    parser.add_argument("--networks", default=",".join(LOADERS), help="names of networks")
     options = parser.parse_args()
     executable, names = options.convert_to_quant, tuple(options.formats.split(","))
-    rows = [row for network in networks() for row in rows_of(network, names, executable)]
+    networks = [network for name in options.networks.split(",") for network in LOADERS[name]()]
+    rows = [row for network in networks for row in rows_of(network, names, executable)]
     emit(rows, options.json, "Errors of layers' outputs", extra_versions=converter.read_version(executable))
 
 
