@@ -56,5 +56,5 @@ def test_missing_symbols_are_logged_once(lost: dict[str, Any]) -> None:
 def test_devices_are_asked_where_comfyui_can_tell(host: Host) -> None:
     result = host.call("tests.comfyui.programs.internals:ask_devices")
     more = [name for name in result["no int8"] if name not in result["none known"]]
-    assert more == ["int8_tensor", "int8_row", "int8_convrot"]
+    assert more == ["int8_tensor", "int8_row", "int8_convrot", "w6a8", "w4a8"]
     assert not {"float8_e4m3fn", "mxfp8"} & set(result["none known"])
