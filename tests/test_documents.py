@@ -126,7 +126,7 @@ def test_readme_names_every_supported_model() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_FIGURES)
-def test_tables_of_figures_say_what_was_measured(name: str) -> None:
+def test_figure_tables_match_results(name: str) -> None:
     assert text(name) == update_tables(text(name)), "run: python benchmarks/document.py"
 
 

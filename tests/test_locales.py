@@ -55,7 +55,7 @@ def test_a_language_is_not_english(language: str) -> None:
     assert same == []
 
 
-def test_the_front_end_has_every_word_that_it_asks_for() -> None:
+def test_front_end_texts_exist() -> None:
     code = scripts()
     asked = set(re.findall(r'\btext\("(\w+)"', code))
     made = {f"column_{key}" for key in re.findall(r'(?:numeric|worded)\("(\w+)"', code)}
@@ -81,12 +81,12 @@ def test_the_page_knows_every_error_of_a_layer() -> None:
     assert sorted(json.loads(named)) == sorted(PAIRS)
 
 
-def test_what_is_not_translated_is_left_out() -> None:
+def test_untranslated_texts_are_omitted() -> None:
     tree = {"node": {"display_name": "one", "inputs": {"a": {"name": "two"}}}}
     assert translate(tree, {"one": "eins"}) == {"node": {"display_name": "eins"}}
 
 
-def test_the_front_end_loads_nothing_from_elsewhere_and_names_no_folder() -> None:
+def test_front_end_loads_only_own_files() -> None:
     for path in Path(ROOT / "web").glob("*.*"):
         content = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://|//[\w.]+\.\w+/|/extensions/", content), path

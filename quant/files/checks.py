@@ -10,13 +10,13 @@ from ..formats.marker import Marker
 from ..formats.rotation import GROUP_SIZES
 from ..formats.stored import StoredFormat
 from ..text import dimensions
-from .quantized import BIAS, CODES, QuantizedLayer
+from .quantized import BIAS, CODES, StoredLayer
 from .sources import Source
 from .strict_json import quoted
 from .tensors import TensorSpec, dtype_name
 
 
-def layer_problem(layer: QuantizedLayer) -> str:
+def layer_problem(layer: StoredLayer) -> str:
     """Find out what is wrong with a layer, from names, dtypes, shapes and the marker alone.
 
     Returns:
@@ -28,7 +28,7 @@ def layer_problem(layer: QuantizedLayer) -> str:
     return fault and f"Layer '{layer.name}' {fault}"
 
 
-def scale_problem(source: Source, layer: QuantizedLayer) -> str:
+def scale_problem(source: Source, layer: StoredLayer) -> str:
     """Find a scale that cannot be computed with, in a layer without a `layer_problem`. Reads the scales.
 
     Returns:
@@ -42,7 +42,7 @@ def scale_problem(source: Source, layer: QuantizedLayer) -> str:
     return ""
 
 
-def decoding_problem(layer: QuantizedLayer) -> str:
+def decoding_problem(layer: StoredLayer) -> str:
     """Say why this pack cannot dequantize a layer without a `layer_problem`.
 
     Returns:
@@ -55,7 +55,7 @@ def decoding_problem(layer: QuantizedLayer) -> str:
     return ""
 
 
-def _faults(layer: QuantizedLayer) -> Iterator[str]:
+def _faults(layer: StoredLayer) -> Iterator[str]:
     """Faults of a layer. Each check relies on the ones before it, so that only the first fault is certain."""
     if layer.other_program:
         program, tensor = layer.other_program
@@ -84,7 +84,7 @@ def _faults(layer: QuantizedLayer) -> Iterator[str]:
     yield from _shape_faults(layer, stored, shape, experts)
 
 
-def _unknown_format(layer: QuantizedLayer, codes: TensorSpec) -> str:
+def _unknown_format(layer: StoredLayer, codes: TensorSpec) -> str:
     if layer.marked:
         return f"has the format {quoted(layer.marker.format)}, which is not known here"
     beside = next((name for name in layer.names if name not in (CODES, BIAS)), None)
@@ -92,13 +92,13 @@ def _unknown_format(layer: QuantizedLayer, codes: TensorSpec) -> str:
     return f"is stored as {dtype_name(codes.dtype)}{other}, in a scheme that is not known here"
 
 
-def _foreign_tensors(layer: QuantizedLayer, stored: StoredFormat) -> Iterator[str]:
+def _foreign_tensors(layer: StoredLayer, stored: StoredFormat) -> Iterator[str]:
     for name in layer.names:
         if name not in (CODES, BIAS, *stored.companions):
             yield f"is {layer.format} and holds the tensor {_tensor(layer, name)}, which that format does not define"
 
 
-def _missing_tensors(layer: QuantizedLayer, stored: StoredFormat) -> Iterator[str]:
+def _missing_tensors(layer: StoredLayer, stored: StoredFormat) -> Iterator[str]:
     is_cast = not layer.marked and stored.codes.is_floating_point and layer.tensors.keys() <= {CODES, BIAS}
     missing = [name for name, companion in stored.companions.items() if companion.required]
     missing = [name for name in missing if name not in layer.tensors]
@@ -121,7 +121,7 @@ def _marker_faults(marker: Marker, stored: StoredFormat, shape: Shape, experts: 
         yield f"has a marker with the shape {dimensions(original)}, which does not fit {dimensions((*bank, *shape))}"
 
 
-def _shape_faults(layer: QuantizedLayer, stored: StoredFormat, shape: Shape, experts: int | None) -> Iterator[str]:
+def _shape_faults(layer: StoredLayer, stored: StoredFormat, shape: Shape, experts: int | None) -> Iterator[str]:
     for name, companion in stored.companions.items():
         spec = layer.tensors.get(name)
         if spec is None:
@@ -134,7 +134,7 @@ def _shape_faults(layer: QuantizedLayer, stored: StoredFormat, shape: Shape, exp
             yield f"has {_described(spec)} as '{layer.names[name]}', which does not fit {weight}"
 
 
-def _tensor(layer: QuantizedLayer, name: str) -> str:
+def _tensor(layer: StoredLayer, name: str) -> str:
     """A tensor's full name, with its usual meaning if it has one."""
     meaning = foreign.MEANINGS.get(name)
     return f"'{layer.names[name]}'" + (f" ({meaning})" if meaning else "")

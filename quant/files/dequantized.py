@@ -13,7 +13,7 @@ from ..formats.dequantize import restore
 from ..formats.rotation import largest_group
 from ..formats.stored import LEGACY_MARK
 from .checks import decoding_problem, layer_problem, scale_problem
-from .quantized import CODES, QuantizedLayer, header_problem, quantized_layers, without_quantization
+from .quantized import CODES, StoredLayer, header_problem, quantized_layers, without_quantization
 from .sources import Source
 from .tensors import WEIGHT, Spec, TensorSpec, dtype_name, is_finite
 
@@ -31,7 +31,7 @@ class DequantizedSource:
     Scales and markers are gone.
     """
 
-    def __init__(self, source: Source, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype = DEQUANTIZED) -> None:
+    def __init__(self, source: Source, layers: Mapping[str, StoredLayer], dtype: torch.dtype = DEQUANTIZED) -> None:
         """
         Args:
             source: what is read.
@@ -119,20 +119,20 @@ def as_float(
     )
 
 
-def is_rotated_int8(layer: QuantizedLayer, limit: int) -> bool:
+def is_rotated_int8(layer: StoredLayer, limit: int) -> bool:
     """Whether a layer that is not refused is INT8 ConvRot, rotated in the largest groups up to ``limit``."""
     group = layer.marker.rotation_group
     return layer.marker.format == INT8 and group is not None and group == largest_group(float_shape(layer)[1], limit)
 
 
-def refuse_unreadable(layer: QuantizedLayer) -> None:
+def refuse_unreadable(layer: StoredLayer) -> None:
     """Raise UnreadableLayerError, naming the layer and what is wrong, where it cannot be dequantized exactly."""
     problem = layer_problem(layer) or decoding_problem(layer)
     if problem:
         raise UnreadableLayerError(f"{problem}; {ADVICE}.")
 
 
-def float_shape(layer: QuantizedLayer) -> tuple[int, int]:
+def float_shape(layer: StoredLayer) -> tuple[int, int]:
     """``(N, K)`` of the float weight of a layer that is not refused."""
     stored = layer.stored
     assert stored is not None
@@ -140,7 +140,7 @@ def float_shape(layer: QuantizedLayer) -> tuple[int, int]:
     return rows, columns
 
 
-def _read_layer(source: Source, layer: QuantizedLayer, dtype: torch.dtype) -> Tensor:
+def _read_layer(source: Source, layer: StoredLayer, dtype: torch.dtype) -> Tensor:
     """The weight ``[N, K]`` of a layer that is not refused. NaN among its codes stays."""
     problem = scale_problem(source, layer)
     if problem:

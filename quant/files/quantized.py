@@ -27,7 +27,7 @@ ENDINGS = ("_scale", "_scales", "_scale_inv", ".scale")
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedLayer:
+class StoredLayer:
     """A quantized layer: its names, dtypes, shapes and marker. `checks` finds out what is wrong with it."""
 
     name: str
@@ -78,7 +78,7 @@ class QuantizedLayer:
         return UNMARKED.get(codes.dtype)
 
 
-def quantized_layers(source: Source) -> dict[str, QuantizedLayer]:
+def quantized_layers(source: Source) -> dict[str, StoredLayer]:
     """The layers that are quantized, by name; reads the markers and nothing else.
 
     Header entries win over markers, as in ComfyUI. Layers of 8-bit codes without a marker are found as well: older
@@ -168,11 +168,11 @@ def _present(part: str, below: Mapping[str, str], marked: bool) -> str:
     return part if present in below else present
 
 
-def _layer(source: Source, layer: str, header: Marker | None, tree: _Tree) -> QuantizedLayer:
+def _layer(source: Source, layer: str, header: Marker | None, tree: _Tree) -> StoredLayer:
     marked = header is not None or layer + SUFFIX in source.tensors
     marker, fault = (header or Marker(), "") if header or not marked else read_marker(source, layer)
     names = tree.parts(layer, marked)
-    return QuantizedLayer(
+    return StoredLayer(
         name=layer,
         marker=marker,
         marked=marked,

@@ -8,7 +8,7 @@ from ..errors import CheckpointError
 from ..formats import FORMATS
 from ..formats.marker import SUFFIX, Marker, from_header
 from .checks import layer_problem, scale_problem
-from .quantized import QuantizedLayer, header_problem, quantized_layers, read_marker
+from .quantized import StoredLayer, header_problem, quantized_layers, read_marker
 from .sources import Source
 from .strict_json import quoted
 from .tensors import Layout
@@ -81,7 +81,7 @@ def _layer_problems(written: Source) -> Iterator[str]:
                 yield problem
 
 
-def _rule_problem(layer: QuantizedLayer) -> str:
+def _rule_problem(layer: StoredLayer) -> str:
     """Why ComfyUI would not run a layer that it loads; empty: it would."""
     stored = layer.stored
     if stored is not None and len(layer.tensors[stored.scale].shape) == 1:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError, UnreadableLayerError
 from ..files import Checkpoint, open_checkpoint
 from ..files.dequantized import as_float
-from ..files.quantized import QuantizedLayer, quantized_layers
+from ..files.quantized import StoredLayer, quantized_layers
 from ..files.sources import Source
 from ..files.tensors import WEIGHT, dtype_name
 from ..layer.layer_errors import decibels
@@ -147,9 +147,7 @@ def _floats(checkpoint: Checkpoint) -> Source:
         raise UnreadableLayerError(f"{checkpoint.path}: {error}") from None
 
 
-def _compare(
-    result: Comparison, name: str, floats: Source, rounded: Source, layers: Mapping[str, QuantizedLayer]
-) -> None:
+def _compare(result: Comparison, name: str, floats: Source, rounded: Source, layers: Mapping[str, StoredLayer]) -> None:
     wanted, found = tuple(floats.tensors[name].shape), tuple(rounded.tensors[name].shape)
     layer = layers.get(name.removesuffix(WEIGHT)) if name.endswith(WEIGHT) else None
     if found != wanted and not _is_padding(wanted, found, layer):
@@ -172,7 +170,7 @@ def _compare(
         result.same += 1
 
 
-def _is_padding(wanted: tuple[int, ...], found: tuple[int, ...], layer: QuantizedLayer | None) -> bool:
+def _is_padding(wanted: tuple[int, ...], found: tuple[int, ...], layer: StoredLayer | None) -> bool:
     """Whether ``found`` is ``wanted`` padded as the layer's format pads."""
     return layer is not None and layer.stored is not None and layer.stored.padded(wanted) == found
 

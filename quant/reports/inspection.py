@@ -9,7 +9,7 @@ from typing import Any
 
 from ..files import Checkpoint, open_checkpoint
 from ..files.checks import layer_problem, scale_problem
-from ..files.quantized import CODES, QuantizedLayer, header_problem, quantized_layers, read_marker
+from ..files.quantized import CODES, StoredLayer, header_problem, quantized_layers, read_marker
 from ..files.strict_json import quoted
 from ..files.tensors import WEIGHT, dtype_name, is_bank
 from ..formats import pack_notice
@@ -109,11 +109,11 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
         )
 
 
-def _needs(layers: Iterable[QuantizedLayer]) -> dict[str, str]:
+def _needs(layers: Iterable[StoredLayer]) -> dict[str, str]:
     return {layer.format: layer.stored.needs for layer in layers if layer.stored is not None and layer.stored.needs}
 
 
-def _entries(checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer]) -> Iterator[Entry]:
+def _entries(checkpoint: Checkpoint, layers: Mapping[str, StoredLayer]) -> Iterator[Entry]:
     owned: set[str] = set()
     for layer in layers.values():
         own = [name for name in layer.own_names if name in checkpoint.tensors and name not in owned]
@@ -132,7 +132,7 @@ def _entries(checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer]) -> It
             )
 
 
-def _layer_entry(checkpoint: Checkpoint, layer: QuantizedLayer, own: Sequence[str]) -> Entry:
+def _layer_entry(checkpoint: Checkpoint, layer: StoredLayer, own: Sequence[str]) -> Entry:
     """The entry of a layer; ``own`` names its tensors."""
     infos = [checkpoint.tensors[name] for name in own]
     codes = checkpoint.tensors.get(layer.name + WEIGHT) or max(infos, key=lambda info: info.nbytes)
@@ -152,9 +152,7 @@ def _layer_entry(checkpoint: Checkpoint, layer: QuantizedLayer, own: Sequence[st
     )
 
 
-def _obstacles(
-    checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer], obstacle: Obstacle | None
-) -> Iterator[str]:
+def _obstacles(checkpoint: Checkpoint, layers: Mapping[str, StoredLayer], obstacle: Obstacle | None) -> Iterator[str]:
     problem = header_problem(checkpoint.metadata)
     if problem:
         yield f"{problem}."
@@ -170,7 +168,7 @@ def _obstacles(
             yield f"{problem}."
 
 
-def _without_marker(layer: QuantizedLayer, legacy: bool) -> str:
+def _without_marker(layer: StoredLayer, legacy: bool) -> str:
     """Why ComfyUI does not read a layer without a marker; empty where it does.
 
     FP8 that is only cast, and the older files with a scaled_fp8 tensor (``legacy``), need none.

@@ -107,7 +107,7 @@ def test_markers_header_and_metadata_agree(digits_path: Path, tmp_path: Path) ->
 
 
 @EVERY_FORMAT
-def test_error_in_the_report_is_that_of_the_file(name: str, digits: Tensors) -> None:
+def test_reported_error_matches_file(name: str, digits: Tensors) -> None:
     tensors, report = quantize_state_dict(digits, Recipe(format=name))
     floats = as_float(StateDictSource(tensors), dequantize=True)
     for layer in report.layers:
@@ -135,7 +135,7 @@ def test_every_tensor_is_accounted_for(digits: Tensors) -> None:
     assert sorted(names) == sorted(digits)
 
 
-def test_plan_is_what_is_done(digits_path: Path, digits: Tensors) -> None:
+def test_run_follows_plan(digits_path: Path, digits: Tensors) -> None:
     recipe = Recipe(format="int8_convrot", heuristics=True)
     _, report = quantize_state_dict(digits, recipe)
     assert [layer.name for layer in plan_file(digits_path, recipe).layers.values()] == [r.name for r in report.layers]
@@ -247,7 +247,7 @@ def test_legacy_scaled_fp8_and_plain_fp8_are_recognised(digits: Tensors) -> None
 
 
 @pytest.mark.parametrize("size", [32, 64, 100, 128])
-def test_blocks_of_any_size_are_read_as_the_fields_converter_writes_them(size: int, trained: torch.Tensor) -> None:
+def test_convert_to_quant_blocks_of_any_size_are_read(size: int, trained: torch.Tensor) -> None:
     """Also blocks that the weight's edge cuts, and a constant input scale, which means nothing."""
     marker = json.dumps({"format": "int8_blockwise", "orig_dtype": "torch.bfloat16", "group_size": size})
     fmt = int8_blockwise(size)
@@ -265,14 +265,14 @@ def test_blocks_of_any_size_are_read_as_the_fields_converter_writes_them(size: i
     assert bool((error.abs() <= 0.5001 * step).all())
 
 
-def test_a_file_that_needs_this_pack_is_said_to(digits: Tensors) -> None:
+def test_file_that_needs_pack_is_reported(digits: Tensors) -> None:
     _, report = quantize_state_dict(digits, Recipe(format="int8_row", overrides=(("ffn", "int8_blockwise"),)))
     assert report.notes == [notice("needs_pack", formats=["int8_blockwise"])]
     _, stock = quantize_state_dict(digits, Recipe(format="int8_row"))
     assert stock.notes == []
 
 
-def test_a_format_that_cannot_be_read_is_refused_by_name(digits: Tensors) -> None:
+def test_unreadable_format_is_refused_by_name(digits: Tensors) -> None:
     marker = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
     tensors = digits | {f"{LAYER}.weight": torch.zeros(512, 128, dtype=torch.uint8), f"{LAYER}.comfy_quant": marker}
     with pytest.raises(AlreadyQuantizedError, match="nvfp4"):
@@ -297,7 +297,7 @@ def test_measured_bias_correction_takes_the_mean_error_away(digits: Tensors) -> 
     assert mean_error(exact) < 0.35 * mean_error(Recipe(format="float8_e4m3fn"))
 
 
-def test_synthetic_bias_correction_only_when_asked(digits: Tensors) -> None:
+def test_synthetic_bias_correction_is_optional(digits: Tensors) -> None:
     untouched, _ = quantize_state_dict(digits, Recipe())
     measured, report = quantize_state_dict(digits, Recipe(bias_correction="measured"))
     synthetic, _ = quantize_state_dict(digits, Recipe(format="float8_e5m2", bias_correction="synthetic"))
@@ -316,7 +316,7 @@ def test_measured_input_scale_is_written(digits: Tensors) -> None:
     assert report.notes == [notice("no_input_scale", layers=len(report.layers) - 1)]
 
 
-def test_mixed_precision_takes_the_cheapest_format_under_the_limit(digits: Tensors) -> None:
+def test_mixed_precision_takes_cheapest_allowed_format(digits: Tensors) -> None:
     narrow = quantize_state_dict(digits, Recipe(format="int8_row"))[1]
     limit = sorted(layer.errors.weight.error for layer in narrow.layers)[len(narrow.layers) // 2]
     recipe = Recipe(format="int8_row", upgrade="int8_convrot", max_error=limit)
@@ -390,7 +390,7 @@ def test_prefixed_model_in_a_larger_checkpoint(digits: Tensors) -> None:
     assert {key.removeprefix("model.diffusion_model.") for key in result if key not in vae} == plain.keys()
 
 
-def test_each_layer_has_its_own_seed_whatever_else_is_quantized(digits: Tensors) -> None:
+def test_layer_seed_depends_on_name_only(digits: Tensors) -> None:
     recipe = Recipe(rounding="svd", svd=SvdSettings(iterations=3), profile="generic")
     both, _ = quantize_state_dict(digits, recipe)
     alone, _ = quantize_state_dict({f"{LAYER}.weight": digits[f"{LAYER}.weight"]}, recipe, force=True)
@@ -407,7 +407,7 @@ def test_a_file_appears_whole_or_not_at_all(digits: Tensors, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
 
 
-def test_padding_is_undone_when_a_file_is_quantized_again(digits: Tensors) -> None:
+def test_requantizing_removes_padding(digits: Tensors) -> None:
     weight = digits[f"{LAYER}.weight"][:40, :48]
     padded, _ = quantize_state_dict({"odd.weight": weight}, Recipe(format="mxfp8"))
     assert tuple(padded["odd.weight"].shape) == (64, 64)
@@ -451,7 +451,7 @@ def recorded(digits: Tensors) -> Calibration:
 
 
 @EVERY_FORMAT
-def test_calibrated_rounding_halves_the_output_error_of_every_layer(name: str, digits: Tensors, tmp_path: Path) -> None:
+def test_calibrated_rounding_halves_output_error(name: str, digits: Tensors, tmp_path: Path) -> None:
     recorded(digits).save(tmp_path / "c.safetensors")
     calibration = Calibration.load(tmp_path / "c.safetensors")
     prefixed = {f"model.diffusion_model.{key}": value for key, value in digits.items()}
@@ -462,7 +462,7 @@ def test_calibrated_rounding_halves_the_output_error_of_every_layer(name: str, d
         assert Report.from_dict(json.loads(report.to_json())) == report
 
 
-def test_a_layer_without_inputs_is_rounded_to_nearest_and_says_so(digits: Tensors) -> None:
+def test_layer_without_inputs_is_rounded_to_nearest(digits: Tensors) -> None:
     partial = {name: known for name, known in recorded(digits).items() if name != LAYER}
     result, report = quantize_state_dict(digits, Recipe(rounding="calibrated"), statistics=partial)
     nearest, _ = quantize_state_dict(digits, Recipe())
@@ -473,7 +473,7 @@ def test_a_layer_without_inputs_is_rounded_to_nearest_and_says_so(digits: Tensor
     assert not any(missing in others for others in notes.values())
 
 
-def test_calibrated_rounding_asks_for_a_calibration_of_this_model(digits: Tensors) -> None:
+def test_calibrated_rounding_needs_matching_calibration(digits: Tensors) -> None:
     recipe = Recipe(rounding="calibrated")
     with pytest.raises(RecipeError, match="needs recorded inputs"):
         quantize_state_dict(digits, recipe)

@@ -25,7 +25,7 @@ def test_auto_is_an_accelerator_that_computes_in_float64(accelerator: None, monk
 
 
 @pytest.mark.parametrize("accelerator", ["mps", "xpu"], indirect=True)
-def test_auto_is_the_cpu_if_the_accelerator_cannot_be_used(accelerator: None) -> None:
+def test_auto_falls_back_to_cpu(accelerator: None) -> None:
     assert choose_device("auto") == "cpu"
 
 

@@ -8,7 +8,7 @@ import pytest
 from calibrated_rounding.quant.notices import LEVELS, TEMPLATES, Notice, notice, render
 
 
-def test_a_notice_renders_its_values() -> None:
+def test_notice_renders_its_values() -> None:
     assert render(notice("padded", rows=64, columns=96)) == "padded to 64 x 96"
     assert render(notice("format_chosen", candidates=["a (1)", "b (2)"])) == "chosen among a (1), b (2)"
 
@@ -17,13 +17,13 @@ def test_values_with_braces_render_as_they_are() -> None:
     assert render(notice("refused", text="{rows} of {0}")) == "{rows} of {0}"
 
 
-def test_a_notice_has_its_kinds_level_unless_given() -> None:
+def test_notice_level_defaults_to_its_kind() -> None:
     assert notice("refused", text="").level == "error"
     assert notice("refused", "warning", text="").level == "warning"
 
 
 @pytest.mark.parametrize("values", [{}, {"rows": 1}, {"rows": 1, "columns": 2, "more": 3}])
-def test_values_must_be_those_of_the_template(values: dict[str, int]) -> None:
+def test_notice_values_must_match_template(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="padded"):
         notice("padded", **values)
 
@@ -47,6 +47,6 @@ def test_notices_survive_json() -> None:
         "padded to 64 x 64",
     ],
 )
-def test_what_is_no_notice_is_refused(data: object) -> None:
+def test_invalid_notice_is_refused(data: object) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         Notice.from_dict(data)  # type: ignore[arg-type]

@@ -215,7 +215,7 @@ JSON = st.recursive(GARBAGE, lambda x: st.lists(x, max_size=3) | st.dictionaries
 
 
 @given(name=st.sampled_from([*SETTINGS, "svd", "calibrated"]), value=JSON)
-def test_any_value_is_stored_or_refused_in_a_sentence(name: str, value: Any) -> None:
+def test_any_value_is_stored_or_refused(name: str, value: Any) -> None:
     section, dot, rest = name.rpartition(".")
     try:
         recipe = Recipe.from_dict({section: {rest: value}} if dot else {name: value})

@@ -45,7 +45,7 @@ def test_weights_are_within_half_a_step(seed: int, n: int, k: int, block: int, d
 
 
 @given(SEEDS, BLOCKS)
-def test_quantizing_what_was_dequantized_changes_nothing(seed: int, block: int | None) -> None:
+def test_requantizing_dequantized_values_changes_nothing(seed: int, block: int | None) -> None:
     codes, scale = ops.act_quant(drawn(seed, 3, 200), block)
     again, _ = ops.act_quant(ops.act_dequant(codes, scale, block, torch.float32), block)
     assert torch.equal(again, codes)
@@ -78,7 +78,7 @@ def test_nonfinite_values_reach_the_scale(bad: float) -> None:
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_gelu_is_that_of_the_values(approximate: str) -> None:
+def test_gelu_matches_float_gelu(approximate: str) -> None:
     codes, scale = ops.act_quant(drawn(1, 4, 200).clamp(-6, 6), 64)
     x = ops.act_dequant(codes, scale, 64, torch.float32)
     reference = ops.act_quant(torch.nn.functional.gelu(x, approximate=approximate), 64)

@@ -80,14 +80,14 @@ def test_latents_that_are_all_the_same_number(made: float, wanted: float, expect
     assert measure_closeness(torch.full((4,), made), torch.full((4,), wanted)) == expected
 
 
-def test_a_model_that_breaks_down_does_not_look_close() -> None:
+def test_broken_model_does_not_look_close() -> None:
     broken = random(0)
     broken[0, 0] = math.nan
     found = measure_closeness(broken, random(0))
     assert all(math.isnan(figure) for figure in (found.psnr_db, found.cosine, found.relative_error))
 
 
-def test_every_step_is_measured_against_the_range_of_the_finished_latents() -> None:
+def test_steps_share_range_of_final_latents() -> None:
     wanted, made = trace(10), trace(20)
     found = compare_traces(7, made, wanted)
     peak = float(wanted.final.double().max() - wanted.final.double().min())
@@ -96,14 +96,14 @@ def test_every_step_is_measured_against_the_range_of_the_finished_latents() -> N
     assert found.steps == tuple(measure_closeness(a, b, peak) for a, b in zip(made.steps, wanted.steps, strict=True))
 
 
-def test_different_numbers_of_steps_leave_the_finished_latents_and_say_so() -> None:
+def test_different_step_counts_compare_final_latents_only() -> None:
     found = LatentComparison((compare_traces(1, trace(10, 3), trace(20, 4)), compare_traces(2, trace(30), trace(40))))
     assert found.seeds[0].steps == ()
     assert "different numbers of steps at seed 1." in found.table()
     assert "different" not in LatentComparison(found.seeds[1:]).table()
 
 
-def test_the_table_has_a_line_for_each_seed_and_step() -> None:
+def test_table_lists_every_seed_and_step() -> None:
     numbers = (3, 12)
     found = LatentComparison(tuple(compare_traces(n, trace(10 * n), trace(10 * n + 5)) for n in numbers))
     summary, steps = found.table().split("\n\n")

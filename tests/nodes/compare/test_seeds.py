@@ -27,7 +27,7 @@ def test_numbers_and_ranges(text: str, seeds: tuple[int, ...]) -> None:
 
 
 @given(st.lists(st.integers(0, MAX_SEED), min_size=1, max_size=MAX_SEEDS, unique=True))
-def test_what_is_written_is_read(seeds: list[int]) -> None:
+def test_written_seeds_are_read(seeds: list[int]) -> None:
     assert parse_seeds(", ".join(map(str, seeds))) == tuple(seeds)
 
 
@@ -38,7 +38,7 @@ def test_no_seed(text: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["x", "1.5", "-1", "3-", "1-2-3", "8-1", "0x10", "9" * 5000])
-def test_what_is_no_seed_is_named(word: str) -> None:
+def test_invalid_seed_is_named(word: str) -> None:
     with pytest.raises(QuantError) as refused:
         parse_seeds(f"1, {word}")
     assert f"'{word}' is neither a seed nor a range" in str(refused.value)

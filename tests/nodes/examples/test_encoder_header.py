@@ -40,14 +40,14 @@ def write(tmp_path: Path) -> Write:
     return written
 
 
-def test_the_shipped_encoder_is_built_in_its_own_sizes() -> None:
+def test_shipped_encoder_keeps_its_sizes() -> None:
     found = read_encoder_options(example_model(SHIPPED))
     assert found.model == {"gemma2_2b_model_config": config()["gemma2_2b"]}
     assert found.tokenizer == {"gemma2_2b_min_padding": config()["min_padding"]}
 
 
 @pytest.mark.parametrize("fmt", ["int8_row", "int8_convrot", "float8_e4m3fn", "mxfp8"])
-def test_a_quantized_file_keeps_what_it_states(tmp_path: Path, fmt: str) -> None:
+def test_quantized_file_keeps_stated_sizes(tmp_path: Path, fmt: str) -> None:
     target = tmp_path / "quantized.safetensors"
     quantize_file(example_model(SHIPPED), target, Recipe(format=fmt))
     assert read_encoder_options(target) == read_encoder_options(example_model(SHIPPED))
@@ -65,7 +65,7 @@ def test_padding_of_another_kind_is_refused(write: Write, padding: Any) -> None:
 
 
 @pytest.mark.parametrize("field", [None, "{}", '{"transformer": {"text_dim": 64}}'])
-def test_a_file_that_states_none_is_left_to_load_clip(write: Write, field: str | None) -> None:
+def test_file_without_sizes_uses_load_clip(write: Write, field: str | None) -> None:
     assert "'encoder.safetensors' does not state" in refusal(write(field))
     assert refusal(write(field)).endswith("load it with Load CLIP.")
 

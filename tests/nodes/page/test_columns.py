@@ -57,7 +57,7 @@ def test_a_thousand_layers_are_a_small_message() -> None:
     assert len(json.dumps(pack_report(report))) < 175_000 < len(json.dumps(report.to_dict())) / 3
 
 
-def test_a_packed_report_has_the_layers_of_the_report() -> None:
+def test_packed_report_keeps_all_layers() -> None:
     report = Report(profile="flux", certain=True, recipe={}, versions={}, layers=[layer(i) for i in range(3)])
     errors = [row["errors"] for row in table(pack_report(report)["layers"])]
     assert [LayerErrors.from_dict(data).output_w8a8 is not None for data in errors] == [True] * 3

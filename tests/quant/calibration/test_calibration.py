@@ -61,7 +61,7 @@ def test_part_of_the_layers_is_renamed(calibration: Calibration) -> None:
     assert not calibration.under("elsewhere.")
 
 
-def test_summary_names_what_is_missing(calibration: Calibration) -> None:
+def test_summary_names_missing_layers(calibration: Calibration) -> None:
     text = calibration.summary()
     assert "2 layers calibrated, in 1 samples of 16 to 16 rows, drawn from 64 rows" in text
     assert "Not recorded: 2 layers" in text and "(net.idle, other.idle)" in text

@@ -18,7 +18,7 @@ def error(scale: float | None, rows: torch.Tensor) -> float:
     return float((E4M3.grid.encode(rows / scale).float() * scale - rows).norm())
 
 
-def test_absmax_maps_the_largest_input_to_the_last_point() -> None:
+def test_absmax_maps_largest_input_to_maximum() -> None:
     rows = torch.tensor([[1.0, -896.0]])
     assert measure_input_scale("absmax", known(rows), E4M3) == 2.0
 
@@ -44,7 +44,7 @@ def test_without_rows_the_absolute_maximum_counts(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", INPUT_SCALE_METHODS)
-def test_inputs_that_are_all_zero_have_a_scale_that_divides(method: str) -> None:
+def test_zero_inputs_have_nonzero_scale(method: str) -> None:
     scale = measure_input_scale(method, known(torch.zeros(4, 4)), E4M3)
     assert scale is not None and scale > 0
 

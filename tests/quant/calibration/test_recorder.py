@@ -48,7 +48,7 @@ def test_the_example_in_the_docstring_is_true(tmp_path: Path, monkeypatch: pytes
     assert set(Calibration.load("calibration.safetensors")) == {"0", "2.0"}
 
 
-def test_layers_are_named_and_identified_as_the_checkpoint_has_them() -> None:
+def test_layers_are_named_as_in_checkpoint() -> None:
     model, inputs = mlp(), torch.randn(5, 3, 16)
     calibration = recorded(model, lambda: model(inputs))
     weights = {key.removesuffix(".weight"): t for key, t in model.state_dict().items() if t.dim() == 2}
@@ -58,7 +58,7 @@ def test_layers_are_named_and_identified_as_the_checkpoint_has_them() -> None:
     assert sorted(rows_of(calibration, "0")[:, 0].tolist()) == sorted(inputs.view(-1, 16)[:, 0].bfloat16().tolist())
 
 
-def test_what_the_model_computes_does_not_change() -> None:
+def test_recording_does_not_change_outputs() -> None:
     model, inputs, recorder = mlp(), torch.randn(4, 16), Recorder()
     plain = model(inputs)
     with recorder.watch(model):
@@ -67,14 +67,14 @@ def test_what_the_model_computes_does_not_change() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model", "model.diffusion_model."])
-def test_a_prefix_goes_before_every_name(prefix: str) -> None:
+def test_prefix_precedes_every_name(prefix: str) -> None:
     model = mlp()
     calibration = recorded(model, lambda: model(torch.randn(2, 16)), prefix)
     assert set(calibration) == {"model.diffusion_model.0", "model.diffusion_model.2.0"}
     assert set(calibration.under("model.diffusion_model.")) == {"0", "2.0"}
 
 
-def test_only_the_layers_that_are_asked_for_are_recorded() -> None:
+def test_only_selected_layers_are_recorded() -> None:
     model, recorder = mlp(), Recorder()
     with recorder.watch(model, "net", layers={"net.2.0", "net.unknown"}):
         assert hooks(model) == 1
@@ -82,7 +82,7 @@ def test_only_the_layers_that_are_asked_for_are_recorded() -> None:
     assert set(recorder.calibration()) == {"net.2.0"}
 
 
-def test_two_models_are_told_apart_by_prefixes() -> None:
+def test_prefixes_distinguish_two_models() -> None:
     first, second, recorder = mlp(0), mlp(1, width=8), Recorder()
     for model, prefix in ((first, "first."), (second, "second.")):
         with recorder.watch(model, prefix):
@@ -119,7 +119,7 @@ def test_nothing_recorded_is_an_error() -> None:
         recorder.calibration()
 
 
-def test_inputs_given_by_name_are_recorded() -> None:
+def test_keyword_inputs_are_recorded() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -134,7 +134,7 @@ def test_inputs_given_by_name_are_recorded() -> None:
     assert recorder.calibration()["proj"].count == 7
 
 
-def test_recording_in_inference_mode_is_the_same_as_without(tmp_path: Path) -> None:
+def test_inference_mode_records_the_same(tmp_path: Path) -> None:
     model, inputs = mlp(), torch.randn(6, 16)
 
     def inferring() -> None:
@@ -148,7 +148,7 @@ def test_recording_in_inference_mode_is_the_same_as_without(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("how", ["whole", "inside", "in place"])
-def test_a_compiled_model_is_recorded_in_full_under_its_own_names(how: str) -> None:
+def test_compiled_model_records_original_names(how: str) -> None:
     model, inputs = mlp(), torch.randn(6, 16)
     plain = recorded(model, lambda: model(inputs))
     compiled: nn.Module = model
@@ -183,7 +183,7 @@ ERRORS = [ValueError("broken"), torch.cuda.OutOfMemoryError("out of memory"), Ke
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_in_the_middle_of_a_run_leaves_no_hook_and_a_usable_recorder(error: BaseException) -> None:
+def test_failed_run_leaves_recorder_usable(error: BaseException) -> None:
     failing, recorder = Failing(), Recorder()
     model = Model(nn.Linear(16, 16), failing, nn.Linear(16, 16))
     failing.error = error
@@ -199,7 +199,7 @@ def test_an_error_in_the_middle_of_a_run_leaves_no_hook_and_a_usable_recorder(er
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("function", ["rand", "cat"])
-def test_an_error_in_the_hook_itself_leaves_the_sample_as_it_was(
+def test_failed_hook_leaves_sample_unchanged(
     error: BaseException, function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Reservoir.add` draws keys, then joins them to those that it has; memory may end at either."""

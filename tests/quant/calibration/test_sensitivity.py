@@ -48,12 +48,12 @@ def hooks(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("share", [0.01, 1.0, 30.0])
-def test_a_layer_whose_change_comes_out_as_it_is_has_the_square_of_its_share(share: float) -> None:
+def test_unchanged_perturbation_gives_squared_share(share: float) -> None:
     found = measure_sensitivities(["beside"], runner(Model(share), drawn(5, 7, 32)))
     assert found["beside"] == pytest.approx(share**2 / 32, rel=1e-2)
 
 
-def test_what_comes_after_a_layer_counts() -> None:
+def test_later_layers_change_sensitivity() -> None:
     model = Model()
     before = measure_sensitivities(["first"], runner(model, drawn(50, 32)))["first"]
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_what_comes_after_a_layer_counts() -> None:
     )
 
 
-def test_layers_that_do_not_run_or_break_the_result_are_left_out() -> None:
+def test_idle_and_breaking_layers_are_omitted() -> None:
     model = Model()
     assert set(measure_sensitivities(["first", "idle"], runner(model, drawn(5, 32)))) == {"first"}
     assert measure_sensitivities(["first"], runner(model, torch.zeros(5, 32))) == {}
@@ -89,7 +89,7 @@ def test_equal_inputs_are_changed_alike_wherever_they_come(rows: int) -> None:
     assert not torch.allclose(made[:rows], model(inputs), atol=1e-4)
 
 
-def test_the_size_is_that_of_the_change() -> None:
+def test_perturbation_has_requested_size() -> None:
     layer, inputs = nn.Sequential(nn.Linear(32, 8)), drawn(4, 6, 32)
     perturbation = Perturbation("0")
     with perturbation.apply(layer), torch.no_grad():
@@ -110,7 +110,7 @@ def test_half_precision_is_kept_and_measured_as_stored(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("raised", [ValueError("broken"), KeyboardInterrupt()])
-def test_no_hook_is_left_after_an_end_before_the_end(raised: BaseException) -> None:
+def test_early_end_leaves_no_hook(raised: BaseException) -> None:
     model = Model()
     with pytest.raises(type(raised)), Perturbation("first").apply(model):
         assert hooks(model) == 1

@@ -23,7 +23,7 @@ def test_fingerprint_ignores_the_dtype() -> None:
     assert fingerprint(weight) != fingerprint(weight.view(70, 300))
 
 
-def test_statistics_fit_their_own_weight_only() -> None:
+def test_statistics_fit_only_matching_weight() -> None:
     weight = torch.randn(4, 8)
     statistics = InputStatistics(mean=torch.zeros(8), rows=torch.zeros(2, 8), fingerprint=fingerprint(weight))
     assert statistics.fits(weight) and NO_STATISTICS.fits(weight)

@@ -39,7 +39,7 @@ def test_rotation_groups_can_be_chosen_too(run: Run, tiny_path: Path) -> None:
         (("--format", "auto", "--formats", "int9"), "formats[0] is 'int9'; choose one of float8_e4m3fn"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(run: Run, tiny_path: Path, words: tuple[object, ...], message: str) -> None:
+def test_impossible_settings_give_one_line(run: Run, tiny_path: Path, words: tuple[object, ...], message: str) -> None:
     ran = run("-i", tiny_path, *words)
     assert ran.code == 1
     assert message in ran.error

@@ -40,7 +40,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_sees_a_bar_with_layer_error_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_bar_shows_error_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("COLUMNS", "120")
     with progress_bar(quiet=False) as report:
@@ -54,7 +54,7 @@ def test_a_terminal_sees_a_bar_with_layer_error_and_time_left(monkeypatch: pytes
     assert " < 00:00" in final, "as much time is left as went by, which is less than a second"
 
 
-def test_a_log_gets_at_most_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_gets_ten_lines_at_most(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(quiet=False) as report:
         assert report is not None
         for done in range(1001):

@@ -29,7 +29,7 @@ def rounding_of(path: Path) -> str:
         return str(json.loads(file.metadata()[PROVENANCE_KEY])["recipe"]["rounding"])
 
 
-def test_the_file_is_the_one_that_the_engine_makes(run: Run, tiny_path: Path, calibration_path: Path) -> None:
+def test_file_equals_engine_output(run: Run, tiny_path: Path, calibration_path: Path) -> None:
     assert run("-i", tiny_path, "--calibration", calibration_path).code == 0
     wanted = tiny_path.with_name("api.safetensors")
     recipe = Recipe(rounding="calibrated")
@@ -37,7 +37,7 @@ def test_the_file_is_the_one_that_the_engine_makes(run: Run, tiny_path: Path, ca
     assert written(tiny_path).read_bytes() == wanted.read_bytes()
 
 
-def test_the_checkouts_own_folders_write_the_same_file(run: Run, tiny_path: Path, calibration_path: Path) -> None:
+def test_checkout_module_writes_same_file(run: Run, tiny_path: Path, calibration_path: Path) -> None:
     """``python -m quant``: there `quant` and `kernels` are no parts of one package."""
     assert run("-i", tiny_path, "--calibration", calibration_path).code == 0
     target = tiny_path.with_name("checkout.safetensors")
@@ -56,7 +56,7 @@ def test_the_checkouts_own_folders_write_the_same_file(run: Run, tiny_path: Path
         (("--num_iter", 2), "svd"),
     ],
 )
-def test_it_implies_calibrated_rounding_unless_another_is_asked_for(
+def test_calibration_implies_calibrated_rounding(
     run: Run, tiny_path: Path, calibration_path: Path, words: tuple[object, ...], rounding: str
 ) -> None:
     ran = run("-i", tiny_path, "--calibration", calibration_path, *words)
@@ -65,9 +65,7 @@ def test_it_implies_calibrated_rounding_unless_another_is_asked_for(
     assert ("The calibration only measures" in ran.err) == (rounding != "calibrated")
 
 
-def test_it_serves_biases_and_input_scales_of_nearest_rounding(
-    run: Run, tiny_path: Path, calibration_path: Path
-) -> None:
+def test_calibration_serves_nearest_biases_and_scales(run: Run, tiny_path: Path, calibration_path: Path) -> None:
     words = ("--format", "fp8", "--simple", "--bias_correction", "measured", "--input_scale")
     ran = run("-i", tiny_path, "--calibration", calibration_path, *words)
     assert "only measures" not in ran.err
@@ -83,7 +81,7 @@ def test_calibrated_rounding_without_it_is_refused(run: Run, tiny_path: Path) ->
     assert not written(tiny_path).exists()
 
 
-def test_a_calibration_of_other_weights_is_refused_by_layer(run: Run, tiny_path: Path, calibration_path: Path) -> None:
+def test_calibration_of_other_weights_is_refused(run: Run, tiny_path: Path, calibration_path: Path) -> None:
     tensors = load_file(tiny_path)
     save_file(tensors | {"b.weight": -tensors["b.weight"]}, tiny_path)
     ran = run("-i", tiny_path, "--calibration", calibration_path)
@@ -100,7 +98,7 @@ def test_a_calibration_of_other_layers_is_refused(run: Run, tiny_path: Path, cal
 
 
 @pytest.mark.parametrize("wrong", ["missing", "a model"])
-def test_what_is_no_calibration_is_refused_by_name(run: Run, tiny_path: Path, wrong: str) -> None:
+def test_invalid_calibration_is_refused_by_name(run: Run, tiny_path: Path, wrong: str) -> None:
     named = tiny_path if wrong == "a model" else tiny_path.with_name("missing.safetensors")
     ran = run("-i", tiny_path, "--calibration", named)
     assert ran.code != 0

@@ -102,7 +102,7 @@ SETTINGS = Recipe.declarations()
 
 
 @pytest.mark.parametrize("command", SPELLINGS)
-def test_a_spelling_means_its_recipe(command: str) -> None:
+def test_alias_gives_its_recipe(command: str) -> None:
     assert recipe(command) == Recipe(**SPELLINGS[command])
 
 
@@ -128,7 +128,7 @@ ISSUE_FLAGS = {
 
 
 @pytest.mark.parametrize("flag", ISSUE_FLAGS)
-def test_a_model_flag_of_the_fields_converter_names_a_profile(flag: str) -> None:
+def test_convert_to_quant_model_flag_names_profile(flag: str) -> None:
     assert recipe(f"--{flag}").profile == ISSUE_FLAGS[flag]
 
 
@@ -205,7 +205,7 @@ def test_a_contradiction_is_refused_by_name(command: str, named: str) -> None:
         ("--scaling_mode diagonal", "row"),
     ],
 )
-def test_what_cannot_be_parsed_is_a_usage_error(command: str, named: str) -> None:
+def test_unparsable_options_are_usage_errors(command: str, named: str) -> None:
     with pytest.raises(UsageError, match=named):
         recipe(command)
 
@@ -231,7 +231,7 @@ def test_options_go_before_the_recipe_file(recipe_file: Path) -> None:
     assert found.svd.top_p == 0.5
 
 
-def test_the_recipe_of_a_report_makes_the_same_recipe(tmp_path: Path) -> None:
+def test_report_recipe_roundtrip(tmp_path: Path) -> None:
     made = recipe("--convrot --optimizer radam --override a=bf16")
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(made.to_dict()))

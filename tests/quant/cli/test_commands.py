@@ -36,9 +36,7 @@ def test_inspect_shows_layers_totals_and_origin(run: Run, rotated_path: Path) ->
     assert lines[-1] == "ComfyUI loads every layer without a pack"
 
 
-def test_inspect_in_json_gives_the_recipe_to_make_the_file_again(
-    run: Run, rotated_path: Path, digits_path: Path, tmp_path: Path
-) -> None:
+def test_inspect_json_recipe_reproduces_file(run: Run, rotated_path: Path, digits_path: Path, tmp_path: Path) -> None:
     found = json.loads(run("inspect", rotated_path, "--json").out)
     (tmp_path / "recipe.json").write_text(json.dumps(found["provenance"]["recipe"]))
     again = tmp_path / "again.safetensors"

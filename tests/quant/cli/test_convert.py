@@ -35,7 +35,7 @@ def test_compatibility_flags_alone_give_fp8(run: Run, tiny_path: Path) -> None:
     assert written["a.weight"].dtype == torch.float8_e4m3fn
 
 
-def test_the_file_is_the_one_that_the_engine_makes(run: Run, digits_path: Path, tmp_path: Path) -> None:
+def test_file_equals_engine_output(run: Run, digits_path: Path, tmp_path: Path) -> None:
     assert run("-i", digits_path, "-o", tmp_path / "cli.safetensors", "--int8", "--convrot").code == 0
     quantize_file(digits_path, tmp_path / "api.safetensors", Recipe(format="int8_convrot"))
     assert (tmp_path / "cli.safetensors").read_bytes() == (tmp_path / "api.safetensors").read_bytes()
@@ -64,7 +64,7 @@ def test_shards_become_one_file_named_after_the_index(run: Run, tmp_path: Path) 
     assert {"a.weight", "b.weight"} <= load_file(tmp_path / "m_int8_convrot.safetensors").keys()
 
 
-def test_what_was_done_is_told(run: Run, digits_path: Path, tmp_path: Path) -> None:
+def test_run_prints_result(run: Run, digits_path: Path, tmp_path: Path) -> None:
     ran = run("-i", digits_path, "-o", tmp_path / "q.safetensors", "--wan")
     assert ran.out.splitlines() == [
         f"{tmp_path / 'q.safetensors'}: 3.03 MB, 68% of 4.45 MB",
@@ -89,7 +89,7 @@ def test_a_setting_without_effect_is_noted(run: Run, tiny_path: Path) -> None:
     assert "note: --block-size has no effect" in run("-i", tiny_path, "--block_size", 64).err
 
 
-def test_a_dry_run_shows_every_layer_and_writes_nothing(run: Run, digits_path: Path, tmp_path: Path) -> None:
+def test_dry_run_lists_layers_and_writes_nothing(run: Run, digits_path: Path, tmp_path: Path) -> None:
     ran = run("-i", digits_path, "-o", tmp_path / "q.safetensors", "--dry-run", "--override", r"blocks\.1\.=bf16")
     assert ran.code == 0
     assert os.listdir(tmp_path) == []
@@ -101,7 +101,7 @@ def test_a_dry_run_shows_every_layer_and_writes_nothing(run: Run, digits_path: P
     assert any("9 layers to quantize" in line for line in lines)
 
 
-def test_a_dry_run_announces_the_size_that_the_run_reports(run: Run, digits_path: Path, tmp_path: Path) -> None:
+def test_dry_run_announces_reported_size(run: Run, digits_path: Path, tmp_path: Path) -> None:
     target = tmp_path / "q.safetensors"
     planned = run("-i", digits_path, "-o", target, "--mxfp8", "--dry_run").out
     report = quantize_file(digits_path, target, Recipe(format="mxfp8"))
@@ -124,7 +124,7 @@ def test_a_report_in_text_is_the_table(run: Run, tiny_path: Path, tmp_path: Path
     assert "2 layers quantized" in path.read_text()
 
 
-def test_the_recipe_of_a_report_makes_the_file_again(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+def test_report_recipe_reproduces_file(run: Run, tiny_path: Path, tmp_path: Path) -> None:
     arguments = ("--int8", "--scale", "mse", "--exclude-layers", "^b$", "--report", tmp_path / "report.json")
     assert run("-i", tiny_path, "-o", tmp_path / "1.safetensors", *arguments).code == 0
     recipe = json.loads((tmp_path / "report.json").read_text())["recipe"]
@@ -178,7 +178,7 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
     )
 
 
-def test_the_version_is_told(run: Run) -> None:
+def test_version_is_printed(run: Run) -> None:
     assert run("--version").out == f"calibrated-rounding {VERSION}\n"
 
 

@@ -132,7 +132,7 @@ def test_an_output_that_exists(refused: Any, tiny_path: Path) -> None:
     refused("-i", tiny_path, "-o", target, names=(target, "exists", "--overwrite"))
 
 
-def test_an_output_folder_that_is_missing_or_a_file(refused: Any, tiny_path: Path) -> None:
+def test_unusable_output_folder_is_refused(refused: Any, tiny_path: Path) -> None:
     for folder in (tiny_path.with_name("none"), tiny_path):
         refused("-i", tiny_path, "-o", folder / "q.safetensors", names=(folder, "does not exist"))
 
@@ -247,7 +247,7 @@ def test_an_unknown_profile(refused: Any) -> None:
     refused("profiles", "wam", names=("'wam'", "'wan'"))
 
 
-def test_a_layer_name_with_a_line_break_stays_on_one_line(refused: Any, tmp_path: Path) -> None:
+def test_layer_name_with_line_break_is_escaped(refused: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"a\nb.weight": torch.full((16, 16), float("nan"))}, path)
     refused("-i", path, "--quiet", names=(r"a\nb", "NaN"))
@@ -257,7 +257,7 @@ LORA = {f"blocks.{n}.q.lora_{part}.weight": torch.ones(16, 16) for n in range(2)
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_what_comfyui_would_not_load_is_refused(refused: Any, tmp_path: Path, more: list[str]) -> None:
+def test_files_comfyui_cannot_load_are_refused(refused: Any, tmp_path: Path, more: list[str]) -> None:
     path = tmp_path / "lora.safetensors"
     save_file(LORA, path)
     refused("-i", path, "--quiet", *more, names=(path, "This is a LoRA", "--force"))
@@ -268,7 +268,7 @@ def test_one_shard_alone_is_refused(refused: Any, tiny_path: Path) -> None:
     refused("-i", path, "--quiet", names=(path, "1 of 2 shards", ".safetensors.index.json"))
 
 
-def test_force_says_what_comfyui_will_not_load(run: Run, tmp_path: Path) -> None:
+def test_force_names_what_comfyui_cannot_load(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     save_file(LORA, path)
     for more in (["--dry-run"], []):
@@ -278,7 +278,7 @@ def test_force_says_what_comfyui_will_not_load(run: Run, tmp_path: Path) -> None
     assert "This is a LoRA" in run("inspect", tmp_path / "q.safetensors").out
 
 
-def test_inspect_says_what_cannot_be_quantized(run: Run, tmp_path: Path) -> None:
+def test_inspect_names_unquantizable_files(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     save_file(LORA, path)
     assert "it cannot be quantized for ComfyUI: This is a LoRA" in run("inspect", path).out

@@ -99,13 +99,13 @@ def test_the_whole_way(run: Run, model_path: Path, code: Path, tmp_path: Path) -
     assert all(pair["error"] < 0.8 * pair["nearest"] for layer in layers for pair in [layer["errors"]["output_w8a16"]])
 
 
-def test_a_module_is_found_in_the_current_folder(run: Run, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_is_imported_from_current_folder(run: Run, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(code)
     assert run("record", "user:main", "-o", "c.safetensors", "--quiet").out == ""
     assert set(Calibration.load("c.safetensors")) == {"net.0", "net.2"}
 
 
-def test_a_process_of_its_own_finds_the_module_and_the_recorder_is_the_pack_s(code: Path) -> None:
+def test_new_process_finds_module_and_recorder(code: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "record", "user:main", "-o", "c.safetensors"],
         cwd=code,
@@ -141,7 +141,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_called_is_said_in_a_sentence(
+def test_uncallable_function_gives_one_sentence(
     run: Run, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     name, exit_code, text = REFUSED[case]
@@ -160,7 +160,7 @@ def test_what_cannot_be_called_is_said_in_a_sentence(
         ("interrupts", 130, "Interrupted."),
     ],
 )
-def test_what_the_function_raises_is_shown(
+def test_exception_of_function_is_shown(
     run: Run, code: Path, tmp_path: Path, function: str, exit_code: int, text: str
 ) -> None:
     ran = run("record", f"{code / 'user.py'}:{function}", "-o", tmp_path / "c.safetensors")

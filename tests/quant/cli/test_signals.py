@@ -169,7 +169,7 @@ def test_second_thread_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @posix
-def test_a_reader_that_goes_away_is_no_error(digits_path: Path) -> None:
+def test_closed_pipe_is_no_error(digits_path: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "inspect", digits_path, "--json"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -180,7 +180,7 @@ def test_a_reader_that_goes_away_is_no_error(digits_path: Path) -> None:
         assert process.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
-def test_the_module_gives_the_exit_code_to_the_shell(tmp_path: Path) -> None:
+def test_module_returns_exit_code(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, "-i", tmp_path / "none"], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"error: {tmp_path / 'none'} does not exist.\n"
@@ -198,7 +198,7 @@ def test_the_first_signal_asks_and_the_second_interrupts() -> None:
 
 
 @posix
-def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored() -> None:
+def test_handlers_are_restored_after_run() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_on_signals():

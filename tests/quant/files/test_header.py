@@ -22,7 +22,7 @@ def entry(dtype: object = "U8", shape: object = (2,), offsets: object = (0, 2)) 
     return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
 
 
-def test_reads_what_safetensors_writes(tmp_path):
+def test_reads_files_of_safetensors(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(VALID)
     header = read_header(path)
@@ -45,7 +45,7 @@ def test_a_file_without_tensors_is_valid(raw_file):
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_every_dtype_has_the_size_that_torch_gives_it(name, raw_file):
+def test_dtypes_have_torch_sizes(name, raw_file):
     size = 3 * DTYPES[name].itemsize
     info = read_header(raw_file(entry(name, [3], [0, size]), bytes(size))).tensors["a"]
     assert (info.dtype, info.nbytes) == (DTYPES[name], size)
@@ -128,7 +128,7 @@ def test_truncation_at_every_byte_is_refused(end, tmp_path, refused):
         ((1000).to_bytes(8, "little") + b"{" + bytes(60), "truncated"),
     ],
 )
-def test_other_files_are_named_for_what_they_are(content, text, tmp_path, refused):
+def test_other_file_types_are_named(content, text, tmp_path, refused):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with refused(path, text):
@@ -159,7 +159,7 @@ def test_a_torch_checkpoint_is_named(tmp_path, refused):
         read_header(path)
 
 
-def test_what_is_no_file_is_refused(tmp_path, refused):
+def test_unreadable_paths_are_refused(tmp_path, refused):
     file = tmp_path / "file"
     file.write_bytes(VALID)
     for path, text in [(tmp_path / "none", "does not exist"), (file / "below", "does not exist"), (tmp_path, "folder")]:

@@ -36,7 +36,7 @@ with CheckpointWriter(path, {"a": (torch.uint8, (100,)), "b": (torch.uint8, (100
 """
 
 
-def test_a_killed_run_leaves_the_target_and_the_next_one_cleans_up(tmp_path):
+def test_killed_run_is_cleaned_up_by_next(tmp_path):
     path = tmp_path / "model [1].safetensors"
     path.write_bytes(b"older file")
     assert run(DIE_IN_THE_MIDDLE, path).returncode == -signal.SIGKILL
@@ -59,7 +59,7 @@ except CheckpointError as error:
 """
 
 
-def test_a_limit_on_file_size_is_found_before_the_work(tmp_path):
+def test_file_size_limit_is_found_first(tmp_path):
     path = tmp_path / "m"
     output = run(LIMITED, path).stdout
     assert output.startswith(str(path))

@@ -173,7 +173,7 @@ def refusal(action: Callable[[], object]) -> str:
 
 
 @ON_EVERY_CASE
-def test_what_is_not_understood_is_never_dequantized(case: str, tmp_path: Path) -> None:
+def test_unknown_schemes_are_never_dequantized(case: str, tmp_path: Path) -> None:
     tensors, name, what = REFUSED[case]
     recipe, source = Recipe(dequantize=True, profile="generic"), save(tensors, tmp_path / "m.safetensors")
     for text in (
@@ -185,7 +185,7 @@ def test_what_is_not_understood_is_never_dequantized(case: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("case", STRUCTURES)
-def test_what_is_not_understood_is_never_copied(case: str) -> None:
+def test_unknown_schemes_are_never_copied(case: str) -> None:
     tensors, name, what = STRUCTURES[case]
     text = refusal(lambda: quantize_state_dict({"other.weight": FLOAT, **tensors}, Recipe(profile="generic")))
     assert name in text and what in text
@@ -279,7 +279,7 @@ def test_quantization_config_in_the_header_is_refused(text: str, method: str, tm
     assert any("quantization_config" in text and method in text for text in inspect_file(source).obstacles)
 
 
-def test_quantization_config_of_block_fp8_goes_with_the_scales(tmp_path: Path) -> None:
+def test_block_fp8_config_is_removed_with_scales(tmp_path: Path) -> None:
     config = '{"quant_method": "fp8", "weight_block_size": [128, 128]}'
     source = save(block_fp8(), tmp_path / "m.safetensors", {"quantization_config": config, "note": "kept"})
     with pytest.raises(AlreadyQuantizedError, match="Hugging Face block FP8"):
@@ -310,7 +310,7 @@ def test_no_real_model_looks_foreign(name: str, dtype: torch.dtype) -> None:
     assert [problem for layer in found.values() if (problem := layer_problem(layer))] == []
 
 
-def test_errors_of_reading_are_no_faults_of_a_marker() -> None:
+def test_read_errors_are_not_marker_faults() -> None:
     class Unreadable(StateDictSource):
         def read(self, name: str) -> torch.Tensor:
             raise CheckpointError("The disk is gone.")

@@ -46,7 +46,7 @@ def test_reads_a_file_of_the_safetensors_package(tmp_path, tensors):
             assert torch.equal(checkpoint.read(name), tensor)
 
 
-def test_a_tensor_is_the_readers_own(path):
+def test_read_tensor_owns_its_memory(path):
     with open_checkpoint(path) as checkpoint:
         first = checkpoint.read("matrix")
         second = checkpoint.read("matrix")
@@ -95,7 +95,7 @@ def test_the_hash_costs_no_second_pass(path, delivered):
         ["matrix", "bytes", "halves"],
     ],
 )
-def test_the_hash_is_right_in_any_order_of_reading(path, order):
+def test_hash_is_independent_of_read_order(path, order):
     with open_checkpoint(path) as checkpoint:
         for name in order:
             checkpoint.read(name)
@@ -161,7 +161,7 @@ def test_links_to_a_file_may_come_and_go(path, tmp_path, tensors):
         assert checkpoint.sha256() == file_hash(tmp_path / "other")
 
 
-def test_a_file_that_changes_after_the_last_read_has_no_hash(path, refused):
+def test_file_changed_after_reading_has_no_hash(path, refused):
     with open_checkpoint(path) as checkpoint:
         for name in checkpoint.tensors:
             checkpoint.read(name)
@@ -170,7 +170,7 @@ def test_a_file_that_changes_after_the_last_read_has_no_hash(path, refused):
             checkpoint.sha256()
 
 
-def test_a_file_that_is_replaced_is_read_as_it_was(path, tmp_path, save, tensors):
+def test_replaced_file_is_read_unchanged(path, tmp_path, save, tensors):
     expected = file_hash(path)
     with open_checkpoint(path) as checkpoint:
         save(path, {"other": torch.ones(3)})
@@ -190,7 +190,7 @@ def test_mistakes_are_refused(path, refused):
         checkpoint.sha256()
 
 
-def test_a_disk_that_fails_is_told(path, refused, monkeypatch):
+def test_failing_disk_is_reported(path, refused, monkeypatch):
     with open_checkpoint(path) as checkpoint:
         descriptor = os.open(path.parent, os.O_RDONLY)  # a folder cannot be read as a file: a real error of the system
         os.dup2(descriptor, checkpoint._sources[0]._file.fileno())

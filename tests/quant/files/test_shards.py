@@ -56,7 +56,7 @@ def test_two_spellings_of_a_shard_are_one(index):
         assert list(dotted.tensors) == list(plain.tensors)
 
 
-def test_a_tensor_in_two_shards_is_read_where_the_index_says(index, tmp_path, save):
+def test_index_decides_between_two_shards(index, tmp_path, save):
     save(tmp_path / "model-00002-of-00002.safetensors", {"a": torch.zeros(4), "c": torch.ones(2, 2)})
     with open_checkpoint(index()) as checkpoint:
         assert torch.equal(checkpoint.read("a"), torch.arange(4.0))
@@ -91,7 +91,7 @@ def test_a_damaged_shard_is_refused(index, tmp_path, refused):
 @pytest.mark.parametrize(
     ("name", "shard"), [("x", "model-00001-of-00002.safetensors"), ("a", "model-00002-of-00002.safetensors")]
 )
-def test_a_tensor_that_its_shard_lacks_is_refused(name, shard, index, refused):
+def test_tensor_missing_in_shard_is_refused(name, shard, index, refused):
     path = index(**{name: shard})
     with refused(path, f"'{name}'", shard):
         open_checkpoint(path)

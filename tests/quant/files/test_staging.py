@@ -101,7 +101,7 @@ def test_an_exception_leaves_the_old_file(error, old):
     assert only_old(old)
 
 
-def test_the_bytes_are_on_the_disk_before_the_name_is(old, monkeypatch):
+def test_bytes_are_synced_before_rename(old, monkeypatch):
     calls = []
 
     class RecordingSystem:
@@ -125,7 +125,7 @@ def test_nothing_exists_before_the_block_is_entered(old):
     assert only_old(old)
 
 
-def test_the_target_appears_only_at_the_end_and_all_room_is_taken_before(tmp_path, new):
+def test_target_appears_after_space_is_allocated(tmp_path, new):
     path = tmp_path / "out" / "model.safetensors"
     path.parent.mkdir()
     with CheckpointWriter(path, LAYOUT, {}) as writer:
@@ -143,7 +143,7 @@ def test_the_target_appears_only_at_the_end_and_all_room_is_taken_before(tmp_pat
 
 
 @POSIX
-def test_the_file_has_the_rights_of_any_new_file(tmp_path):
+def test_file_has_default_permissions(tmp_path):
     write(tmp_path / "model")
     (tmp_path / "plain").touch()
     assert (tmp_path / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -164,7 +164,7 @@ def test_replaced_file_keeps_its_permissions(mode, old, new):
     assert old.read_bytes() == new
 
 
-def test_a_system_that_writes_less_than_it_is_given_is_asked_again(old, new, monkeypatch):
+def test_short_writes_are_continued(old, new, monkeypatch):
     class ShortSystem:
         def __getattr__(self, name):
             return (lambda descriptor, view: os.write(descriptor, view[:7])) if name == "write" else getattr(os, name)
@@ -174,7 +174,7 @@ def test_a_system_that_writes_less_than_it_is_given_is_asked_again(old, new, mon
     assert old.read_bytes() == new
 
 
-def test_the_process_may_change_its_folder(tmp_path, monkeypatch):
+def test_changed_working_folder_is_harmless(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     with CheckpointWriter("model", {}, {}) as writer:
@@ -194,12 +194,12 @@ def test_two_writers_do_not_disturb_each_other(old, new):
     assert old.read_bytes()[-4003:] == bytes(4003)
 
 
-def test_a_name_as_long_as_a_folder_holds_is_written(tmp_path):
+def test_longest_possible_name_is_written(tmp_path):
     write(tmp_path / ("ж" * 120 + ".safetensors"))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems bound names in other ways")
-def test_a_name_that_is_too_long_is_refused_before_the_work(tmp_path, refused):
+def test_too_long_name_is_refused_first(tmp_path, refused):
     with refused("too long"), CheckpointWriter(tmp_path / ("x" * 256), LAYOUT, {}):
         pytest.fail("the work began")
 
@@ -215,7 +215,7 @@ def test_a_temporary_file_that_somebody_removes_is_noticed(old, refused):
     ("number", "text"),
     [(errno.EACCES, "permission denied"), (errno.EROFS, "read-only"), (errno.EDQUOT, "disk is full")],
 )
-def test_what_the_system_refuses_is_explained(number, text, old, refused, monkeypatch):
+def test_system_errors_are_explained(number, text, old, refused, monkeypatch):
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 

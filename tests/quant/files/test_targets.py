@@ -93,7 +93,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_found_before_the_work(small_disk, refused, save):
+def test_full_disk_is_found_first(small_disk, refused, save):
     path = small_disk / "m"
     with refused(path, "disk is full", "1000", "free"), CheckpointWriter(path, {"a": (torch.uint8, (10**6,))}, {}):
         pytest.fail("the work began")
@@ -101,7 +101,7 @@ def test_a_full_disk_is_found_before_the_work(small_disk, refused, save):
     save(path, {"a": torch.ones(1000)})
 
 
-def test_a_disk_that_fills_up_during_the_work_is_told(small_disk, refused, monkeypatch):
+def test_disk_filling_up_is_reported(small_disk, refused, monkeypatch):
     monkeypatch.setattr(staging, "_allocate", lambda *_: None)
     layout = {"a": (torch.uint8, (10**6,))}
     with refused(small_disk / "m", "disk is full"), CheckpointWriter(small_disk / "m", layout, {}) as writer:
@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_during_the_work_is_told(small_disk, refused, monke
     assert os.listdir(small_disk) == []
 
 
-def test_a_disk_that_may_not_be_written_is_told(small_disk, refused):
+def test_unwritable_disk_is_reported(small_disk, refused):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with refused(small_disk / "m", "read-only"), CheckpointWriter(small_disk / "m", LAYOUT, {}):
         pytest.fail("the work began")

@@ -40,7 +40,7 @@ def problem(tensors: Tensors, plan: Plan, metadata: dict[str, str] | None = None
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_is_planned_passes(digits: Tensors, name: str) -> None:
+def test_planned_file_passes(digits: Tensors, name: str) -> None:
     assert problem(*result(digits, name)) == ""
 
 
@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_broken_is_refused_by_name(digits: Tensors, case: str) -> None:
+def test_broken_tensors_are_refused_by_name(digits: Tensors, case: str) -> None:
     name, change, tensor = BROKEN[case]
     tensors, plan = result(digits, name)
     text = problem(change(tensors), plan)
@@ -131,7 +131,7 @@ WRONG_PLANS: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG_PLANS)
-def test_a_plan_that_comfyui_would_not_run_is_refused(digits: Tensors, case: str) -> None:
+def test_plan_comfyui_cannot_run_is_refused(digits: Tensors, case: str) -> None:
     name, change, words = WRONG_PLANS[case]
     tensors, _ = result(digits, name)
     assert problem_if_planned(tensors) == ""

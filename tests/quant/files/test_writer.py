@@ -24,7 +24,7 @@ def from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch
     return torch.tensor(list(data), dtype=U8).view(dtype).reshape(shape)
 
 
-def test_what_is_written_is_read_by_safetensors(tmp_path, save, tensors):
+def test_safetensors_reads_written_file(tmp_path, save, tensors):
     path = save(tmp_path / "model.safetensors", tensors, {"k": "v", "ключ": 'значение\n"\\'})
     loaded = load_file(path)
     assert loaded.keys() == tensors.keys()
@@ -151,7 +151,7 @@ def test_tensors_and_slots_must_match(tmp_path, refused):
     assert torch.equal(load_file(path)["a"], torch.ones(2, 3)), "refused writes leave no trace"
 
 
-def test_a_chunk_source_that_fails_leaves_the_slot_empty(tmp_path, refused):
+def test_failing_chunks_leave_slot_empty(tmp_path, refused):
     def failing():
         yield bytes(4)
         raise RuntimeError("no more")
@@ -177,7 +177,7 @@ def test_a_chunk_source_that_fails_leaves_the_slot_empty(tmp_path, refused):
         ({"a": (U8, (1,))}, {"k": "x" * 100_000_000}, "too many"),
     ],
 )
-def test_what_the_format_cannot_hold_is_refused(layout, metadata, text, tmp_path, refused):
+def test_unstorable_tensors_are_refused(layout, metadata, text, tmp_path, refused):
     with refused("m.safetensors", text):
         CheckpointWriter(tmp_path / "m.safetensors", layout, metadata)
     assert os.listdir(tmp_path) == []
@@ -200,7 +200,7 @@ def test_metadata_can_be_replaced_at_the_end(tmp_path, last):
     json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
 
 
-def test_metadata_that_outgrows_its_room_is_refused(tmp_path, refused):
+def test_metadata_beyond_reserved_space_is_refused(tmp_path, refused):
     with refused("m.safetensors", "outgrew"):
         written(tmp_path / "m.safetensors", {"hash": "0" * 64}, {"hash": "0" * 80})
     assert os.listdir(tmp_path) == []

@@ -16,14 +16,14 @@ def quantized(weight: torch.Tensor, fmt: Format, group: int | None = None) -> Qu
     return quantize_layer(LayerTask(name="l", weight=weight, format=fmt, group=group, recipe=Recipe()))
 
 
-def test_per_row_int8_is_the_hosts_bit_for_bit(trained: torch.Tensor) -> None:
+def test_per_row_int8_equals_comfy_kitchen(trained: torch.Tensor) -> None:
     ours = quantized(trained, FORMATS["int8_row"])
     codes, scale = host.quantize_int8_rowwise(trained)
     assert torch.equal(ours.codes, codes)
     assert torch.equal(ours.scale, scale)
 
 
-def test_per_tensor_int8_is_the_hosts_bit_for_bit(trained: torch.Tensor) -> None:
+def test_per_tensor_int8_equals_comfy_kitchen(trained: torch.Tensor) -> None:
     ours = quantized(trained, FORMATS["int8_tensor"])
     codes, scale = host.quantize_int8_tensorwise(trained)
     assert torch.equal(ours.codes, codes)
@@ -55,7 +55,7 @@ def test_mxfp8_is_the_hosts_bit_for_bit(shape: tuple[int, int], trained: torch.T
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))
-def test_layout_is_what_pack_gives_and_scales_survive_it(fmt: Format, trained: torch.Tensor) -> None:
+def test_layout_matches_packed_tensors(fmt: Format, trained: torch.Tensor) -> None:
     result = quantized(trained, fmt, 256 if fmt.rotated else None)
     packed = fmt.pack(result.codes, result.scale)
     assert {name: (t.dtype, tuple(t.shape)) for name, t in packed.items()} == fmt.layout((512, 256))

@@ -11,7 +11,7 @@ ALL = pytest.mark.parametrize("granularity", [PerTensor(), PerRow(), PerBlock(1,
 
 @ALL
 @given(rows=st.integers(1, 40), columns=st.integers(1, 70))
-def test_amax_bounds_its_own_weights_tightly(granularity: Granularity, rows: int, columns: int) -> None:
+def test_amax_bounds_weights_tightly(granularity: Granularity, rows: int, columns: int) -> None:
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * 100 + columns))
     amax = granularity.amax(x)
     assert tuple(amax.shape) == granularity.scale_shape((rows, columns))

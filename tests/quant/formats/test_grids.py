@@ -40,7 +40,7 @@ def test_neighbours_enclose_and_are_adjacent(grid: Grid, x: torch.Tensor) -> Non
 
 @GRIDS
 @given(x=VALUES)
-def test_spacing_is_what_lies_between_the_neighbours(grid: Grid, x: torch.Tensor) -> None:
+def test_spacing_is_distance_between_neighbours(grid: Grid, x: torch.Tensor) -> None:
     lower, upper = grid.below(x), grid.above(x)
     between = upper > lower
     assert torch.equal(grid.spacing(x)[between], (upper - lower)[between])
@@ -50,7 +50,7 @@ def test_spacing_is_what_lies_between_the_neighbours(grid: Grid, x: torch.Tensor
 
 @GRIDS
 @given(x=VALUES)
-def test_the_numbers_that_describe_a_grid_give_its_points(grid: Grid, x: torch.Tensor) -> None:
+def test_grid_parameters_give_its_points(grid: Grid, x: torch.Tensor) -> None:
     inside = x.clamp(-grid.maximum, grid.maximum)
     exponent = torch.frexp(inside).exponent.sub(1).clamp(min=grid.smallest_exponent)
     step = torch.ldexp(torch.ones_like(x), exponent - grid.mantissa_bits)

@@ -76,7 +76,7 @@ def test_any_json_object_survives(stated: dict[str, object]) -> None:
         ("quarot", True),
     ],
 )
-def test_what_is_not_understood_is_kept_as_such(field: str, value: object) -> None:
+def test_unknown_fields_are_kept(field: str, value: object) -> None:
     assert Marker.from_json({field: value}).unknown == {field: value}
 
 

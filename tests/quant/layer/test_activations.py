@@ -19,7 +19,7 @@ def drawn(rows: int = 64, width: int = 256) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["int8_tensor", "int8_row"])
-def test_int8_inputs_have_a_scale_for_each_row_as_in_the_host(name: str) -> None:
+def test_int8_inputs_are_scaled_by_row(name: str) -> None:
     rows = drawn()
     codes, scale = host.quantize_int8_rowwise(rows)
     assert torch.equal(FORMATS[name].round_inputs(rows), codes.float() * scale)
@@ -55,7 +55,7 @@ def test_full_precision_keeps_inputs_in_float(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "block"), [("mxfp8", 32), ("int8_blockwise", 128), ("int8_blockwise_64", 64)])
-def test_block_formats_round_each_run_of_inputs_by_its_own_scale(name: str, block: int) -> None:
+def test_block_formats_scale_input_runs(name: str, block: int) -> None:
     rows = drawn()
     whole = FORMATS[name].round_inputs(rows)
     rows[:, block:] *= 1000
@@ -68,7 +68,8 @@ def test_inputs_are_padded_to_the_stored_width() -> None:
     assert not inputs.quantized[:, 40:].any()
 
 
-@pytest.mark.parametrize("name", FORMATS)
+# NVFP4 rounds its scales as well, so the largest value of a group need not be a grid point of the second rounding.
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "nvfp4"])
 @given(values=arrays("float32", (3, 64), elements=st.floats(-1e4, 1e4, width=32)))
 def test_rounding_twice_is_rounding_once(name: str, values: object) -> None:
     fmt = FORMATS[name]
@@ -78,7 +79,7 @@ def test_rounding_twice_is_rounding_once(name: str, values: object) -> None:
 
 # The scale of all inputs together, which NVFP4 has, is a part's own.
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "nvfp4"])
-def test_a_split_keeps_rows_and_what_they_become_together(name: str) -> None:
+def test_split_keeps_rows_and_outputs_paired(name: str) -> None:
     inputs = InputRows.prepare(drawn(10), 256, FORMATS[name], None)
     first, rest = inputs.split(0.25)
     assert (len(first), len(rest)) == (2, 8)

@@ -60,7 +60,7 @@ def test_one_huge_weight_leaves_true_errors(name: str, rounding: str) -> None:
     json.loads(report.to_json(), parse_constant=pytest.fail)
 
 
-def test_one_huge_row_does_not_hide_the_error_of_the_others() -> None:
+def test_huge_row_does_not_hide_errors() -> None:
     weight = weight_with(0.0)
     weight[3] = 1e20
     _, report = quantized(weight, "int8_tensor")
@@ -69,7 +69,7 @@ def test_one_huge_row_does_not_hide_the_error_of_the_others() -> None:
 
 @EVERY_FORMAT
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_weights_that_overflow_in_a_format_name_the_layer(name: str, rounding: str) -> None:
+def test_overflowing_weights_name_the_layer(name: str, rounding: str) -> None:
     weight = torch.full((128, 128), torch.finfo(torch.float32).max)
     try:
         tensors, report = quantized(weight, name, rounding, torch.randn(64, 128))
@@ -184,7 +184,7 @@ def test_output_errors_that_overflow_are_null_and_noted(name: str, rounding: str
 
 
 @pytest.mark.parametrize("bias_correction", ["off", "synthetic"])
-def test_a_bias_beyond_its_dtype_is_refused_by_name(bias_correction: str) -> None:
+def test_bias_beyond_dtype_is_refused(bias_correction: str) -> None:
     tensors = {"a.weight": weight_with(0.0), "a.bias": torch.full((128,), 1e5)}
     recipe = Recipe(profile="generic", keep_dtype="float16", bias_correction=bias_correction)
     with pytest.raises(LayerError, match=r"^The tensor 'a\.bias' holds values of up to 1e\+05, more than float16"):
@@ -198,7 +198,7 @@ def test_a_corrected_bias_takes_the_kept_dtype(name: str) -> None:
     assert corrected["a.bias"].dtype == getattr(torch, name)
 
 
-def test_a_corrected_bias_that_overflows_is_refused_by_name() -> None:
+def test_overflowing_corrected_bias_is_refused() -> None:
     tensors = {"a.weight": weight_with(1e6), "a.bias": torch.zeros(128).half()}
     known = {"a": InputStatistics(mean=torch.full((128,), 1e6))}
     recipe = Recipe(format="int8_tensor", profile="generic", bias_correction="measured")

@@ -125,7 +125,7 @@ def test_advice_on_exhausted_memory_fits_the_device(rounding: str) -> None:
     assert explain("cuda:1") == f"{start} cuda:1; quantize on the CPU, or {second}."
 
 
-def test_other_runtime_errors_are_not_taken_for_exhausted_memory(
+def test_other_runtime_errors_are_not_memory_errors(
     tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -135,7 +135,7 @@ def test_other_runtime_errors_are_not_taken_for_exhausted_memory(
         quantize_state_dict(tensors, Recipe(format="int8_row"))
 
 
-def test_a_file_is_not_written_and_the_source_stays(
+def test_failed_run_writes_nothing(
     tensors: dict[str, torch.Tensor], statistics: dict[str, InputStatistics], recipe: Recipe, tmp_path: Path
 ) -> None:
     source = tmp_path / "source.safetensors"
@@ -158,7 +158,7 @@ def test_an_older_target_stays(
     assert target.read_bytes() == b"older"
 
 
-def test_tensors_stay_as_they_were_bit_for_bit_and_the_next_run_is_fine(
+def test_failed_run_leaves_tensors_unchanged(
     tensors: dict[str, torch.Tensor], statistics: dict[str, InputStatistics], recipe: Recipe
 ) -> None:
     before = {name: tensor.clone() for name, tensor in tensors.items()}

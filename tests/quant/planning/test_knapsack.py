@@ -52,7 +52,7 @@ def test_along_the_curve_more_bytes_never_cost_more(layers: list[list[Option]]) 
     assert all(a.nbytes < b.nbytes and a.cost >= b.cost for a, b in pairwise(curve))
 
 
-def test_sizes_of_real_models_stay_within_the_limit_and_close_to_it() -> None:
+def test_real_model_sizes_stay_within_limit() -> None:
     """Sizes far beyond the number of units, without a common divisor."""
     layers = [[Option(10_000_019 + 97 * i, 1.0 + i), Option(20_000_003 + 89 * i, 0.0)] for i in range(300)]
     knapsack = Knapsack(layers)
@@ -62,7 +62,7 @@ def test_sizes_of_real_models_stay_within_the_limit_and_close_to_it() -> None:
     assert limit - one_layer - rounding < found.nbytes <= limit
 
 
-def test_what_cannot_be_met_is_an_error() -> None:
+def test_unreachable_limits_are_errors() -> None:
     knapsack = Knapsack([[Option(10, 5.0), Option(20, 1.0)]])
     with pytest.raises(ValueError, match="smallest"):
         knapsack.within_size(9)

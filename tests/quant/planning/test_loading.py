@@ -112,7 +112,7 @@ def numbered(general: str) -> list[str]:
 
 
 @pytest.mark.parametrize("model", DIFFUSERS)
-def test_every_model_of_diffusers_is_told(model: str) -> None:
+def test_diffusers_models_are_recognised(model: str) -> None:
     shapes = {name: (64, 64) for general in DIFFUSERS[model] for name in numbered(general)}
     assert bool(refusal(shapes)) == (model not in OWN_NAMES | UNTOLD)
     in_its_file = refusal(shapes, Path("diffusion_pytorch_model.safetensors"))
@@ -152,14 +152,14 @@ def by_block(name: str) -> list[tuple[bool, int, str]]:
 
 
 @pytest.mark.parametrize("name", [name for name in LOADED if name not in SEVERAL])
-def test_a_model_without_its_first_block_is_refused(name: str) -> None:
+def test_missing_first_block_is_refused(name: str) -> None:
     shapes = architectures.shapes(name)
     rest = {key: shape for key, shape in shapes.items() if not ((found := BLOCKS.search(key)) and found[4] == "0")}
     assert "lacks" in refusal(rest)
 
 
 @pytest.mark.parametrize("name", [name for name in LOADED if name not in SEVERAL])
-def test_a_model_without_its_embedders_is_refused(name: str) -> None:
+def test_missing_embedders_are_refused(name: str) -> None:
     shapes = architectures.shapes(name)
     rest = {key: shape for key, shape in shapes.items() if BLOCKS.search(key) or not EMBEDDERS.search(key)}
     assert len(rest) < len(shapes)
@@ -189,11 +189,11 @@ def test_a_model_with_a_missing_block_is_refused(name: str) -> None:
     "model_1_of_2.safetensors",
     "wan part1of2.safetensors",
 ])  # fmt: skip
-def test_one_shard_by_its_name_is_refused(name: str) -> None:
+def test_shard_name_is_refused(name: str) -> None:
     assert "shards" in refusal(architectures.shapes("wan_t2v_1_3b"), Path(name))
 
 
-def test_an_unknown_model_in_a_file_of_diffusers_is_refused() -> None:
+def test_unknown_diffusers_model_is_refused() -> None:
     assert "diffusers" in refusal({"strange.linear.weight": (64, 64)}, Path("diffusion_pytorch_model.safetensors"))
     assert refusal({"strange.linear.weight": (64, 64)}, Path("strange.safetensors")) == ""
     # WAN's authors use the name, too.
@@ -201,11 +201,11 @@ def test_an_unknown_model_in_a_file_of_diffusers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "best of wan.safetensors", "10of20.safetensors"])
-def test_a_whole_file_of_a_similar_name_is_accepted(name: str) -> None:
+def test_similar_name_of_whole_file_is_accepted(name: str) -> None:
     assert refusal(architectures.shapes("wan_t2v_1_3b"), Path(name)) == ""
 
 
-def test_one_shard_of_an_index_beside_it_is_refused(digits: Tensors, tmp_path: Path) -> None:
+def test_shard_beside_index_is_refused(digits: Tensors, tmp_path: Path) -> None:
     names = sorted(digits)
     shards = {"first.safetensors": names[:20], "second.safetensors": names[20:]}
     for shard, keys in shards.items():
@@ -218,7 +218,7 @@ def test_one_shard_of_an_index_beside_it_is_refused(digits: Tensors, tmp_path: P
     assert inspect_file(tmp_path / "q.safetensors").obstacles == []
 
 
-def test_a_damaged_index_beside_a_model_does_not_matter(digits_path: Path, tmp_path: Path) -> None:
+def test_damaged_index_beside_model_is_ignored(digits_path: Path, tmp_path: Path) -> None:
     (tmp_path / "other.safetensors.index.json").write_text("{")
     source = tmp_path / "model.safetensors"
     source.write_bytes(digits_path.read_bytes())
@@ -305,7 +305,7 @@ def test_generic_rules_quantize_only_comfyuis_linear_layers(name: str) -> None:
             assert profile.decide(key.removesuffix(".weight"), tensor.shape).action == "keep", key
 
 
-def test_every_known_model_says_what_a_part_lacks() -> None:
+def test_partial_models_name_missing_tensors() -> None:
     assert all(any(not signature.rows for signature in model.whole) for model in known_models())
 
 

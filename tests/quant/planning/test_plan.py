@@ -30,9 +30,7 @@ SHAPES = st.lists(st.integers(0, 300), max_size=4).map(tuple)
 
 
 @given(shapes=st.dictionaries(NAMES, SHAPES, max_size=8), heuristics=st.booleans(), embeddings=st.booleans())
-def test_every_tensor_is_placed_once_and_no_shape_is_fatal(
-    shapes: dict[str, tuple[int, ...]], heuristics: bool, embeddings: bool
-) -> None:
+def test_every_tensor_is_planned_once(shapes: dict[str, tuple[int, ...]], heuristics: bool, embeddings: bool) -> None:
     tensors = specs({"ballast.weight": (512, 512), **shapes})
     for name in ("float8_e4m3fn", "int8_row", "int8_convrot", "mxfp8", "int8_blockwise"):
         plan = make_plan(tensors, Recipe(format=name, heuristics=heuristics, embeddings=embeddings))
@@ -56,18 +54,18 @@ def test_layer_names_and_layout() -> None:
     ("shape", "dtype"),
     [((8,), BF16), ((8, 8, 3, 3), BF16), ((2, 8, 8), BF16), ((8, 8), torch.int64), ((8, 0), BF16)],
 )
-def test_structure_is_never_quantized_even_when_asked(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_structural_tensors_are_never_quantized(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     tensors = specs({"ballast.weight": (512, 512)}) | {"odd.weight": Spec(dtype, shape)}
     plan = make_plan(tensors, Recipe(overrides=(("odd", "int8_row"),)))
     assert "odd.weight" in plan.kept
 
 
-def test_norms_are_never_quantized_even_when_asked() -> None:
+def test_norms_are_never_quantized() -> None:
     plan = plan_of(Recipe(overrides=(("norm", "int8_row"),)), norm1__weight=(64, 64))
     assert "norm1.weight" in plan.kept
 
 
-def test_generic_rules_keep_what_the_host_reads_of_a_known_model(digits: dict[str, torch.Tensor]) -> None:
+def test_generic_rules_keep_tensors_comfyui_reads(digits: dict[str, torch.Tensor]) -> None:
     tensors = {name: Spec(t.dtype, tuple(t.shape)) for name, t in digits.items()}
     plan = make_plan(tensors, Recipe(profile="generic", overrides=(("ffn", "int8_row"),)))
     assert plan.profile == "generic"
@@ -90,7 +88,7 @@ def test_overrides_exclude_and_their_order() -> None:
     assert plan.kept["third.weight"].reason == "excluded by the recipe"
 
 
-def test_shapes_that_do_not_divide_are_padded_regrouped_or_left() -> None:
+def test_indivisible_shapes_are_padded_or_kept() -> None:
     shapes = {"odd__weight": (33, 50), "narrow__weight": (64, 48)}
     padded = plan_of(Recipe(format="mxfp8"), **shapes).layers["odd.weight"]
     assert padded.layout["odd.weight"][1] == (64, 64)
@@ -156,7 +154,7 @@ def test_unrotatable_layer_is_plain_rows() -> None:
     assert plan.layers["odd.weight"].notes == (notice("not_rotated", inputs=40, smallest=16),)
 
 
-def test_heuristics_leave_what_gains_nothing() -> None:
+def test_heuristics_keep_layers_without_gain() -> None:
     plan = plan_of(Recipe(heuristics=True), small__weight=(64, 512), odd__weight=(520, 512), fine__weight=(256, 256))
     assert set(plan.layers) == {"ballast.weight", "fine.weight"}
     assert "below 256" in plan.kept["small.weight"].reason

@@ -128,7 +128,7 @@ def test_tiny_wan_is_wan() -> None:
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_quantizes_only_what_the_host_loads_quantized(name: str, variant: str) -> None:
+def test_only_loadable_layers_are_quantized(name: str, variant: str) -> None:
     tensors = architectures.architecture(name)
     chosen = quantized(get_profile(variant), name)
     assert [key for key in chosen if not tensors[key].linear] == []
@@ -137,7 +137,7 @@ def test_quantizes_only_what_the_host_loads_quantized(name: str, variant: str) -
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_no_override_reaches_what_the_host_would_load_wrongly(name: str, variant: str) -> None:
+def test_overrides_never_reach_required_rules(name: str, variant: str) -> None:
     profile = get_profile(variant)
     weights = {key: tensor for key, tensor in architectures.architecture(name).items() if key.endswith(".weight")}
     delicate = {
@@ -223,18 +223,18 @@ def test_a_named_profile_of_the_family_is_taken(name: str, variant: str) -> None
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_wrong_profile_is_an_error_that_names_the_right_one(name: str) -> None:
+def test_wrong_profile_names_matching_one(name: str) -> None:
     wrong = "flux" if FAMILY[name] != "flux" else "wan"
     with pytest.raises(ProfileError, match=f"'{wrong}'.*'{FAMILY[name]}'"):
         match(wrong, architectures.shapes(name))
 
 
-def test_a_profile_for_an_unknown_model_is_an_error_that_names_generic() -> None:
+def test_profile_for_unknown_model_names_generic() -> None:
     with pytest.raises(ProfileError, match=r"'flux'.*'generic'"):
         match("flux", {"something.else.weight": (4, 4)})
 
 
-def test_an_unknown_name_is_an_error_that_names_the_closest() -> None:
+def test_unknown_profile_names_closest() -> None:
     with pytest.raises(ProfileError, match=r"'zimagee'.*'zimage'.*flux2"):
         get_profile("zimagee")
 
@@ -254,14 +254,14 @@ def test_generic_would_do_for_a_diffusion_model(name: str) -> None:
     )
 
 
-def test_unknown_models_are_generic_and_said_to_be_uncertain() -> None:
+def test_unknown_models_are_generic_and_uncertain() -> None:
     found = recognise({"blocks.0.linear.weight": (64, 64)})
     assert (found.profile.name, found.prefix, found.certain) == ("generic", "", False)
     assert found.profile.decide("blocks.0.linear", (64, 64)).action == "quantize"
     assert found.profile.decide("final_layer.linear", (64, 64)).action == "keep"
 
 
-def test_a_checkpoint_of_several_models_means_the_diffusion_model() -> None:
+def test_diffusion_model_of_checkpoint_is_used() -> None:
     whole = architectures.shapes("sd35_medium", "model.diffusion_model.")
     whole |= architectures.shapes("t5xxl", "text_encoders.t5xxl.transformer.")
     whole |= architectures.shapes("clip_l", "text_encoders.clip_l.transformer.")
@@ -271,14 +271,14 @@ def test_a_checkpoint_of_several_models_means_the_diffusion_model() -> None:
     assert (named.profile.name, named.prefix) == ("t5xxl", "text_encoders.t5xxl.transformer.")
 
 
-def test_an_unknown_diffusion_model_is_not_mistaken_for_its_text_encoder() -> None:
+def test_unknown_diffusion_model_is_no_encoder() -> None:
     whole = {"model.diffusion_model.strange.weight": (64, 64)}
     whole |= architectures.shapes("t5xxl", "text_encoders.t5xxl.transformer.")
     found = recognise(whole)
     assert (found.profile.name, found.prefix, found.certain) == ("generic", "model.diffusion_model.", False)
 
 
-def test_the_decoder_of_t5_is_removed_and_nothing_else() -> None:
+def test_t5_decoder_alone_is_removed() -> None:
     for name in ("t5xxl_with_decoder", "umt5xxl_with_decoder"):
         profile = get_profile(FAMILY[name])
         removed = {key for key in architectures.architecture(name) if profile.removes(key)}
@@ -291,7 +291,7 @@ def test_the_tokenizer_tells_a_mistral_of_any_size() -> None:
     assert recognise(small | {"tekken_model": (100,)}).profile.name == "mistral"
 
 
-def test_a_qwen_35_under_the_names_that_the_host_saves() -> None:
+def test_qwen35_with_comfyui_names_is_recognised() -> None:
     renamed = {
         key.replace("model.language_model.", "model."): shape
         for key, shape in architectures.shapes("qwen35_4b").items()
@@ -305,7 +305,7 @@ SHAPES = st.lists(st.integers(0, 1 << 20), max_size=5).map(tuple)
 
 
 @given(st.dictionaries(NAMES, SHAPES, max_size=30))
-def test_recognise_never_raises_and_its_prefix_is_in_the_file(shapes: dict[str, tuple[int, ...]]) -> None:
+def test_recognise_never_raises(shapes: dict[str, tuple[int, ...]]) -> None:
     found = recognise(shapes)
     assert found.profile.name in profile_names()
     assert not found.prefix or any(key.startswith(found.prefix) for key in shapes)

@@ -44,9 +44,7 @@ def total_error(report: Report) -> float:
     return report.precision.chosen.error
 
 
-def test_auto_without_a_target_takes_the_closest_format_of_each_layer(
-    digits: Tensors, known: Mapping[str, InputStatistics]
-) -> None:
+def test_auto_without_target_takes_closest_formats(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
     names = ("int8_row", "int8_convrot", "float8_e4m3fn")
     single = {name: quantize_state_dict(digits, Recipe(format=name), statistics=known)[1] for name in names}
     errors = {n: {layer.name: layer.errors.primary.error for layer in report.layers} for n, report in single.items()}
@@ -78,9 +76,7 @@ def test_it_beats_the_profile_at_the_same_size(digits: Tensors, known: Mapping[s
     assert total_error(chosen) < 0.9 * total_error(least)
 
 
-def test_an_error_is_kept_to_with_fewer_bytes_than_any_other_choice_shown(
-    digits: Tensors, known: Mapping[str, InputStatistics]
-) -> None:
+def test_target_error_takes_fewest_bytes(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
     recipe = Recipe(format="auto", formats=("int8_convrot",), target_share=0.7)
     by_size = quantize_state_dict(digits, recipe, statistics=known)[1]
     wanted = Recipe(format="auto", formats=("int8_convrot",), target_error=total_error(by_size))
@@ -92,9 +88,7 @@ def test_an_error_is_kept_to_with_fewer_bytes_than_any_other_choice_shown(
     assert smaller and all(point.error > total_error(by_size) for point in smaller)
 
 
-def test_what_the_profile_keeps_opens_only_to_measured_inputs_and_a_target(
-    digits: Tensors, known: Mapping[str, InputStatistics]
-) -> None:
+def test_kept_layers_need_calibration_and_target(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
     def kept(**recipe: object) -> set[str]:
         statistics = known if recipe.pop("inputs", True) else {}
         settings = Recipe(format="auto", formats=("int8_row",), **recipe)  # type: ignore[arg-type]
@@ -109,7 +103,7 @@ def test_what_the_profile_keeps_opens_only_to_measured_inputs_and_a_target(
     assert required <= kept(target_share=0.56)
 
 
-def test_a_format_named_for_a_layer_is_no_question(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
+def test_override_excludes_layer_from_search(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
     recipe = Recipe(format="auto", overrides=((r"ffn\.2", "mxfp8"),), target_share=0.8)
     report = quantize_state_dict(digits, recipe, statistics=known)[1]
     assert {layer.format for layer in report.layers if "ffn.2" in layer.name} == {"mxfp8"}
@@ -123,7 +117,7 @@ def test_without_inputs_the_weights_errors_decide(digits: Tensors) -> None:
     assert "weight error" in report.table()
 
 
-def test_the_rotation_of_each_layer_is_the_best_of_all(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
+def test_best_rotation_is_chosen_by_layer(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
     groups = (256, 64, 16)
     fixed = [
         quantize_state_dict(digits, Recipe(format="int8_convrot", rotation_group=g), statistics=known)[1]
@@ -136,7 +130,7 @@ def test_the_rotation_of_each_layer_is_the_best_of_all(digits: Tensors, known: M
         assert layer.notes[-1].kind == "rotation_chosen"
 
 
-def test_the_file_and_its_report_tell_of_the_choice(
+def test_file_and_report_name_chosen_formats(
     digits_path: Path, tmp_path: Path, known: Mapping[str, InputStatistics]
 ) -> None:
     recipe = Recipe(format="auto", target_share=0.7, rotation_group="auto", scale="auto", rounding="calibrated")
@@ -166,7 +160,7 @@ def test_the_file_and_its_report_tell_of_the_choice(
         ({"exclude": (".",)}, "No layer|no layer"),
     ],
 )
-def test_targets_that_cannot_be_met_say_what_can(
+def test_unreachable_targets_name_reachable_ones(
     digits: Tensors, known: Mapping[str, InputStatistics], settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(QuantError, match=message):

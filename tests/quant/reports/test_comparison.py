@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
-def test_the_errors_are_those_of_the_report(name: str, digits_path: Path, tmp_path: Path) -> None:
+def test_errors_match_the_report(name: str, digits_path: Path, tmp_path: Path) -> None:
     report = quantize_file(digits_path, tmp_path / "q.safetensors", Recipe(format=name))
     found = compare_files(digits_path, tmp_path / "q.safetensors")
     errors = {layer.name: layer.error for layer in found.layers}
@@ -43,7 +43,7 @@ def test_tensors_of_one_file_only_are_listed(tmp_path: Path) -> None:
     assert found.mismatched == ["c: [2] and [3]"]
 
 
-def test_a_tensor_that_was_changed_is_not_the_same(tmp_path: Path) -> None:
+def test_changed_tensor_is_listed(tmp_path: Path) -> None:
     save_file({"a": torch.full((10,), 2.0), "zero": torch.zeros(3)}, tmp_path / "f.safetensors")
     save_file({"a": torch.full((10,), 3.0), "zero": torch.ones(3)}, tmp_path / "q.safetensors")
     found = compare_files(tmp_path / "f.safetensors", tmp_path / "q.safetensors")
@@ -53,7 +53,7 @@ def test_a_tensor_that_was_changed_is_not_the_same(tmp_path: Path) -> None:
     assert [row["error"] for row in rows] == [0.5, None]
 
 
-def test_a_cast_is_a_change_as_large_as_its_rounding(tmp_path: Path) -> None:
+def test_cast_has_its_rounding_error(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(2)
     save_file({"a": torch.randn(1 << 21, generator=generator)}, tmp_path / "f.safetensors")
     save_file({"a": load_file(tmp_path / "f.safetensors")["a"].bfloat16()}, tmp_path / "q.safetensors")
@@ -68,7 +68,7 @@ def test_files_without_a_common_tensor_are_refused(tmp_path: Path) -> None:
         compare_files(tmp_path / "f.safetensors", tmp_path / "q.safetensors")
 
 
-def test_progress_goes_by_weights(tmp_path: Path) -> None:
+def test_progress_is_measured_in_weights(tmp_path: Path) -> None:
     save_file({"a": torch.ones(30), "b": torch.ones(10)}, tmp_path / "f.safetensors")
     seen: list[Progress] = []
     compare_files(tmp_path / "f.safetensors", tmp_path / "f.safetensors", seen.append)

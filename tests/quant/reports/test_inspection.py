@@ -61,7 +61,7 @@ def test_a_quantized_layer_is_one_entry(made: Inspection) -> None:
     assert flags == sorted(flags, reverse=True)
 
 
-def test_a_file_of_this_pack_tells_how_it_was_made(made: Inspection) -> None:
+def test_file_states_its_provenance(made: Inspection) -> None:
     assert made.provenance is not None
     assert made.provenance.version == VERSION
     assert made.provenance.load_recipe() == Recipe(format="int8_convrot", rotation_group=64)
@@ -69,18 +69,18 @@ def test_a_file_of_this_pack_tells_how_it_was_made(made: Inspection) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
-def test_metadata_that_only_looks_like_this_packs_tells_nothing(text: str, tmp_path: Path) -> None:
+def test_foreign_metadata_gives_no_provenance(text: str, tmp_path: Path) -> None:
     assert look({"a": torch.ones(1)}, tmp_path, {PROVENANCE_KEY: text}).provenance is None
 
 
-def test_a_float_file_has_no_layers_and_no_obstacles(digits_path: Path) -> None:
+def test_float_file_has_no_obstacles(digits_path: Path) -> None:
     found = inspect_file(digits_path)
     assert not any(entry.quantized for entry in found.entries)
     assert (found.provenance, found.obstacles, found.disagreements) == (None, [], [])
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
-def test_comfyui_loads_what_the_engine_writes(name: str, digits_path: Path, tmp_path: Path) -> None:
+def test_engine_files_have_no_obstacles(name: str, digits_path: Path, tmp_path: Path) -> None:
     quantize_file(digits_path, tmp_path / "q.safetensors", Recipe(format=name))
     found = inspect_file(tmp_path / "q.safetensors")
     assert found.disagreements == []
@@ -112,7 +112,7 @@ OBSTACLES = {
 
 
 @pytest.mark.parametrize("case", OBSTACLES)
-def test_what_comfyui_does_not_load_is_said(case: str, tmp_path: Path) -> None:
+def test_unloadable_layers_are_obstacles(case: str, tmp_path: Path) -> None:
     tensors, text = OBSTACLES[case]
     obstacles = look(tensors, tmp_path).obstacles
     assert len(obstacles) == 1
@@ -151,7 +151,7 @@ def test_a_layer_that_the_header_lacks_is_said(tmp_path: Path) -> None:
     assert "layer 'l' has a marker and is not in the header" in found.disagreements
 
 
-def test_a_marker_that_cannot_be_read_is_said_beside_the_header(tmp_path: Path) -> None:
+def test_unreadable_marker_is_an_obstacle(tmp_path: Path) -> None:
     fields = {"format": "int8_tensorwise"}
     tensors = layer(fields) | {"l.comfy_quant": torch.zeros(4)}
     found = look(tensors, tmp_path, header(l=fields))
@@ -159,20 +159,18 @@ def test_a_marker_that_cannot_be_read_is_said_beside_the_header(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("fields", [{"format": "int8_tensorwise"}, {"format": "int8_tensorwise", "per_row": True}])
-def test_either_alone_and_fields_that_nobody_reads_are_no_disagreement(
-    fields: dict[str, object], tmp_path: Path
-) -> None:
+def test_single_markers_or_headers_do_not_disagree(fields: dict[str, object], tmp_path: Path) -> None:
     assert look(layer(fields), tmp_path).disagreements == []
     assert look(layer(fields), tmp_path, header(l={"format": "int8_tensorwise"})).disagreements == []
 
 
-def test_formats_say_what_they_need(tmp_path: Path) -> None:
+def test_formats_state_required_versions(tmp_path: Path) -> None:
     found = look(layer({"format": "int8_tensorwise"}), tmp_path)
     assert found.needs == {"int8_tensorwise": "ComfyUI 0.27"}
 
 
 @pytest.mark.parametrize("name", ["nvfp4", "convrot_w4a4", "asym_w4a8_int8", "w6a8_int8", "awq_w4a16"])
-def test_four_and_six_bit_formats_are_comfyuis_own(name: str, tmp_path: Path) -> None:
+def test_four_and_six_bit_formats_are_known(name: str, tmp_path: Path) -> None:
     found = look(recognised()[name], tmp_path)
     entry = next(entry for entry in found.entries if entry.quantized)
     assert (entry.format, found.obstacles) == (name, [])

@@ -38,7 +38,7 @@ def report(*layers: LayerReport, **fields: Any) -> Report:
     return Report(**{"profile": "flux", "certain": True, "recipe": {}, "versions": {}, "layers": [*layers], **fields})
 
 
-def test_totals_are_root_mean_squares_over_the_layers_that_have_an_error() -> None:
+def test_totals_are_root_mean_squares() -> None:
     measured = layer("a", output_w8a8=ErrorPair(0.03, 0.05))
     totals = report(measured, layer("b", weight=ErrorPair(0.07, 0.07), fell_back=True)).totals
     assert totals.weight is not None and totals.weight.error == pytest.approx(math.sqrt((0.01**2 + 0.07**2) / 2))
@@ -54,7 +54,7 @@ def test_totals_count_kept_layers_apart_from_other_tensors() -> None:
     assert (totals.bytes_before, totals.bytes_after) == (4096 + 40, 2304 + 40)
 
 
-def test_the_primary_error_is_of_the_output_if_it_was_measured() -> None:
+def test_output_error_is_primary_if_measured() -> None:
     weight, output = ErrorPair(0.01, 0.01), ErrorPair(0.02, 0.03)
     assert LayerErrors(weight=weight).primary == weight
     assert LayerErrors(weight=weight, output_w8a16=weight, output_w8a8=output).primary == output
@@ -82,7 +82,7 @@ def test_json_nests_the_errors_and_has_no_infinity() -> None:
 
 
 @pytest.mark.parametrize("damage", [{"layers": None}, {"notes": ["a sentence"]}, {"precision": 3}, {"unknown": 1}])
-def test_what_is_no_report_is_refused(damage: dict[str, Any]) -> None:
+def test_invalid_report_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         Report.from_dict(report(layer("a")).to_dict() | damage)
 
