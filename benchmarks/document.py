@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
+from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.tools.manual import render
 
 ROOT = Path(__file__).parents[1]
@@ -77,12 +79,28 @@ PSNR = "{mean PSNR of latents:.1f} dB"
 LATENTS = PSNR + " ({relative error of latents:.4f})"
 RATIO_A16, RATIO_A8 = "{W8A16 to nearest:.2f}", "{W8A8 to nearest:.2f}"
 TIMED = ("int8_row", "int8_convrot", "float8_e4m3fn")
-BY_CLOSENESS = {
-    **{f"`{name}`": name for name in ("int8_convrot", "int8_blockwise", "int8_row", "int8_tensor")},
-    "`float8_e4m3fn`, inputs in 16 bits": "float8_e4m3fn",
-    "`float8_e4m3fn`, FP8 units": "float8_e4m3fn, FP8 units",
-    **{f"`{name}`": name for name in ("mxfp8", "float8_e5m2")},
+CASES = {
+    **{name: name for name in ("int8_convrot", "int8_blockwise", "int8_row", "int8_tensor")},
+    "float8_e4m3fn": "float8_e4m3fn",
+    "float8_e4m3fn, FP8 units": "float8_e4m3fn, FP8 units",
+    **{name: name for name in ("mxfp8", "float8_e5m2", "w6a8", "w4a8", "nvfp4")},
 }
+"""Label of each format -> its part of the cases in sampling.json."""
+
+
+def bytes_per_weight(name: str) -> float:
+    """Bytes that a format takes for each weight of a layer of 1,024 x 1,024, its scales included."""
+    shape = (1024, 1024)
+    layout = FORMATS[name].layout(shape).values()
+    return sum(dtype.itemsize * prod(size) for dtype, size in layout) / prod(shape)
+
+
+def _label(title: str) -> str:
+    name, _, card = title.partition(", ")
+    return f"`{name}`{f', {card}' if card else ''} ({bytes_per_weight(name):.2f})"
+
+
+BY_CLOSENESS = {_label(title): case for title, case in CASES.items()}
 FEW_BITS = ("w6a8", "w4a8", "nvfp4")
 FEW_BITS_COLUMNS = (
     Column("W8A16, nearest", "{}, nearest", "{W8A16:.4f}"),
@@ -113,7 +131,7 @@ LAYERS = {
 TABLES = {
     "closeness": Table(
         results="sampling",
-        head="format",
+        head="format (bytes a weight)",
         rows=BY_CLOSENESS,
         columns=(
             Column("nearest", "{}, nearest", PSNR),
@@ -124,7 +142,7 @@ TABLES = {
     ),
     "sampled latents": Table(
         results="sampling",
-        head="format",
+        head="format (bytes a weight)",
         rows=BY_CLOSENESS,
         columns=(
             Column("nearest", "{}, nearest", LATENTS),
