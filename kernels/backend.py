@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -21,6 +22,22 @@ from .errors import KernelError
 
 NAMES = ("auto", "triton", "triton_v2", "eager")
 VARIABLE = "CALIBRATED_ROUNDING_KERNELS"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What kernels do, and what they need."""
+
+    title: str
+
+    capability: tuple[int, int]
+    """The least compute capability of NVIDIA's GPUs."""
+
+
+PRODUCTS = Work("INT8 products", (8, 0))
+"""All kernels of `ops`. Triton has no INT8 product for GPUs older than that."""
+LDLQ = Work("LDLQ steps", (7, 5))
+"""The kernels of `ldlq` and `groups`, which compute in float32."""
 
 logger = logging.getLogger(__name__)
 _current = os.environ.get(VARIABLE, "auto")
@@ -63,12 +80,13 @@ def kernel_backend(name: str) -> Iterator[None]:
         set_kernel_backend(before)
 
 
-def runs_triton(name: str, x: Tensor) -> bool:
+def runs_triton(name: str, x: Tensor, work: Work = PRODUCTS) -> bool:
     """Return whether a backend runs Triton kernels on a tensor.
 
     Args:
         name: One of `NAMES`.
         x: Any operand; only its device matters.
+        work: What the kernels do.
 
     Raises:
         KernelError: The name is unknown, or it asks for Triton on a GPU where Triton does not work.
@@ -78,7 +96,7 @@ def runs_triton(name: str, x: Tensor) -> bool:
         return False
     if not x.is_cuda:
         return x.device.type == "cpu" and name != "auto" and is_interpreted()
-    obstacle = find_obstacle(x.device)
+    obstacle = find_obstacle(x.device, work)
     if obstacle is not None and name != "auto":
         raise KernelError(f"Kernel backend {name!r} cannot run: {obstacle}; choose auto or eager.")
     return obstacle is None
@@ -90,28 +108,29 @@ def is_interpreted() -> bool:
 
 
 @lru_cache(maxsize=32)
-def find_obstacle(device: torch.device) -> str | None:
-    """Return why the Triton kernels do not work on a GPU, or None if they do. Logged once per device."""
-    obstacle = _find_obstacle(device)
+def find_obstacle(device: torch.device, work: Work = PRODUCTS) -> str | None:
+    """Return why the Triton kernels do not work on a GPU, or None if they do. Logged once per device and work."""
+    obstacle = _find_obstacle(device, work)
     if obstacle is not None:
-        logger.warning("INT8 products and LDLQ rounding on %s run without Triton, slowly: %s.", device, obstacle)
+        logger.warning("%s on %s run without Triton, slowly: %s.", work.title, device, obstacle)
     return obstacle
 
 
-def _find_obstacle(device: torch.device) -> str | None:
+def _find_obstacle(device: torch.device, work: Work) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     # Without a driver Triton is never imported: some versions, and packages on top of them, raise at import.
     if not torch.cuda.is_available():
         return "there is no GPU driver"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        return "the GPU is older than compute capability 8.0"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < work.capability:
+        return "the GPU is older than compute capability " + ".".join(map(str, work.capability))
     try:
         from . import gpu
 
         x = torch.ones(16, 16, device=device)
         codes, scale = gpu.act_quant(x, None)
-        gpu.gemm(codes, scale, codes, scale, None, None, x.dtype, "triton")
+        if work is PRODUCTS:
+            gpu.gemm(codes, scale, codes, scale, None, None, x.dtype, "triton")
     except Exception as error:  # whatever a broken driver, compiler or Triton raises, the reason is reported
         return f"Triton failed a trial run ({type(error).__name__}: {_first_line(error)})"
     return None

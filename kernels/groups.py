@@ -11,7 +11,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from .backend import get_kernel_backend, runs_triton
+from .backend import LDLQ, get_kernel_backend, runs_triton
 from .checks import check_group
 from .eager import groups as eager
 from .eager.groups import GroupGrid, RoundedGroup
@@ -45,7 +45,7 @@ def round_group(
 
 
 def _select_implementation(weight: Tensor) -> ModuleType:
-    if weight.numel() and runs_triton(get_kernel_backend(), weight):
+    if weight.numel() and runs_triton(get_kernel_backend(), weight, LDLQ):
         from .gpu import groups
 
         return groups

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from .backend import get_kernel_backend, runs_triton
+from .backend import LDLQ, get_kernel_backend, runs_triton
 from .checks import check_columns
 from .eager import ldlq as eager
 from .eager.ldlq import ColumnBlock, Grid
@@ -56,7 +56,7 @@ def descend_block(block: ColumnBlock, hessian: Tensor, gradient: Tensor, errors:
 
 
 def _select_implementation(errors: Tensor) -> ModuleType:
-    if errors.numel() and runs_triton(get_kernel_backend(), errors):
+    if errors.numel() and runs_triton(get_kernel_backend(), errors, LDLQ):
         from .gpu import ldlq
 
         return ldlq

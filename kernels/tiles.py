@@ -12,6 +12,9 @@ BACKENDS = ("triton", "triton_v2")
 STAGES = ((200_000, 4), (100_000, 3), (0, 2))
 """Buffers of the largest tiles, by the bytes of shared memory that they need at least."""
 
+SPILLING = ("sm100",)
+"""Architectures on which a tile 256 columns wide spills registers: 288 bytes a thread with a bias."""
+
 SMALLEST_BUCKET, LARGEST_BUCKET = 16, 65_536
 
 
@@ -103,7 +106,8 @@ def _list_tiles(block: int | None, device: DeviceInfo) -> tuple[Tile, ...]:
     stages = next(stages for shared, stages in STAGES if device.shared >= shared)
     few = min(stages, 3)
     if block is None:
-        large = Tile(rows=128, columns=256, depth=128 if device.shared >= 200_000 else 64, warps=8, stages=stages)
+        columns = 128 if device.arch in SPILLING else 256
+        large = Tile(rows=128, columns=columns, depth=128 if device.shared >= 200_000 else 64, warps=8, stages=stages)
         return (
             large,
             Tile(rows=128, columns=128, depth=64, warps=8, stages=3),

@@ -15,7 +15,7 @@ from .files import open_checkpoint, refuse_same_file
 from .files.dequantized import as_float
 from .files.sinks import FileSink, StateDictSink
 from .files.sources import StateDictSource
-from .files.tensors import WEIGHT
+from .files.tensors import WEIGHT, is_layer
 from .planning.builder import make_plan
 from .planning.loading import check_source
 from .planning.plan import Plan
@@ -66,7 +66,7 @@ def quantize_state_dict(
     tensors: Mapping[str, Tensor],
     recipe: Recipe | None = None,
     *,
-    device: str = "cpu",
+    device: str | None = None,
     statistics: Statistics | None = None,
     force: bool = False,
     progress: OnProgress | None = None,
@@ -74,9 +74,10 @@ def quantize_state_dict(
 ) -> tuple[dict[str, Tensor], Report]:
     """Quantize a state dict into a new one as ComfyUI loads it, markers included.
 
-    Kept tensors share memory with ``tensors``. Parameters and errors as in `quantize_file`.
+    Kept tensors share memory with ``tensors``. Parameters and errors as in `quantize_file`, but for ``device``: without
+    one, layers are computed where the first weight is.
     """
-    sink = StateDictSink()
+    sink, device = StateDictSink(), device or _find_device(tensors)
     report = quantize(StateDictSource(tensors), sink, _run(recipe, device, statistics, force, progress, cancel))
     return sink.tensors, report
 
@@ -84,7 +85,7 @@ def quantize_state_dict(
 def quantize_tensor(
     weight: Tensor, recipe: Recipe | None = None, *, name: str = "layer"
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Quantize one weight ``[N, K]``.
+    """Quantize one weight ``[N, K]``, on the device that it is on.
 
     Returns:
         The layer's tensors by suffix, and the float32 ``[N, K]`` that they stand for.
@@ -107,6 +108,12 @@ def plan_file(source: str | os.PathLike[str], recipe: Recipe | None = None, *, f
         floats = as_float(checkpoint, recipe.dequantize, rotation=recipe.conversion_rotation)
         plan = make_plan(floats.tensors, recipe)
     return replace(plan, warnings=(*warnings, *list_conversions(floats, plan, recipe)))
+
+
+def _find_device(tensors: Mapping[str, Tensor]) -> str:
+    weights = (tensor for name, tensor in tensors.items() if is_layer(name, tensor.shape))
+    first = next(weights, None)
+    return "cpu" if first is None else str(first.device)
 
 
 def _run(

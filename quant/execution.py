@@ -136,9 +136,9 @@ class Execution:
         weight, run = loaded.weight, self.run
         result = quantize_layer(make_task(layer, weight, run.recipe, run.device, run.check_cancelled))
         tensors = layer.format.pack(result.codes, result.scale)
-        for tensor in tensors.values():
-            refuse_overflow(layer.name, tensor, layer.format)
         written = {f"{layer.name}.{suffix}": tensor.to(weight.device) for suffix, tensor in tensors.items()}
+        scales = (tensor for name, tensor in written.items() if name != layer.name + WEIGHT)
+        refuse_overflow(layer.name, scales, layer.format)
         written[layer.name + SUFFIX] = layer.marker.to_tensor()
         if layer.input_scale is not None:
             written[f"{layer.name}.input_scale"] = torch.tensor(layer.input_scale, dtype=torch.float32)

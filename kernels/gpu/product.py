@@ -112,18 +112,25 @@ def run_product(
         "QUANTIZE": out_scale is not None,
     }
     with use_device(out):
-        launch(kernel[(programs,)], (*tensors, shape.m, shape.n, shape.k, *strides), constants, tile)
+        launch(kernel[(programs,)], (*tensors, shape.m, shape.n, shape.k, *strides), constants, tile, out.dtype)
 
 
-def launch(kernel: Callable[..., object], arguments: tuple[object, ...], constants: dict[str, int], tile: Tile) -> None:
+def launch(
+    kernel: Callable[..., object],
+    arguments: tuple[object, ...],
+    constants: dict[str, int],
+    tile: Tile,
+    dtype: torch.dtype,
+) -> None:
     """Start a kernel with the tile's stages, or with fewer if they do not fit into the GPU's shared memory.
 
-    The size of a stage depends on Triton's version, so the number that fits is found by trying, and remembered.
+    What a stage takes depends on Triton's version, and what else is in shared memory on the result's ``dtype``, so the
+    number that fits is found by trying, and remembered.
 
     Raises:
         OutOfResources: Not even one stage fits.
     """
-    key = (tile, *constants.values())
+    key = (tile, dtype, *constants.values())
     for stages in range(_FITTING.get(key, tile.stages), 0, -1):
         try:
             kernel(*arguments, **constants, num_warps=tile.warps, num_stages=stages)

@@ -50,7 +50,7 @@ class InputStatistics:
 
     def fits(self, weight: Tensor) -> bool:
         """Whether ``weight [N, K]`` is the one that ran, as far as is known."""
-        return self.fits_width(weight.shape) and self.fingerprint in (None, fingerprint(weight))
+        return self.fits_width(weight.shape) and (self.fingerprint is None or self.fingerprint == fingerprint(weight))
 
     def fits_width(self, shape: Sequence[int]) -> bool:
         """Whether a weight of ``shape`` takes inputs as wide as the measured ones."""

@@ -56,19 +56,28 @@ def is_layer(name: str, shape: Sequence[int]) -> bool:
     return name.endswith(WEIGHT) and len(shape) == 2
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity. Looks at it in pieces: a mask of a layer would take its memory.
+def is_finite(*tensors: Tensor) -> bool:
+    """Whether tensors of one device hold neither NaN nor infinity.
 
-    One-byte types are FP8 and, stored as bytes, E8M0, of which ComfyUI reads 255 as NaN; whole numbers are finite.
+    They are looked at in pieces, as a mask of a layer would take its memory; a GPU is waited for once. One-byte types
+    are FP8 and, stored as bytes, E8M0, of which ComfyUI reads 255 as NaN; whole numbers are finite.
     """
+    flags = [flag for tensor in tensors for flag in _find_finite_pieces(tensor)]
+    return not flags or bool(torch.stack(flags).all())
+
+
+def _find_finite_pieces(tensor: Tensor) -> list[Tensor]:
+    """Whether each piece is finite, as tensors; none for whole numbers."""
+    if tensor.dtype not in _NOT_FINITE and not tensor.dtype.is_floating_point:
+        return []
     flat = tensor.detach().reshape(-1)
-    return all(run_all(lambda piece: _is_finite_piece(flat[piece]), blocks(len(flat), _PIECE)))
+    return run_all(lambda piece: _is_finite_piece(flat[piece]), blocks(len(flat), _PIECE))
 
 
-def _is_finite_piece(piece: Tensor) -> bool:
+def _is_finite_piece(piece: Tensor) -> Tensor:
     if piece.dtype in _NOT_FINITE:
-        return not bool((piece.view(torch.uint8) & 0x7F >= _NOT_FINITE[piece.dtype]).any())
-    return not piece.dtype.is_floating_point or bool(piece.isfinite().all())
+        return (piece.view(torch.uint8) & 0x7F < _NOT_FINITE[piece.dtype]).all()
+    return piece.isfinite().all()
 
 
 def dtype_name(dtype: torch.dtype) -> str:

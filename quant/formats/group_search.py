@@ -63,10 +63,12 @@ def search_neighbours(weight: Tensor, scale: GroupScales, fmt: GroupedFormat, re
     """The same scales, each group's moved up to ``reach`` E4M3 numbers to where its squared error is least."""
     height = max(1, CHUNK_ELEMENTS // max(weight.shape[1], 1))
     parts = [slice(start, start + height) for start in range(0, weight.shape[0], height)]
-    return replace(scale, group=torch.cat([_search(weight[p], scale.rows(p), fmt, reach) for p in parts]))
+    group = torch.cat([_search(weight[p], scale.rows(p), fmt, reach) for p in parts])
+    return replace(scale, group=group.view(E4M3))
 
 
 def _search(weight: Tensor, scale: GroupScales, fmt: GroupedFormat, reach: int) -> Tensor:
+    """The bytes of some rows' scales: not every CUDA build joins tensors in FP8."""
     bits = scale.group.view(torch.uint8).to(torch.int16)
     target = by_group(weight / scale.row_channel, fmt.group)
     best, best_error = scale.group.view(torch.uint8), torch.full(scale.group.shape, torch.inf, device=weight.device)
@@ -76,7 +78,7 @@ def _search(weight: Tensor, scale: GroupScales, fmt: GroupedFormat, reach: int) 
         error = points.gather(-1, nearest_places(points, target)).sub_(target).square_().sum(dim=-1)
         better = error < best_error
         best, best_error = torch.where(better, moved, best), torch.where(better, error, best_error)
-    return best.view(E4M3)
+    return best
 
 
 def _fit(groups: Tensor, scale: Tensor, nearest: FindLevels) -> Fit:

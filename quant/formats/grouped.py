@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -96,14 +97,14 @@ class GroupedFormat(Format):
 
     def levels(self, scale: GroupScales) -> Tensor:
         """Levels in ascending order, float32 ``[L]``; ``order`` has their codes."""
-        return self._table(scale)[list(self.order)]
+        return self._table(scale)[_load_constants(self.order, torch.int64, scale.group.device)]
 
     def grid(self, scale: GroupScales) -> Tensor:
         """Grid points of every group, float32 ``[N, K / g, L]``, ascending, in units of the channel scale."""
         return self.decode(self.levels(scale), scale.group.to(torch.float32)[..., None])
 
     def round(self, weight: Tensor, scale: GroupScales) -> Tensor:
-        order = torch.tensor(self.order, dtype=torch.uint8, device=weight.device)
+        order = _load_constants(self.order, torch.uint8, weight.device)
         return torch.cat([order[self._nearest(weight[part], scale.rows(part))] for part in _chunks(weight)])
 
     def neighbours(self, weight: Tensor, scale: GroupScales) -> tuple[Tensor, Tensor]:
@@ -124,7 +125,7 @@ class GroupedFormat(Format):
     def pack(self, codes: Tensor, scale: GroupScales) -> dict[str, Tensor]:
         group = mxfp8.swizzle(scale.group.view(torch.uint8)).view(E4M3) if self.swizzled else scale.group
         tensors = {"weight": self.packing.store(codes), self.group_name: group, self.channel_name: scale.channel}
-        return tensors | ({CODEBOOK: self._table(scale)} if self.codebooks else {})
+        return tensors | ({CODEBOOK: self._table(scale).clone()} if self.codebooks else {})
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, GroupScales]:
         codes, group = self.packing.load(tensors["weight"]), tensors[self.group_name]
@@ -144,7 +145,7 @@ class GroupedFormat(Format):
     def _table(self, scale: GroupScales) -> Tensor:
         if scale.codebook is not None:
             return scale.codebook.to(scale.group.device)
-        return torch.tensor(self.table, dtype=torch.float32, device=scale.group.device)
+        return _load_constants(self.table, torch.float32, scale.group.device)
 
     def _nearest(self, weight: Tensor, scale: GroupScales) -> Tensor:
         """Places in `order` of the nearest grid points of some rows, ``[n, K]``; the lower of equals."""
@@ -158,6 +159,12 @@ class GroupedFormat(Format):
         upper = torch.searchsorted(points, targets).clamp_(max=last)
         below, above = (points.gather(-1, places).flatten(1).mul_(scale.row_channel) for places in (lower, upper))
         return below, above
+
+
+@lru_cache(maxsize=32)
+def _load_constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device, copied there once; they are not written to."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _chunks(weight: Tensor) -> list[slice]:

@@ -77,8 +77,13 @@ def decibels(error: float) -> float | None:
 
 def square_sum(values: Tensor) -> float:
     """Sum of squares in float64: in float32, squares overflow above 1.8e19."""
+    return math.fsum(square_sums(values).tolist())
+
+
+def square_sums(values: Tensor) -> Tensor:
+    """Sums of squares of chunks, float64, on the device of the values: reading them is what waits for it."""
     chunks = torch.split(values.reshape(-1), CHUNK_ELEMENTS)
-    return math.fsum(float(chunk.to(torch.float64).square_().sum()) for chunk in chunks)
+    return torch.stack([chunk.to(torch.float64).square_().sum() for chunk in chunks])
 
 
 def relative_error(square_error: float, square: float) -> float:

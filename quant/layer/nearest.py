@@ -14,9 +14,9 @@ from ..formats.granularity import PerTensor
 from ..parallel import run_all
 from ..rounding import round_nearest
 from .histogram import find_amax, make_table
-from .layer_errors import relative_error, square_sum
+from .layer_errors import relative_error, square_sums
 from .measurement import Measurement, add_output_errors, make_result
-from .operands import hold_out, load_block, load_input_rows, load_weight, not_finite, row_blocks
+from .operands import hold_out, load_input_rows, load_unchecked_block, load_weight, not_finite, row_blocks
 from .task import LayerTask, QuantizedLayer
 from .validator import Validator
 
@@ -103,20 +103,25 @@ def _round_by_blocks(task: LayerTask, fmt: ScaledFormat) -> RoundedWeight:
     shared = _tensor_scale(task, fmt) if isinstance(fmt.granularity, PerTensor) else None
     codes = torch.empty(task.padded_shape, dtype=fmt.code_dtype, device=task.weight.device)
 
-    def round_block(rows: slice) -> tuple[Tensor, float, float]:
+    def round_block(rows: slice) -> tuple[Tensor, Tensor]:
         task.check_cancelled()
-        block = load_block(task, rows)
+        block = load_unchecked_block(task, rows)
         scale = fmt.find_scale(block, task.recipe.scale) if shared is None else shared
         codes[rows] = round_nearest(block, scale, fmt)
-        return scale, square_sum(fmt.dequantize(codes[rows], scale).sub_(block)), square_sum(block)
+        errors = fmt.dequantize(codes[rows], scale).sub_(block)
+        return scale, torch.stack([square_sums(errors), square_sums(block)])
 
-    block_scales, errors, squares = zip(*run_all(round_block, row_blocks(task)), strict=True)
+    block_scales, block_sums = zip(*run_all(round_block, row_blocks(task)), strict=True)
     scale = torch.cat(block_scales) if shared is None else shared
-    return RoundedWeight(codes=codes, scale=scale, square_error=math.fsum(errors), square=math.fsum(squares))
+    # The only wait for a GPU.
+    square_error, square = (math.fsum(sums) for sums in torch.cat(block_sums, dim=1).tolist())
+    if not math.isfinite(square):
+        load_weight(task)  # which raises if the weight is not finite
+    return RoundedWeight(codes=codes, scale=scale, square_error=square_error, square=square)
 
 
 def _tensor_scale(task: LayerTask, fmt: ScaledFormat) -> Tensor:
     if task.recipe.scale != "absmax":
         return fmt.find_scale(load_weight(task), task.recipe.scale)
-    extremes = run_all(lambda rows: torch.stack(torch.aminmax(load_block(task, rows))), row_blocks(task))
+    extremes = run_all(lambda rows: torch.stack(torch.aminmax(load_unchecked_block(task, rows))), row_blocks(task))
     return scales.from_amax(torch.stack(extremes).abs().amax(), fmt)

@@ -42,6 +42,16 @@ def load_block(task: LayerTask, rows: slice) -> Tensor:
     block = task.weight[rows].to(torch.float32)
     if not _is_finite(block):
         raise not_finite(task)
+    return _store(task, block, rows)
+
+
+def load_unchecked_block(task: LayerTask, rows: slice) -> Tensor:
+    """As `load_block`, for callers that find NaN and infinity in a sum: asking here would wait for the GPU."""
+    return _store(task, task.weight[rows].to(torch.float32), rows)
+
+
+def _store(task: LayerTask, block: Tensor, rows: slice) -> Tensor:
+    """Pad and rotate a block of rows as the format stores it."""
     missing = (0, task.padded_shape[1] - block.shape[1], 0, rows.stop - rows.start - block.shape[0])
     block = torch.nn.functional.pad(block, missing) if any(missing) else block
     return rotate(block, task.group) if task.group else block

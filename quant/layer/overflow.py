@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -10,11 +12,14 @@ from ..files.tensors import dtype_name, is_finite
 from ..formats import Format
 
 
-def refuse_overflow(layer: str, stored: Tensor, fmt: Format) -> None:
-    """Raise LayerError for codes or scales of a layer that are not finite."""
-    if not is_finite(stored):
+def refuse_overflow(layer: str, scales: Iterable[Tensor], fmt: Format) -> None:
+    """Raise LayerError for scales of a layer that are not finite as they are stored.
+
+    Codes need no check: a layer with NaN or infinity among them has no finite error, and `measurement` refuses it.
+    """
+    if not is_finite(*scales):
         raise LayerError(
-            f"Layer '{layer}' has codes or scales that overflow in {fmt.name}, as its weights are too large; keep it "
+            f"Layer '{layer}' has scales that overflow in {fmt.name}, as its weights are too large; keep it "
             "with exclude, or choose another format."
         )
 

@@ -51,7 +51,7 @@ def test_missing_triton_warns_or_raises(monkeypatch: pytest.MonkeyPatch, caplog:
     for _ in range(2):
         assert not backend.runs_triton("auto", on_gpu())
     assert [record.message for record in caplog.records] == [
-        "INT8 products and LDLQ rounding on cuda:0 run without Triton, slowly: Triton is not installed."
+        "INT8 products on cuda:0 run without Triton, slowly: Triton is not installed."
     ]
     with pytest.raises(KernelError, match="cannot run: Triton is not installed; choose auto or eager"):
         backend.runs_triton("triton", on_gpu())
@@ -76,8 +76,21 @@ def test_old_gpus_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.find_obstacle(torch.device("cuda", 0)) == "the GPU is older than compute capability 8.0"
 
 
+def test_ldlq_needs_no_int8_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RTX 20: Triton compiles the kernels of LDLQ there, and no INT8 product."""
+    gpu = pytest.importorskip("calibrated_rounding.kernels.gpu")
+    launched = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.empty(shape))
+    monkeypatch.setattr(gpu, "act_quant", lambda x, block: launched.append("act_quant") or (x, x))
+    assert backend.runs_triton("auto", on_gpu(), backend.LDLQ)
+    assert launched == ["act_quant"]
+    assert not backend.runs_triton("auto", on_gpu())
+
+
 def test_failing_triton_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_find_obstacle", lambda device: "no C compiler" if device.index else None)
+    monkeypatch.setattr(backend, "_find_obstacle", lambda device, work: "no C compiler" if device.index else None)
     assert backend.runs_triton("auto", on_gpu(0))
     assert not backend.runs_triton("auto", on_gpu(1))
 

@@ -1,0 +1,124 @@
+"""A pretend GPU for Triton: kernels are compiled to machine code for its architecture, and noted instead of run.
+
+    with PretendDriver(89) as gpu:
+        gpu_product.gemm(a, a_scale, b, b_scale, None, None, torch.bfloat16, "triton")  # tensors on the CPU
+    assert gpu.launches[0].spilled == 0
+
+Everything up to the launch is Triton's own: binding, specialization, compilation, and the check that shared memory
+suffices.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from unittest import mock
+
+import triton
+from calibrated_rounding.kernels.gpu import product
+from calibrated_rounding.kernels.tiles import DeviceInfo
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+SHARED = {75: 65_536, 80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Bytes of shared memory of a program, by architecture (CUDA C++ Programming Guide, technical specifications)."""
+PROCESSORS = 100
+LARGEST_GRID = (2**31 - 1, 65_535, 65_535)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A kernel that would have been started."""
+
+    name: str
+    constants: Mapping[str, Any]
+    shared: int
+    """Bytes of shared memory."""
+    registers: int
+    spilled: int
+    """Bytes of registers that did not fit, in each thread."""
+
+
+class PretendDriver:
+    """The GPU, for a with-block; ``arch`` is 89 for compute capability 8.9."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch, self.utils, self.launches = arch, self, list[Launch]()
+        self._before: Any = None
+        info = DeviceInfo(arch=f"sm{arch}", processors=PROCESSORS, shared=SHARED[arch], descriptors=arch >= 90)
+        self._device = mock.patch.object(product, "get_device_info", lambda device: info)
+        self._stages = mock.patch.object(product, "_FITTING", {})
+
+    def __enter__(self) -> PretendDriver:
+        self._before = driver._active
+        driver.set_active(self)
+        self._device.start()
+        self._stages.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stages.stop()
+        self._device.stop()
+        for name, module in list(sys.modules.items()):
+            if ".gpu.jit." in name:
+                for kernel in vars(module).values():
+                    if isinstance(kernel, triton.JITFunction):
+                        kernel.device_caches.clear()  # they hold this architecture's code
+        gc.collect()  # compiled kernels ask their driver to unload them
+        driver._active = self._before
+
+    # What Triton asks of a driver, and of its `utils`.
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": SHARED[self.arch], "multiprocessor_count": PROCESSORS, "warpSize": 32}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, Any, int, int, int]:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(binary)
+            file.flush()
+            usage = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True)
+        text = usage.stdout + usage.stderr
+        registers, spilled = (
+            int(match[1]) for what in ("REG", "STACK") if (match := re.search(rf"{what}:(\d+)", text))
+        )
+        return object(), (registers, spilled), registers, spilled // 4, 1024
+
+    def unload_module(self, module: Any) -> None:
+        """Nothing was loaded."""
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        def launch(x: int, y: int, z: int, stream: Any, function: Any, *others: Any) -> None:
+            assert all(0 < size <= most for size, most in zip((x, y, z), LARGEST_GRID, strict=True)), (x, y, z)
+            arguments = others[len(others) - len(source.fn.arg_names) :]
+            named = dict(zip(source.fn.arg_names, arguments, strict=True))
+            self.launches.append(
+                Launch(
+                    name=source.fn.__name__,
+                    constants={name: value for name, value in named.items() if name.isupper() and len(name) > 1},
+                    shared=metadata.shared,
+                    registers=function[0],
+                    spilled=function[1],
+                )
+            )
+
+        return launch
