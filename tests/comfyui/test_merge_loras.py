@@ -115,3 +115,36 @@ def test_merged_result_is_cached(result: dict[str, Any]) -> None:
 def test_refusals_name_the_way_out(result: dict[str, Any], case: str, words: list[str]) -> None:
     assert all(word in result["errors"][case] for word in words)
     assert "\n" not in result["errors"][case]
+
+
+@pytest.fixture(scope="module")
+def encoder(host: Host, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    function = "tests.comfyui.programs.merge_loras:merge_into_encoder"
+    return host.call(function, output=tmp_path_factory.mktemp("encoder"))
+
+
+T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q"
+CLIP_LAYER = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj"
+
+
+def test_merged_encoder_equals_quantized_merged_file(encoder: dict[str, Any], tmp_path: Path) -> None:
+    quantize_file(encoder["merged_file"], tmp_path / "q.safetensors", Recipe(format="int8_row"))
+    expected, tensors = load_file(tmp_path / "q.safetensors"), load_file(encoder["path"])
+    assert tensors.keys() == expected.keys()
+    assert [name for name, t in tensors.items() if not torch.equal(t, expected[name])] == []
+
+
+def test_patches_of_float_encoders_stay(encoder: dict[str, Any]) -> None:
+    assert encoder["patches"] == [f"{CLIP_LAYER}.weight"]
+    assert encoder["patches_kept"] == [f"{CLIP_LAYER}.weight", f"t5xxl.transformer.{T5_LAYER}.weight"]
+    assert encoder["source_patches"] == 2
+    assert "patches of 1 weights were merged" in encoder["report"]
+    assert encoder["lost"] == [T5_LAYER]
+
+
+def test_encoder_calibration_without_patches_is_refused(encoder: dict[str, Any]) -> None:
+    assert "recorded without the LoRAs" in encoder["error"]
+    assert T5_LAYER in encoder["error"]
+    with safe_open(encoder["path"], "pt") as file:
+        provenance = json.loads(file.metadata()["calibrated_rounding"])
+    assert provenance["merged_first"] == {f"{T5_LAYER}.weight": ["diff 0.5"]}
