@@ -1,4 +1,4 @@
-"""calibrated-rounding, a ComfyUI custom-node pack: quantizes diffusion models and text encoders to FP8 and INT8."""
+"""calibrated-rounding, a ComfyUI custom-node pack: quantizes models and text encoders to INT8, FP8, 6 and 4 bits."""
 
 from __future__ import annotations
 

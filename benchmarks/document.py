@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
+from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.tools.manual import render
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +25,7 @@ Figures = Mapping[str, Mapping[str, float | None]]
 """By case and metric, as a result file has them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """A column of a table."""
 
@@ -32,6 +34,8 @@ class Column:
     """The case in the result file; {} stands for the row's part."""
     cell: str
     """Format of the case's figures, by metric."""
+    results: str = ""
+    """Name of the result file; empty: the table's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +48,15 @@ class Table:
     columns: Sequence[Column]
 
     def format(self) -> str:
-        figures = read_figures(self.results)
+        figures = {
+            name: read_figures(name) for name in {self.results, *(c.results or self.results for c in self.columns)}
+        }
         lines = [[self.head, *(column.title for column in self.columns)], ["---"] * (1 + len(self.columns))]
         for label, row in self.rows.items():
-            cells = (_format_cell(figures, column.case.format(row), column.cell) for column in self.columns)
+            cells = (
+                _format_cell(figures[column.results or self.results], column.case.format(row), column.cell)
+                for column in self.columns
+            )
             lines.append([label, *cells])
         return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
 
@@ -74,24 +83,42 @@ def _format_cell(figures: Figures, case: str, cell: str) -> str:
 
 
 PSNR = "{mean PSNR of latents:.1f} dB"
+OTHER_SAMPLES = "sampling_svd_convert_to_quant"
+"""The run that has svd and convert-to-quant, at the same eight seeds."""
 LATENTS = PSNR + " ({relative error of latents:.4f})"
 RATIO_A16, RATIO_A8 = "{W8A16 to nearest:.2f}", "{W8A8 to nearest:.2f}"
 TIMED = ("int8_row", "int8_convrot", "float8_e4m3fn")
-BY_CLOSENESS = {
-    **{f"`{name}`": name for name in ("int8_convrot", "int8_blockwise", "int8_row", "int8_tensor")},
-    "`float8_e4m3fn`, inputs in 16 bits": "float8_e4m3fn",
-    "`float8_e4m3fn`, FP8 units": "float8_e4m3fn, FP8 units",
-    **{f"`{name}`": name for name in ("mxfp8", "float8_e5m2")},
+CASES = {
+    **{name: name for name in ("int8_convrot", "int8_blockwise", "int8_row", "int8_tensor")},
+    "float8_e4m3fn": "float8_e4m3fn",
+    "float8_e4m3fn, FP8 units": "float8_e4m3fn, FP8 units",
+    **{name: name for name in ("mxfp8", "float8_e5m2", "w6a8", "w4a8", "nvfp4")},
 }
+"""Label of each format -> its part of the cases in sampling.json."""
+
+
+def bytes_per_weight(name: str) -> float:
+    """Bytes that a format takes for each weight of a layer of 1,024 x 1,024, its scales included."""
+    shape = (1024, 1024)
+    layout = FORMATS[name].layout(shape).values()
+    return sum(dtype.itemsize * prod(size) for dtype, size in layout) / prod(shape)
+
+
+def _label(title: str) -> str:
+    name, _, card = title.partition(", ")
+    return f"`{name}`{f', {card}' if card else ''} ({bytes_per_weight(name):.2f})"
+
+
+BY_CLOSENESS = {_label(title): case for title, case in CASES.items()}
 FEW_BITS = ("w6a8", "w4a8", "nvfp4")
 FEW_BITS_COLUMNS = (
-    Column("W8A16, nearest", "{}, nearest", "{W8A16:.4f}"),
-    Column("svd", "{}, svd", "{W8A16 to nearest:.2f}"),
-    Column("svd, inputs", "{}, svd, inputs", "{W8A16 to nearest:.2f}"),
-    Column("calibrated", "{}, calibrated", "{W8A16 to nearest:.2f}"),
-    Column("worst layer", "{}, calibrated", "{W8A16 to nearest, worst:.2f}"),
-    Column("inputs rounded, nearest", "{}, nearest", "{W8A8:.4f}"),
-    Column("calibrated", "{}, calibrated", "{W8A8 to nearest:.2f}"),
+    Column(title="W8A16, nearest", case="{}, nearest", cell="{W8A16:.4f}"),
+    Column(title="svd", case="{}, svd", cell="{W8A16 to nearest:.2f}"),
+    Column(title="svd, inputs", case="{}, svd, inputs", cell="{W8A16 to nearest:.2f}"),
+    Column(title="calibrated", case="{}, calibrated", cell="{W8A16 to nearest:.2f}"),
+    Column(title="worst layer", case="{}, calibrated", cell="{W8A16 to nearest, worst:.2f}"),
+    Column(title="inputs rounded, nearest", case="{}, nearest", cell="{W8A8:.4f}"),
+    Column(title="calibrated", case="{}, calibrated", cell="{W8A8 to nearest:.2f}"),
 )
 GROUPED_STEPS = (
     *("scales of nearest", "neighbouring scales", "all candidates", "one pass", "two passes", "six passes"),
@@ -113,26 +140,41 @@ LAYERS = {
 TABLES = {
     "closeness": Table(
         results="sampling",
-        head="format",
+        head="format (bytes a weight)",
         rows=BY_CLOSENESS,
         columns=(
-            Column("nearest", "{}, nearest", PSNR),
-            Column("calibrated", "{}, calibrated", PSNR),
-            Column("calibrated, layers chosen by `auto`", "{}, calibrated, chosen", PSNR),
-            Column("convert-to-quant 1.3.4, its default", "{}, convert-to-quant, learned", PSNR),
+            Column(title="nearest", case="{}, nearest", cell=PSNR),
+            Column(title="calibrated", case="{}, calibrated", cell=PSNR),
+            Column(title="calibrated, layers chosen by `auto`", case="{}, calibrated, chosen", cell=PSNR),
+            Column(
+                title="convert-to-quant 1.3.4, its default",
+                case="{}, convert-to-quant, learned",
+                cell=PSNR,
+                results=OTHER_SAMPLES,
+            ),
         ),
     ),
     "sampled latents": Table(
         results="sampling",
-        head="format",
+        head="format (bytes a weight)",
         rows=BY_CLOSENESS,
         columns=(
-            Column("nearest", "{}, nearest", LATENTS),
-            Column("svd", "{}, svd", LATENTS),
-            Column("calibrated", "{}, calibrated", LATENTS),
-            Column("calibrated, chosen", "{}, calibrated, chosen", LATENTS),
-            Column("convert-to-quant, nearest", "{}, convert-to-quant, nearest", LATENTS),
-            Column("convert-to-quant, learned", "{}, convert-to-quant, learned", LATENTS),
+            Column(title="nearest", case="{}, nearest", cell=LATENTS),
+            Column(title="svd", case="{}, svd", cell=LATENTS, results=OTHER_SAMPLES),
+            Column(title="calibrated", case="{}, calibrated", cell=LATENTS),
+            Column(title="calibrated, chosen", case="{}, calibrated, chosen", cell=LATENTS),
+            Column(
+                title="convert-to-quant, nearest",
+                case="{}, convert-to-quant, nearest",
+                cell=LATENTS,
+                results=OTHER_SAMPLES,
+            ),
+            Column(
+                title="convert-to-quant, learned",
+                case="{}, convert-to-quant, learned",
+                cell=LATENTS,
+                results=OTHER_SAMPLES,
+            ),
         ),
     ),
     "layers": Table(
@@ -144,14 +186,14 @@ TABLES = {
             for fmt in LAYER_FORMATS
         },
         columns=(
-            Column("W8A16, nearest", "{}, nearest", "{W8A16:.4f}"),
-            Column("svd", "{}, svd", RATIO_A16),
-            Column("svd, inputs", "{}, svd, inputs", RATIO_A16),
-            Column("calibrated", "{}, calibrated", RATIO_A16),
-            Column("convert-to-quant", "{}, convert-to-quant", RATIO_A16),
-            Column("W8A8, nearest", "{}, nearest", "{W8A8:.4f}"),
-            Column("calibrated", "{}, calibrated", RATIO_A8),
-            Column("convert-to-quant", "{}, convert-to-quant", RATIO_A8),
+            Column(title="W8A16, nearest", case="{}, nearest", cell="{W8A16:.4f}"),
+            Column(title="svd", case="{}, svd", cell=RATIO_A16),
+            Column(title="svd, inputs", case="{}, svd, inputs", cell=RATIO_A16),
+            Column(title="calibrated", case="{}, calibrated", cell=RATIO_A16),
+            Column(title="convert-to-quant", case="{}, convert-to-quant", cell=RATIO_A16),
+            Column(title="W8A8, nearest", case="{}, nearest", cell="{W8A8:.4f}"),
+            Column(title="calibrated", case="{}, calibrated", cell=RATIO_A8),
+            Column(title="convert-to-quant", case="{}, convert-to-quant", cell=RATIO_A8),
         ),
     ),
     "layers of few bits": Table(
@@ -175,7 +217,7 @@ TABLES = {
         head="W8A16, relative to nearest",
         rows={step: step for step in GROUPED_STEPS},
         columns=tuple(
-            Column(f"{title}, `{fmt}`", f"{name}, {fmt}, {{}}", "{W8A16 to nearest:.3f}")
+            Column(title=f"{title}, `{fmt}`", case=f"{name}, {fmt}, {{}}", cell="{W8A16 to nearest:.3f}")
             for title, name in {"shipped model": "digits", "MiniLM": "MiniLM"}.items()
             for fmt in FEW_BITS
         ),
@@ -185,8 +227,8 @@ TABLES = {
         head="format, 3072 x 12288",
         rows={f"`{name}`": f"3072 x 12288, {name}, calibrated" for name in TIMED},
         columns=(
-            Column("seconds", "{}", "{time:.0f}"),
-            Column("in Cholesky factorizations of the Hessian", "{}", "{time, in Choleskys:.1f}"),
+            Column(title="seconds", case="{}", cell="{time:.0f}"),
+            Column(title="in Cholesky factorizations of the Hessian", case="{}", cell="{time, in Choleskys:.1f}"),
         ),
     ),
     "cost of a model": Table(
@@ -194,9 +236,9 @@ TABLES = {
         head="format, shipped model",
         rows={f"`{name}`": f"shipped model, {name}" for name in TIMED},
         columns=(
-            Column("nearest, seconds", "{}, nearest", "{time:.2f}"),
-            Column("calibrated, seconds", "{}, calibrated", "{time:.2f}"),
-            Column("calibrated / nearest", "{}, calibrated", "{time, in nearest's:.0f}"),
+            Column(title="nearest, seconds", case="{}, nearest", cell="{time:.2f}"),
+            Column(title="calibrated, seconds", case="{}, calibrated", cell="{time:.2f}"),
+            Column(title="calibrated / nearest", case="{}, calibrated", cell="{time, in nearest's:.0f}"),
         ),
     ),
     "learned rounding": Table(
@@ -204,13 +246,13 @@ TABLES = {
         head="format, layers",
         rows={label: f"{case}, svd" for label, case in LAYERS.items()},
         columns=(
-            Column("projected error, this pack", "{}", "{projected error / nearest, ours:.2f}"),
-            Column("convert-to-quant", "{}", "{projected error / nearest, convert-to-quant:.2f}"),
-            Column("weight error, this pack", "{}", "{weight error, ours:.4f}"),
-            Column("convert-to-quant", "{}", "{weight error, convert-to-quant:.4f}"),
-            Column("seconds, this pack", "{}", "{time, ours:.1f}"),
-            Column("convert-to-quant", "{}", "{time, convert-to-quant:.1f}"),
-            Column("time ratio", "{}", "{time, ours / convert-to-quant:.2f}"),
+            Column(title="projected error, this pack", case="{}", cell="{projected error / nearest, ours:.2f}"),
+            Column(title="convert-to-quant", case="{}", cell="{projected error / nearest, convert-to-quant:.2f}"),
+            Column(title="weight error, this pack", case="{}", cell="{weight error, ours:.4f}"),
+            Column(title="convert-to-quant", case="{}", cell="{weight error, convert-to-quant:.4f}"),
+            Column(title="seconds, this pack", case="{}", cell="{time, ours:.1f}"),
+            Column(title="convert-to-quant", case="{}", cell="{time, convert-to-quant:.1f}"),
+            Column(title="time ratio", case="{}", cell="{time, ours / convert-to-quant:.2f}"),
         ),
     ),
     "large file": Table(
@@ -222,12 +264,16 @@ TABLES = {
             "INT8 ConvRot": "2 GB, INT8 row, rotated, nearest",
         },
         columns=(
-            Column("seconds, this pack", "{}", "{time, ours:.0f}"),
-            Column("convert-to-quant", "{}", "{time, convert-to-quant:.0f}"),
-            Column("time ratio", "{}", "{time, ours / convert-to-quant:.2f}"),
-            Column("peak MB, this pack", "{}", "{peak memory, ours:.0f}"),
-            Column("convert-to-quant", "{}", "{peak memory, convert-to-quant:.0f}"),
-            Column("convert-to-quant, `--low-memory`", "{}", "{peak memory, convert-to-quant, low memory:.0f}"),
+            Column(title="seconds, this pack", case="{}", cell="{time, ours:.0f}"),
+            Column(title="convert-to-quant", case="{}", cell="{time, convert-to-quant:.0f}"),
+            Column(title="time ratio", case="{}", cell="{time, ours / convert-to-quant:.2f}"),
+            Column(title="peak MB, this pack", case="{}", cell="{peak memory, ours:.0f}"),
+            Column(title="convert-to-quant", case="{}", cell="{peak memory, convert-to-quant:.0f}"),
+            Column(
+                title="convert-to-quant, `--low-memory`",
+                case="{}",
+                cell="{peak memory, convert-to-quant, low memory:.0f}",
+            ),
         ),
     ),
 }

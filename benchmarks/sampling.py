@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,9 @@ INPUTS_IN_FP8 = ("float8_e4m3fn",)
 IN_FLOAT = "calibrated, full_precision_matrix_mult"
 METHODS |= {f"{fmt}, {FP8_UNITS}": (*METHODS[fmt], IN_FLOAT) for fmt in INPUTS_IN_FP8}
 
+EVERY_METHOD = ("nearest", "svd", "calibrated", "chosen", "in float", converter.PACKAGE)
+"""Short names of all methods, for --methods."""
+
 MIXED = "auto, calibrated"
 MIXED_FORMATS = ("int8_convrot", "w6a8", "w4a8")
 MIXED_SHARE = 0.65
@@ -72,8 +75,10 @@ MIXED_GAIN = 6.0
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=32, help="samples of each class (default 32)")
+    parser.add_argument("--methods", default=",".join(EVERY_METHOD), help="names of methods, nearest among them")
     converter.add_argument(parser)
     options = parser.parse_args()
+    keep_methods(options.methods.split(","))
     title = "Sampled latents against the float model's"
     try:
         host = find_host()
@@ -87,6 +92,13 @@ def main() -> None:
     ]
     versions = read_versions(host) | converter.read_version(options.convert_to_quant)
     emit(rows, options.json, title, extra_versions=versions)
+
+
+def keep_methods(names: Sequence[str]) -> None:
+    """Leave out the methods that are not named."""
+    short = {CHOSEN: "chosen", IN_FLOAT: "in float"} | {method: converter.PACKAGE for method in CONVERTED}
+    for fmt, methods in METHODS.items():
+        METHODS[fmt] = tuple(method for method in methods if short.get(method, method) in names)
 
 
 def read_versions(host: Host) -> dict[str, str]:
@@ -111,7 +123,8 @@ def sample_all(host: Host, seeds: int, executable: str | None) -> dict[str, Tens
         recorded = host.call("benchmarks._inside:calibrate", source=source, table=table, folder=folder)
         paths = {"float": source}
         paths |= quantize_all(source, Path(folder), Calibration.load(recorded["path"]))
-        if executable is not None:
+        converts = any(method in CONVERTED for methods in METHODS.values() for method in methods)
+        if executable is not None and converts:
             paths |= convert_all(source, Path(folder), executable)
         in_fp8 = {case: path for case, path in paths.items() if case.startswith(INPUTS_IN_FP8)}
         emulated = {case: path for case, path in paths.items() if IN_FLOAT not in case}
@@ -129,8 +142,13 @@ def _sample(host: Host, paths: Mapping[str, Path], table: Tensor, seeds: int, *o
 
 def quantize_all(source: Path, folder: Path, calibration: Calibration) -> dict[str, Path]:
     """Quantize in every format with every method of the pack; returns the files by case."""
-    recipes = {case_of(f, method): Recipe(format=f, **how) for f in FORMATS for method, how in ROUNDINGS.items()}
-    recipes |= {case_of(f, CHOSEN): choose_layers(source, f) for f in FORMATS}
+    recipes = {
+        case_of(f, method): Recipe(format=f, **how)
+        for f in FORMATS
+        for method, how in ROUNDINGS.items()
+        if method in METHODS[f]
+    }
+    recipes |= {case_of(f, CHOSEN): choose_layers(source, f) for f in FORMATS if CHOSEN in METHODS[f]}
     recipes[MIXED] = Recipe(
         format=AUTO,
         formats=MIXED_FORMATS,
@@ -140,6 +158,7 @@ def quantize_all(source: Path, folder: Path, calibration: Calibration) -> dict[s
     recipes |= {
         case_of(f, IN_FLOAT): Recipe(format=f, rounding="calibrated", full_precision_matrix_mult=True)
         for f in INPUTS_IN_FP8
+        if IN_FLOAT in METHODS[f"{f}, {FP8_UNITS}"]
     }
     paths = {case: target_of(folder, case) for case in recipes}
     for case, recipe in recipes.items():

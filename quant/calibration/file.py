@@ -54,6 +54,16 @@ def write_calibration(
         writer.commit()
 
 
+def is_calibration(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a calibration, by its header alone.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    with open_checkpoint(path) as checkpoint:
+        return CALIBRATION_KEY in checkpoint.metadata
+
+
 def read_calibration(path: str | os.PathLike[str]) -> tuple[Fields, str | None]:
     """Read a calibration file and check every value of it.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from ..calibration.calibration import Calibration
+from ..calibration.file import is_calibration
 from ..formats import BLOCKWISE
 from ..planning.profiles import get_profile, profile_names
 from ..reports.comparison import Comparison, Difference, compare_files
@@ -22,6 +24,9 @@ def inspect(argv: Sequence[str]) -> int:
     parser.add_argument("file", metavar="FILE", help="FILE.safetensors, or FILE.safetensors.index.json")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.given(argv)
+    if is_calibration(given["file"]):
+        say_lines(_calibration_lines(Calibration.load(given["file"]), given["json"]))
+        return 0
     found = inspect_file(given["file"])
     say_lines(_json_lines(found) if given["json"] else _inspection_lines(found))
     return 0
@@ -48,6 +53,20 @@ def profiles(argv: Sequence[str]) -> int:
     given = parser.given(argv)
     say_lines(_profile_lines(given["name"]) if "name" in given else _profile_list())
     return 0
+
+
+def _calibration_lines(calibration: Calibration, as_json: bool) -> list[str]:
+    if not as_json:
+        return ["This is a calibration, for --calibration; it holds no model.", *calibration.summary().splitlines()]
+    counts = {layer: sample.count for layer, sample in calibration.samples.items()}
+    fields = {
+        "kind": "calibration",
+        "rows_seen": counts,
+        "shared": calibration.shared,
+        "sensitivities": calibration.sensitivities,
+        "unrecorded": calibration.unrecorded,
+    }
+    return json.dumps(fields, indent=1, allow_nan=False).split("\n")
 
 
 def _json_lines(found: Inspection | Comparison) -> list[str]:

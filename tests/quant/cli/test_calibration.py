@@ -156,3 +156,11 @@ def test_layers_that_never_ran_are_found_under_a_prefix(known_as: str) -> None:
     _, report = quantize_state_dict(weights, Recipe(profile="generic"), statistics=calibration, force=True)
     named = [note.values["layers"] for note in report.notes if note.kind == "layers_unrecorded"]
     assert named == ["model.diffusion_model.a"]
+
+
+def test_inspect_recognises_a_calibration(run: Run, calibration_path: Path) -> None:
+    lines = run("inspect", calibration_path).out.splitlines()
+    assert lines[0] == "This is a calibration, for --calibration; it holds no model."
+    assert "layers calibrated" in lines[1]
+    data = json.loads(run("inspect", calibration_path, "--json").out)
+    assert data["kind"] == "calibration" and set(data["rows_seen"]) | set(data["shared"]) >= {"a", "b"}

@@ -1,0 +1,43 @@
+"""Draw bytes a weight against closeness: `python benchmarks/plot.py`.
+
+Reads benchmarks/results/sampling.json and writes examples/closeness.png, the plot of the README. Needs matplotlib (the
+extra ``plots``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from document import CASES, bytes_per_weight, read_figures
+from matplotlib import pyplot
+
+PICTURE = Path(__file__).parents[1] / "examples" / "closeness.png"
+METRIC = "mean PSNR of latents"
+SHOWN = ("int8_convrot", "float8_e4m3fn", "float8_e4m3fn, FP8 units", "mxfp8", "w6a8", "w4a8", "nvfp4")
+STYLES = {"nearest": "white", "calibrated": "tab:blue"}
+"""Face colour of the marker of each rounding."""
+
+
+def main() -> None:
+    figures = read_figures("sampling")
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150)
+    for title in SHOWN:
+        values = [figures.get(f"{CASES[title]}, {rounding}", {}).get(METRIC) for rounding in STYLES]
+        if None in values:
+            continue
+        size = bytes_per_weight(title.partition(", ")[0])
+        axes.plot([size, size], values, color="tab:blue", linewidth=1, zorder=1)
+        for value, colour in zip(values, STYLES.values(), strict=True):
+            axes.scatter(size, value, facecolor=colour, edgecolor="tab:blue", zorder=2)
+        axes.annotate(title.replace(", ", ",\n"), (size, max(values)), (6, 0), textcoords="offset points", fontsize=7)
+    for rounding, colour in STYLES.items():
+        axes.scatter([], [], facecolor=colour, edgecolor="tab:blue", label=rounding)
+    axes.set(xlabel="bytes a weight", ylabel="PSNR of latents in dB", xlim=(0.45, 1.2))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(PICTURE)
+
+
+if __name__ == "__main__":
+    main()
