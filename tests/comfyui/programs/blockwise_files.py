@@ -39,7 +39,7 @@ def use_files(files: dict[str, str], table: Tensor, output: str) -> dict[str, An
     without_pack = error_message(lambda: load_unet(files["ours"]), with_type=True)
     load_extension()
     from calibrated_rounding.kernels.layouts import operations
-    from calibrated_rounding.nodes.host import registration
+    from calibrated_rounding.nodes.host import registration, six_bits
 
     source, _ = load_unet(files["source"])
     model, warnings = load_unet(files["ours"])
@@ -63,7 +63,7 @@ def use_files(files: dict[str, str], table: Tensor, output: str) -> dict[str, An
         **copy_weight(next(iter(quantized_weights(model).values()))),
         "fallbacks": sorted(operations._warned),
         "broken": {name: load_broken(files["ours"], name, output) for name in BROKEN},
-        **unregister_and_register(registration, functions, files["ours"], table, latents),
+        **unregister_and_register(registration, six_bits, functions, files["ours"], table, latents),
     }
 
 
@@ -123,12 +123,20 @@ def load_broken(path: str, name: str, output: str) -> str | None:
 
 
 def unregister_and_register(
-    registration: ModuleType, functions: tuple[Any, Any], path: str, table: Tensor, latents: Tensor
+    registration: ModuleType,
+    six_bits: ModuleType,
+    functions: tuple[Any, Any],
+    path: str,
+    table: Tensor,
+    latents: Tensor,
 ) -> dict[str, Any]:
+    # Wrappers come off in the reverse order of their registration.
+    six_bits.unregister()
     registration.unregister()
     restored = functions == (comfy.ops._load_quantized_module, comfy.ops._quantized_weight_state_dict)
     unregistered = error_message(lambda: load_unet(path), with_type=True)
     registration.register()
+    six_bits.register()
     return {
         "functions_restored": restored,
         "unregistered": unregistered,
