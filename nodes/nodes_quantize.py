@@ -12,15 +12,16 @@ from ..quant.reports.report import merge_reports
 from .host.bindings import refuse_bound
 from .host.compiled import refuse_float_copies
 from .host.encoders import find_runnable_parts, read_part_tensors, rebuild_clip
-from .host.encoding import select_part
-from .host.origin import read_diffusion_tensors, read_origin, read_source_dtypes, stamp_source
+from .host.encoding import part_prefixes, select_part
+from .host.merging import WeightPatches, drop_patches, find_patches, merge_on_read, refuse_other_patches
+from .host.origin import PREFIX, read_diffusion_tensors, read_origin, read_source_dtypes, stamp_source
 from .host.rebuilding import rebuild_model
-from .host.weights import LoadedWeights
 from .page.shown import show_report
+from .pipeline.patch_notes import describe_merged, note_patches
 from .pipeline.quantize import Result, quantize_weights
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe.values import make_recipe, unused_note
-from .schema import CATEGORY, SEARCH_WORDS, device_input, report_output
+from .schema import CATEGORY, SEARCH_WORDS, device_input, merge_input, report_output
 
 
 class QuantizeModel(io.ComfyNode):
@@ -31,11 +32,11 @@ class QuantizeModel(io.ComfyNode):
             display_name="Quantize Model",
             category=CATEGORY,
             description="Quantizes a diffusion model to FP8 or INT8. The result runs immediately and can be saved; the "
-            "loaded model is not changed. LoRAs and other patches of the input are kept as patches.",
+            "loaded model is not changed. LoRAs and other patches of the input are kept as patches, or merged first.",
             search_aliases=[*SEARCH_WORDS],
             inputs=[
                 io.Model.Input("model", tooltip="A diffusion model in 16 or 32 bits."),
-                *recipe_inputs("diffusion", then=(device_input(), recipe_link(), calibration_link())),
+                *recipe_inputs("diffusion", then=(device_input(), recipe_link(), calibration_link(), merge_input())),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model."), report_output()],
             hidden=[io.Hidden.unique_id],
@@ -44,14 +45,26 @@ class QuantizeModel(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, device: str = "auto", calibration: Calibration | None = None, **values: Any
+        cls,
+        model: Any,
+        device: str = "auto",
+        calibration: Calibration | None = None,
+        merge_loras: bool = False,
+        **values: Any,
     ) -> io.NodeOutput:
         refuse_float_copies(model)
         refuse_bound(model)
         recipe = make_recipe(values)
-        weights = LoadedWeights(read_diffusion_tensors(read_origin(model)), read_source_dtypes(model))
+        tensors = read_diffusion_tensors(read_origin(model))
+        patches = find_patches(model, tensors, PREFIX)
+        merged = patches if merge_loras else {}
+        refuse_other_patches(calibration, merged)
+        weights = merge_on_read(tensors, read_source_dtypes(model), merged)
         result = quantize_weights(weights, stamp_source(model), recipe, device, cls.hidden.unique_id, calibration)
-        quantized = rebuild_model(model, result.tensors, Provenance(recipe=recipe.to_dict()))
+        provenance = Provenance(recipe=recipe.to_dict(), merged_first=describe_merged(merged))
+        rest = drop_patches(model, (patched.key for patched in merged.values()))
+        quantized = rebuild_model(rest, result.tensors, provenance)
+        note_patches(result.report, patches, recipe, merged=merge_loras)
         ui = show_report(result.report, unused_note(recipe, calibration), from_disk=result.from_disk)
         return io.NodeOutput(quantized, result.report.table(), ui=ui)
 
@@ -68,7 +81,7 @@ class QuantizeTextEncoder(io.ComfyNode):
             search_aliases=["quantize clip", "quantize t5", "text encoder", *SEARCH_WORDS],
             inputs=[
                 io.Clip.Input("clip", tooltip="A text encoder in 16 or 32 bits."),
-                *recipe_inputs("text_encoder", then=(device_input(), recipe_link(), calibration_link())),
+                *recipe_inputs("text_encoder", then=(device_input(), recipe_link(), calibration_link(), merge_input())),
             ],
             outputs=[io.Clip.Output(tooltip="The quantized text encoder."), report_output()],
             hidden=[io.Hidden.unique_id],
@@ -77,20 +90,39 @@ class QuantizeTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip: Any, device: str = "auto", calibration: Calibration | None = None, **values: Any
+        cls,
+        clip: Any,
+        device: str = "auto",
+        calibration: Calibration | None = None,
+        merge_loras: bool = False,
+        **values: Any,
     ) -> io.NodeOutput:
         recipe = make_recipe(values)
         parts = find_runnable_parts(clip)
         refuse_bound(clip.patcher)
         stamp, dtypes, results = stamp_source(clip.patcher), read_source_dtypes(clip.patcher), dict[str, Result]()
-        for part in parts:
-            weights = LoadedWeights(read_part_tensors(clip, part), dtypes)
+        patches = dict[str, WeightPatches]()
+        for part, prefix in part_prefixes(parts).items():
+            tensors = read_part_tensors(clip, part)
+            found = find_patches(clip.patcher, tensors, part.prefix)
+            merged = found if merge_loras else {}
             share = calibration and select_part(calibration, part)
+            refuse_other_patches(share, merged)
+            weights = merge_on_read(tensors, dtypes, merged)
             results[part.name] = quantize_weights(weights, stamp, recipe, device, cls.hidden.unique_id, share)
+            patches |= {prefix + name: patched for name, patched in found.items()}
         report = merge_reports({name: result.report for name, result in results.items()})
-        tensors = {name: result.tensors for name, result in results.items()}
+        note_patches(report, patches, recipe, merged=merge_loras)
+        merged = patches if merge_loras else {}
         kinds = {part.name: part.kind for part in parts}
-        quantized = rebuild_clip(clip, tensors, kinds, Provenance(recipe=recipe.to_dict()))
+        rest = clip.clone()
+        rest.patcher = drop_patches(clip.patcher, (patched.key for patched in merged.values()))
+        quantized = rebuild_clip(
+            rest,
+            {name: result.tensors for name, result in results.items()},
+            kinds,
+            Provenance(recipe=recipe.to_dict(), merged_first=describe_merged(merged)),
+        )
         from_disk = all(result.from_disk for result in results.values())
         ui = show_report(report, unused_note(recipe, calibration), from_disk=from_disk)
         return io.NodeOutput(quantized, report.table(), ui=ui)

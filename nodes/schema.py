@@ -30,6 +30,18 @@ def device_input() -> io.Input:
     )
 
 
+def merge_input() -> io.Input:
+    return io.Boolean.Input(
+        "merge_loras",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip="Merge the LoRAs and other weight patches of the input into the weights before they are quantized, "
+        "instead of keeping them as patches. ComfyUI rounds a quantized layer again, without calibration, when it "
+        "applies a LoRA. Record the calibration with the same LoRAs.",
+    )
+
+
 def report_output() -> io.Output:
     return io.String.Output("report", tooltip="Format, size and errors of every layer, and the totals.")
 

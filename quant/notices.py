@@ -57,6 +57,7 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "rows_kept_nearest": ("info", "{nearest} of {rows} rows kept nearest"),
     "fell_back": ("info", "fell back to nearest"),
     "computed_on_cpu": ("info", "computed on the CPU: it does not fit in the memory of {device}"),
+    "patched": ("info", "a LoRA or another patch on it: ComfyUI rounds it again"),
     "output_error_overflow": ("warning", "output error unknown: it overflows float32"),
     # A run.
     "forced": ("warning", "Forced, although ComfyUI will not load the result. {reason}"),
@@ -79,6 +80,12 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "warning",
         "Quantized without recorded inputs: {layers}. These layers did not run during the recording, or their inputs "
         "were not finite.",
+    ),
+    "patches_merged": ("info", "LoRAs and other patches of {weights} weights were merged before quantizing."),
+    "patches_requantize": (
+        "warning",
+        "LoRAs or other patches stay on {count} quantized layers: {layers}. ComfyUI rounds these layers again when it "
+        "applies them, without calibration; merge_loras merges them before quantizing.",
     ),
     "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
     "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import comfy.utils
@@ -12,6 +13,8 @@ from ...quant.calibration.calibration import Calibration
 from ...quant.calibration.recorder import Recorder
 from . import running
 from .encoders import Part, find_runnable_parts, read_part_tensors
+from .merging import fingerprint_patched
+from .origin import read_source_dtypes
 from .plain_forward import plain_forward
 from .recording import fingerprint_layers
 from .server import send_text
@@ -36,11 +39,12 @@ def calibrate_encoder(
         QuantError: if the CLIP has no such encoder, or is quantized.
     """
     prefixes = part_prefixes(find_runnable_parts(clip))
-    fingerprints = {
-        prefix + layer: digest
-        for part, prefix in prefixes.items()
-        for layer, digest in fingerprint_layers(read_part_tensors(clip, part)).items()
-    }
+    fingerprints, patched, dtypes = dict[str, str](), dict[str, str](), read_source_dtypes(clip.patcher)
+    for part, prefix in prefixes.items():
+        tensors = read_part_tensors(clip, part)
+        merged = fingerprint_patched(clip.patcher, tensors, part.prefix, dtypes)
+        fingerprints |= {prefix + layer: digest for layer, digest in fingerprint_layers(tensors).items()}
+        patched |= {prefix + layer: digest for layer, digest in merged.items()}
     recorder = Recorder(rows, budget)
     with ExitStack() as stack:
         for part, prefix in prefixes.items():
@@ -48,7 +52,8 @@ def calibrate_encoder(
             stack.enter_context(plain_forward(encoder))
             stack.enter_context(recorder.watch(encoder, prefix, fingerprints))
         _encode(clip, prompts, node_id)
-    return recorder.calibration(fingerprints)
+    calibration = recorder.calibration(fingerprints)
+    return replace(calibration, patched_fingerprints={k: v for k, v in patched.items() if k in calibration})
 
 
 def part_prefixes(parts: Sequence[Part]) -> Mapping[Part, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -15,7 +16,8 @@ from ...quant.calibration.statistics import fingerprint
 from ...quant.files.quantized import quantized_layers
 from ...quant.files.sources import StateDictSource
 from ...quant.files.tensors import WEIGHT
-from .origin import read_diffusion_tensors, read_origin
+from .merging import fingerprint_patched
+from .origin import PREFIX, read_diffusion_tensors, read_origin, read_source_dtypes
 from .plain_forward import plain_forward
 
 RECORDING = "calibrated_rounding_recording"
@@ -34,10 +36,15 @@ class SamplingRecorder:
 
     def __init__(self, rows: int, budget: int, fingerprints: dict[str, str]) -> None:
         self._recorder, self._fingerprints = Recorder(rows, budget), fingerprints
+        self._patched: dict[Any, dict[str, str]] = {}
+        """Identity of a MODEL's patches -> fingerprints of the layers that have some."""
 
     def wrap(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
         """A wrapper of ComfyUI's SAMPLER_SAMPLE: object patches are in place there, and every step is inside."""
-        model = guider.model_patcher.model.diffusion_model
+        patcher = guider.model_patcher
+        model = patcher.model.diffusion_model
+        if patcher.patches_uuid not in self._patched:
+            self._patched[patcher.patches_uuid] = _fingerprint_patched(patcher)
         with plain_forward(model), self._recorder.watch(model, layers=self._fingerprints):
             return executor(guider, *args, **kwargs)
 
@@ -48,12 +55,15 @@ class SamplingRecorder:
             QuantError: if nothing was recorded.
         """
         try:
-            return self._recorder.calibration(self._fingerprints)
+            calibration = self._recorder.calibration(self._fingerprints)
         except QuantError:
             raise QuantError(
                 "Nothing was recorded: sample with the MODEL that Record Calibration gives; if ComfyUI took the "
                 "sampling from its cache, change the seed and queue again."
             ) from None
+        # A layer that ran with several patches, or also without, has no single weight that ran.
+        common = set.intersection(*(set(prints.items()) for prints in self._patched.values()))
+        return replace(calibration, patched_fingerprints={k: v for k, v in sorted(common) if k in calibration})
 
 
 def attach_recorder(patcher: Any, rows: int, budget: int) -> tuple[Any, SamplingRecorder]:
@@ -74,6 +84,11 @@ def attach_recorder(patcher: Any, rows: int, budget: int) -> tuple[Any, Sampling
     clone = patcher.clone()
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, RECORDING, recorder.wrap)
     return clone, recorder
+
+
+def _fingerprint_patched(patcher: Any) -> dict[str, str]:
+    tensors = read_diffusion_tensors(read_origin(patcher))
+    return fingerprint_patched(patcher, tensors, PREFIX, read_source_dtypes(patcher))
 
 
 def fingerprint_layers(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -13,6 +13,9 @@ from ...quant.files.tensors import Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+Merge = Callable[[torch.Tensor], torch.Tensor]
+"""Makes a patched weight from the model's own, which it leaves unchanged."""
+
 SAMPLE = 1024
 """Values of each tensor that a quick digest takes."""
 
@@ -22,17 +25,31 @@ class LoadedWeights:
 
     path = None
 
-    def __init__(self, tensors: Mapping[str, Tensor], file_dtypes: Mapping[str, torch.dtype] | None = None) -> None:
-        """file_dtypes: of the tensors in the file that the model comes from, which plans and files keep."""
-        self._data = tensors
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        file_dtypes: Mapping[str, torch.dtype] | None = None,
+        merges: Mapping[str, Merge] | None = None,
+    ) -> None:
+        """Take a model's tensors.
+
+        Args:
+            tensors: The model's own tensors, by name.
+            file_dtypes: Dtypes of the tensors in the file that the model comes from, which plans and files keep.
+            merges: For each tensor with patches to be merged into it, what merges them.
+        """
+        self._data, self._merges = tensors, merges or {}
         dtypes = file_dtypes or {}
         self.tensors = {n: Spec(prefer_dtype(t.dtype, dtypes.get(n)), tuple(t.shape)) for n, t in tensors.items()}
         self.metadata: dict[str, str] = {}
 
     def read(self, name: str) -> Tensor:
-        """A copy on the CPU. A model's own weights are inference tensors, which no optimizer can use."""
+        """A copy on the CPU, merged. A model's own weights are inference tensors, which no optimizer can use."""
+        tensor = self._data[name].detach()
+        if name in self._merges:
+            tensor = self._merges[name](tensor)
         with torch.inference_mode(False):
-            return self._data[name].detach().to("cpu", self.tensors[name].dtype, copy=True)
+            return tensor.to("cpu", self.tensors[name].dtype, copy=True)
 
     def sha256(self) -> None:
         return None
@@ -41,15 +58,16 @@ class LoadedWeights:
         """SHA-256 over names, dtypes, shapes and values.
 
         Args:
-            quick: Take the first `SAMPLE` values of each tensor only.
+            quick: Take the first `SAMPLE` values only, of tensors without patches.
             check_cancelled: Called before each tensor; may raise to stop.
         """
         digest = hashlib.sha256()
         for name, tensor in self._data.items():
             check_cancelled()
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            values = tensor.detach().reshape(-1)
-            values = (values[:SAMPLE] if quick else values).to("cpu").contiguous()
+            merged = name in self._merges
+            values = (self.read(name) if merged else tensor.detach()).reshape(-1)
+            values = (values[:SAMPLE] if quick and not merged else values).to("cpu").contiguous()
             digest.update(values.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 

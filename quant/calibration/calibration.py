@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from ..errors import CheckpointError
 from ..text import shortened
 from .file import read_calibration, write_calibration
 from .statistics import InputStatistics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +29,23 @@ class Calibration(Mapping[str, InputStatistics]):
     """
 
     samples: dict[str, InputStatistics]
-    """Leader -> statistics, without fingerprint and sensitivity."""
+    """Leader -> statistics, without fingerprints and sensitivity."""
     shared: dict[str, str]
     """Layer -> its leader; all layers that were recorded."""
     fingerprints: dict[str, str]
-    """Layer -> `fingerprint` of the weight that ran."""
+    """Layer -> `fingerprint` of its own weight, without patches."""
     sensitivities: dict[str, float] = field(default_factory=dict)
     """Layer -> sensitivity, of the layers that were probed."""
     unrecorded: tuple[str, ...] = ()
     """Layers that were watched and gave no row: they did not run, or none of their input rows was finite."""
+    patched_fingerprints: dict[str, str] = field(default_factory=dict)
+    """Layer -> `fingerprint` of its weight with the patches merged that it ran with, of layers that had any."""
 
     def __getitem__(self, layer: str) -> InputStatistics:
         return replace(
             self.samples[self.shared[layer]],
             fingerprint=self.fingerprints.get(layer),
+            patched_fingerprint=self.patched_fingerprints.get(layer),
             sensitivity=self.sensitivities.get(layer),
         )
 
@@ -57,9 +62,10 @@ class Calibration(Mapping[str, InputStatistics]):
         return Calibration(
             samples={leader: self.samples[leader] for leader in shared.values()},
             shared=shared,
-            fingerprints={k: self.fingerprints[full] for k, full in inside.items() if full in self.fingerprints},
-            sensitivities={k: self.sensitivities[full] for k, full in inside.items() if full in self.sensitivities},
+            fingerprints=_select(self.fingerprints, inside),
+            sensitivities=_select(self.sensitivities, inside),
             unrecorded=tuple(k.removeprefix(prefix) for k in self.unrecorded if k.startswith(prefix)),
+            patched_fingerprints=_select(self.patched_fingerprints, inside),
         )
 
     def summary(self) -> str:
@@ -130,5 +136,14 @@ class Calibration(Mapping[str, InputStatistics]):
         """Everything but the tensors, as JSON. Parts that are empty are left out, as in files of the first versions."""
         inputs = {layer: {"absmax": sample.absmax, "count": sample.count} for layer, sample in self.samples.items()}
         fields: dict[str, Any] = {"shared": self.shared, "fingerprints": self.fingerprints, "inputs": inputs}
-        optional = {"sensitivities": self.sensitivities, "unrecorded": list(self.unrecorded)}
+        optional: dict[str, Any] = {
+            "sensitivities": self.sensitivities,
+            "unrecorded": list(self.unrecorded),
+            "patched_fingerprints": self.patched_fingerprints,
+        }
         return json.dumps(fields | {name: value for name, value in optional.items() if value}, sort_keys=True)
+
+
+def _select(table: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    """The entries of a table under new names: new name -> name in the table."""
+    return {new: table[name] for new, name in names.items() if name in table}

@@ -1,8 +1,8 @@
 """The calibration file: a safetensors file with two tensors for each sample and a description in its header.
 
 The tensors are ``<leader>.rows`` and ``<leader>.mean``. The description is JSON: ``inputs`` (leader -> absmax, count),
-``shared`` (layer -> leader), ``fingerprints``, ``sensitivities`` and ``unrecorded``, as `Calibration` has them. A
-second text field holds the digest of all that.
+``shared`` (layer -> leader), ``fingerprints``, and, unless empty, ``sensitivities``, ``unrecorded`` and
+``patched_fingerprints``, as `Calibration` has them. A second text field holds the digest of all that.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Fields(TypedDict):
     fingerprints: dict[str, str]
     sensitivities: dict[str, float]
     unrecorded: tuple[str, ...]
+    patched_fingerprints: dict[str, str]
 
 
 def write_calibration(
@@ -105,6 +106,7 @@ def _read_fields(checkpoint: Checkpoint, description: Mapping[str, Any]) -> Fiel
         fingerprints=_table(description, "fingerprints", str),
         sensitivities={k: _number(value, f"the sensitivity of {quoted(k)}") for k, value in sensitivities.items()},
         unrecorded=tuple(unrecorded),
+        patched_fingerprints=_table({"patched_fingerprints": {}} | dict(description), "patched_fingerprints", str),
     )
 
 

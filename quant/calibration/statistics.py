@@ -35,7 +35,9 @@ class InputStatistics:
     count: int = 0
     """Number of input rows that the layer has seen."""
     fingerprint: str | None = None
-    """`fingerprint` of the weight that ran."""
+    """`fingerprint` of the layer's own weight, without patches."""
+    patched_fingerprint: str | None = None
+    """`fingerprint` of the weight that ran, with patches such as LoRAs merged; None if it had no patch."""
     sensitivity: float | None = None
     """Mean squared change of the model's output per unit of mean squared norm by which the layer's output rows change
     (`measure_sensitivities`).
@@ -49,8 +51,13 @@ class InputStatistics:
             raise QuantError("The mean of a layer's inputs holds NaN or infinity; record the inputs again.")
 
     def fits(self, weight: Tensor) -> bool:
-        """Whether ``weight [N, K]`` is the one that ran, as far as is known."""
-        return self.fits_width(weight.shape) and (self.fingerprint is None or self.fingerprint == fingerprint(weight))
+        """Whether ``weight [N, K]`` is the recorded layer's, with or without the patches that it ran with.
+
+        A layer without a fingerprint takes any weight of its width.
+        """
+        if not self.fits_width(weight.shape):
+            return False
+        return self.fingerprint is None or fingerprint(weight) in (self.fingerprint, self.patched_fingerprint)
 
     def fits_width(self, shape: Sequence[int]) -> bool:
         """Whether a weight of ``shape`` takes inputs as wide as the measured ones."""

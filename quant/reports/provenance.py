@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,8 @@ class Provenance:
     """Of the source file, hexadecimal; None: the source was a loaded model."""
     merged_patches: int = 0
     """Patches, such as LoRAs, merged into the file when it was saved."""
+    merged_first: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Weight -> the patches that were merged into it before it was quantized, such as ``lora 0.8``."""
     needs: Mapping[str, str] = field(default_factory=dict)
     """What loads each format in the file, by its name in markers, where ComfyUI 0.27 is not enough."""
     version: str = field(default=VERSION)
@@ -39,6 +41,8 @@ class Provenance:
             fields["source_sha256"] = self.source_sha256
         if self.merged_patches:
             fields["merged_patches"] = self.merged_patches
+        if self.merged_first:
+            fields["merged_first"] = {weight: list(patches) for weight, patches in self.merged_first.items()}
         if self.needs:
             fields["needs"] = dict(self.needs)
         return json.dumps(fields, sort_keys=True)
@@ -57,6 +61,7 @@ class Provenance:
             recipe=fields["recipe"],
             source_sha256=digest if isinstance(digest, str) else None,
             merged_patches=patches if type(patches) is int else 0,
+            merged_first=_read_lists(fields.get("merged_first")),
             needs={str(name): str(text) for name, text in needs.items()} if isinstance(needs, dict) else {},
             version=str(fields.get("version")),
         )
@@ -68,6 +73,12 @@ class Provenance:
             RecipeError: this version of the pack does not know a setting.
         """
         return Recipe.from_dict(dict(self.recipe))
+
+
+def _read_lists(value: Any) -> dict[str, list[str]]:
+    """A table of lists of texts; what is none of these is left out."""
+    table = value if isinstance(value, dict) else {}
+    return {str(name): [str(text) for text in texts] for name, texts in table.items() if isinstance(texts, list)}
 
 
 def read_recipe(metadata: Mapping[str, str], name: str) -> Recipe:

@@ -25,7 +25,12 @@ def calibration() -> Calibration:
     for layer in ("net.q", "net.k"):
         collector.add(layer, inputs)
     known = collector.finish({"net.q": fingerprint(WEIGHT)})
-    return replace(known, sensitivities={"net.k": 0.5}, unrecorded=("net.idle", "other.idle"))
+    return replace(
+        known,
+        sensitivities={"net.k": 0.5},
+        unrecorded=("net.idle", "other.idle"),
+        patched_fingerprints={"net.q": fingerprint(WEIGHT + 1)},
+    )
 
 
 def test_file_roundtrip(calibration: Calibration, tmp_path: Path) -> None:
@@ -38,17 +43,18 @@ def test_file_roundtrip(calibration: Calibration, tmp_path: Path) -> None:
         assert (ours.absmax, ours.count, ours.sensitivity) == (theirs.absmax, theirs.count, theirs.sensitivity)
         assert torch.equal(ours.rows, theirs.rows) and torch.equal(ours.mean, theirs.mean)
     assert loaded["net.q"].fingerprint == fingerprint(WEIGHT)
-    assert loaded["net.k"].fingerprint is None
+    assert loaded["net.q"].patched_fingerprint == fingerprint(WEIGHT + 1)
+    assert (loaded["net.k"].fingerprint, loaded["net.k"].patched_fingerprint) == (None, None)
 
 
 def test_files_without_new_fields_load(calibration: Calibration, tmp_path: Path) -> None:
-    """The first versions wrote neither a digest nor the layers that were not recorded."""
-    first = replace(calibration, unrecorded=())
+    """The first versions wrote no digest, no layers that were not recorded and no patches."""
+    first = replace(calibration, unrecorded=(), patched_fingerprints={})
     path = tmp_path / "c.safetensors"
     first.save(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    assert "unrecorded" not in str(metadata)
+    assert "unrecorded" not in str(metadata) and "patched" not in str(metadata)
     save_file(load_file(path), path, {key: text for key, text in metadata.items() if key != DIGEST_KEY})
     assert Calibration.load(path).digest == first.digest
 
@@ -57,6 +63,7 @@ def test_part_of_the_layers_is_renamed(calibration: Calibration) -> None:
     part = calibration.under("net.")
     assert set(part) == {"q", "k"}
     assert (part["q"].fingerprint, part["k"].sensitivity) == (fingerprint(WEIGHT), 0.5)
+    assert part["q"].patched_fingerprint == fingerprint(WEIGHT + 1)
     assert part.unrecorded == ("idle",)
     assert not calibration.under("elsewhere.")
 

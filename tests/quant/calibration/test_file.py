@@ -78,6 +78,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no layers": (lambda d, _: d.update(shared={}, inputs={}), "it has no layer"),
     "shared is a list": (lambda d, _: d.update(shared=["q"]), "'shared' is not a table"),
     "fingerprints are numbers": (lambda d, _: d.update(fingerprints={"q": 1}), "'fingerprints' is not a table"),
+    "patched fingerprints are a list": (
+        lambda d, _: d.update(patched_fingerprints=["q"]),
+        "'patched_fingerprints' is not a table",
+    ),
     "unrecorded is text": (lambda d, _: d.update(unrecorded="q"), "'unrecorded' is not a list"),
     "line break in a name": (lambda d, _: d["shared"].update({"a\nb": "q"}), "'shared' is not a table"),
     "inputs missing": (lambda d, _: d.pop("inputs"), "'inputs' is not a table"),

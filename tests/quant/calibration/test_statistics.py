@@ -30,3 +30,11 @@ def test_statistics_fit_only_matching_weight() -> None:
     assert not statistics.fits(weight + 1)
     assert not InputStatistics(mean=torch.zeros(7)).fits(weight)
     assert not InputStatistics(rows=torch.zeros(2, 7)).fits(weight)
+
+
+def test_statistics_fit_weight_with_and_without_patches() -> None:
+    weight = torch.arange(32.0).view(4, 8)
+    prints = {"fingerprint": fingerprint(weight), "patched_fingerprint": fingerprint(weight + 1)}
+    patched, plain = InputStatistics(**prints), InputStatistics(fingerprint=fingerprint(weight))
+    assert patched.fits(weight) and patched.fits(weight + 1) and not patched.fits(weight + 2)
+    assert plain.fits(weight) and not plain.fits(weight + 1)
