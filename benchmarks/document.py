@@ -83,8 +83,8 @@ def _format_cell(figures: Figures, case: str, cell: str) -> str:
 
 
 PSNR = "{mean PSNR of latents:.1f} dB"
-OTHER_SAMPLES = "sampling_svd_convert_to_quant"
-"""The run that has svd and convert-to-quant, at the same eight seeds."""
+OTHER_SAMPLES = "sampling_0.29"
+"""The run that has svd, `auto` and convert-to-quant, on ComfyUI 0.29 at the same eight seeds."""
 LATENTS = PSNR + " ({relative error of latents:.4f})"
 RATIO_A16, RATIO_A8 = "{W8A16 to nearest:.2f}", "{W8A8 to nearest:.2f}"
 TIMED = ("int8_row", "int8_convrot", "float8_e4m3fn")
@@ -145,7 +145,12 @@ TABLES = {
         columns=(
             Column(title="nearest", case="{}, nearest", cell=PSNR),
             Column(title="calibrated", case="{}, calibrated", cell=PSNR),
-            Column(title="calibrated, layers chosen by `auto`", case="{}, calibrated, chosen", cell=PSNR),
+            Column(
+                title="calibrated, layers chosen by `auto`",
+                case="{}, calibrated, chosen",
+                cell=PSNR,
+                results=OTHER_SAMPLES,
+            ),
             Column(
                 title="convert-to-quant 1.3.4, its default",
                 case="{}, convert-to-quant, learned",
@@ -162,7 +167,7 @@ TABLES = {
             Column(title="nearest", case="{}, nearest", cell=LATENTS),
             Column(title="svd", case="{}, svd", cell=LATENTS, results=OTHER_SAMPLES),
             Column(title="calibrated", case="{}, calibrated", cell=LATENTS),
-            Column(title="calibrated, chosen", case="{}, calibrated, chosen", cell=LATENTS),
+            Column(title="calibrated, chosen", case="{}, calibrated, chosen", cell=LATENTS, results=OTHER_SAMPLES),
             Column(
                 title="convert-to-quant, nearest",
                 case="{}, convert-to-quant, nearest",

@@ -14,6 +14,8 @@ from matplotlib import pyplot
 PICTURE = Path(__file__).parents[1] / "examples" / "closeness.png"
 METRIC = "mean PSNR of latents"
 SHOWN = ("int8_convrot", "float8_e4m3fn", "float8_e4m3fn, FP8 units", "mxfp8", "w6a8", "w4a8", "nvfp4")
+ON_THE_LEFT = {"float8_e4m3fn", "nvfp4"}
+"""Labels that would lie over others on the right."""
 STYLES = {"nearest": "white", "calibrated": "tab:blue"}
 """Face colour of the marker of each rounding."""
 
@@ -29,7 +31,9 @@ def main() -> None:
         axes.plot([size, size], values, color="tab:blue", linewidth=1, zorder=1)
         for value, colour in zip(values, STYLES.values(), strict=True):
             axes.scatter(size, value, facecolor=colour, edgecolor="tab:blue", zorder=2)
-        axes.annotate(title.replace(", ", ",\n"), (size, max(values)), (6, 0), textcoords="offset points", fontsize=7)
+        place = {"xytext": (-6, 0), "ha": "right"} if title in ON_THE_LEFT else {"xytext": (6, 0)}
+        label = title.replace(", ", ",\n")
+        axes.annotate(label, (size, max(values)), textcoords="offset points", va="center", fontsize=7, **place)
     for rounding, colour in STYLES.items():
         axes.scatter([], [], facecolor=colour, edgecolor="tab:blue", label=rounding)
     axes.set(xlabel="bytes a weight", ylabel="PSNR of latents in dB", xlim=(0.45, 1.2))
