@@ -113,12 +113,12 @@ BY_CLOSENESS = {_label(title): case for title, case in CASES.items()}
 FEW_BITS = ("w6a8", "w4a8", "nvfp4")
 FEW_BITS_COLUMNS = (
     Column(title="W8A16, nearest", case="{}, nearest", cell="{W8A16:.4f}"),
-    Column(title="svd", case="{}, svd", cell="{W8A16 to nearest:.2f}"),
-    Column(title="svd, inputs", case="{}, svd, inputs", cell="{W8A16 to nearest:.2f}"),
-    Column(title="calibrated", case="{}, calibrated", cell="{W8A16 to nearest:.2f}"),
+    Column(title="svd", case="{}, svd", cell=RATIO_A16),
+    Column(title="svd, inputs", case="{}, svd, inputs", cell=RATIO_A16),
+    Column(title="calibrated", case="{}, calibrated", cell=RATIO_A16),
     Column(title="worst layer", case="{}, calibrated", cell="{W8A16 to nearest, worst:.2f}"),
     Column(title="inputs rounded, nearest", case="{}, nearest", cell="{W8A8:.4f}"),
-    Column(title="calibrated", case="{}, calibrated", cell="{W8A8 to nearest:.2f}"),
+    Column(title="calibrated", case="{}, calibrated", cell=RATIO_A8),
 )
 GROUPED_STEPS = (
     *("scales of nearest", "neighbouring scales", "all candidates", "one pass", "two passes", "six passes"),

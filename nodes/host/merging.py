@@ -117,7 +117,7 @@ def fingerprint_patched(
 ) -> dict[str, str]:
     """The fingerprint of every patched two-dimensional weight with its patches merged, by layer.
 
-    Weights whose patches cannot be merged have none. The arguments are those of `find_patches` and `merge_on_read`.
+    Weights whose patches cannot be merged have none. The arguments are as in `find_patches` and `merge_on_read`.
     """
     matrices = {name: t for name, t in tensors.items() if name.endswith(WEIGHT) and t.dim() == 2}
     found = find_patches(patcher, matrices, prefix)

@@ -56,7 +56,7 @@ class StagedFile:
     """`size` bytes beside `target` under a temporary name, until `publish` gives them the target's.
 
     A file that is replaced passes its permission bits on. Without `overwrite` none is: `create` refuses a target that
-    exists, and `publish` one that appeared since, so that of two writers one gets the name.
+    exists, and `publish` one that appeared since, so that only one of two writers gets the name.
 
     The temporary name begins with a dot and ends in .part, so no loader lists it. Its owner holds a lock on it, which
     the system lets go when the process dies; that tells the next run what is left over.

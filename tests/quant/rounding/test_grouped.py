@@ -1,4 +1,4 @@
-"""Rounding in the formats of 4 and 6 bits: what is judged is what is written."""
+"""Rounding in the formats of 4 and 6 bits; errors are measured on the codes that are written."""
 
 from __future__ import annotations
 
