@@ -127,7 +127,7 @@ def is_emulated(fmt: Format) -> bool:
 
 def rounds_inputs(fmt: Format) -> bool:
     """Whether the present device rounds inputs with one scale for the whole tensor, which loses the most."""
-    return fmt.static_input and _computes(fmt) is True
+    return fmt.static_input and not fmt.measures_inputs and _computes(fmt) is True
 
 
 def _computes(fmt: Format) -> bool | None:
