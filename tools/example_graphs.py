@@ -298,7 +298,7 @@ TEMPLATES = (
             (sampling("Sample the float model as usual", ("record", 0), "float"),),
             (quantize("Round with the calibration", FP8 | CALIBRATED, 640, calibration=("collect", 0)),),
             (sampling("Sample the quantized model", ("quantize", 0), "calibrated"),),
-            (Group("What was done", {"report": report(("quantize", 1), (560, 480))}),),
+            (Group("What was done", {"report": report(("quantize", 1), (800, 480))}),),
         ),
     ),
     Template(
