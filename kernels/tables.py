@@ -97,6 +97,7 @@ def clear_caches() -> None:
     """Have tables read again, after one was written."""
     load_configs.cache_clear()
     _choose.cache_clear()
+    _user_folder.cache_clear()
 
 
 def user_table_path(arch: str) -> Path:
@@ -104,6 +105,7 @@ def user_table_path(arch: str) -> Path:
     return _user_folder() / f"{arch}.json"
 
 
+@lru_cache(maxsize=1)
 def _user_folder() -> Path:
     """Return the folder of the environment variable `FOLDER_VARIABLE`, else the platform's cache folder."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
