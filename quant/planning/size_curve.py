@@ -62,16 +62,16 @@ class Budget:
     """Bytes of the float model."""
 
     def choose(self, recipe: Recipe) -> Choice:
-        """The choice of least error within the recipe's size, or the smallest within its error; without a target, the
-        one of least error. Raises RecipeError for a target that no choice meets.
+        """The choice of least error within the recipe's size, or the smallest within its error.
+
+        Raises:
+            RecipeError: no choice meets the target.
         """
         if recipe.target_error is not None:
             return self.knapsack.within_cost(recipe.target_error**2 * self.importance)
         sizes = {"target_gb": (recipe.target_gb, GIGABYTE), "target_share": (recipe.target_share, self.source)}
-        wanted = [(name, value, round(value * unit)) for name, (value, unit) in sizes.items() if value is not None]
-        if not wanted:
-            return self.knapsack.cheapest
-        return self._within_size(*wanted[0])
+        name, value, nbytes = next((n, v, round(v * unit)) for n, (v, unit) in sizes.items() if v is not None)
+        return self._within_size(name, value, nbytes)
 
     def point(self, total: Option) -> CurvePoint:
         return CurvePoint(
