@@ -253,7 +253,7 @@ WORKFLOWS: dict[str, dict[str, Node]] = {
                 "format": "int8_convrot",
                 "name": "digits_int8_from_file",
             },
-            title="Quantize File: a layer at a time",
+            title="Quantize: a file, a layer at a time",
         ),
         "path": Node(
             type="PreviewAny",

@@ -11,7 +11,7 @@ import folder_paths
 from ...quant import QuantError
 
 FOLDERS = ("diffusion_models", "text_encoders", "checkpoints")
-"""Kinds of model folders that Quantize File reads from."""
+"""Kinds of model folders that the node Quantize reads from."""
 
 OUTPUT_NAMES = {"text_encoders": "clip"}
 """Kind of model folder -> folder of the output folder that ComfyUI lists with it, where the two names differ."""

@@ -101,7 +101,7 @@ def test_search_finds_nodes_by_title(site: Site) -> None:
     kinds = {
         "Quantize Model": "CalibratedRoundingQuantizeModel",
         "Save Quantized Model": "CalibratedRoundingSaveModel",
-        "Quantize File": "CalibratedRoundingQuantizeFile",
+        "Quantize": "CalibratedRoundingQuantizeFile",
     }
     for title in kinds:
         site.add(title)

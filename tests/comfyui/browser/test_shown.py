@@ -1,4 +1,4 @@
-"""More of the panels and the report: error against size, text encoders, Quantize File, narrow nodes."""
+"""More of the panels and the report: error against size, text encoders, Quantize, narrow nodes."""
 
 from __future__ import annotations
 
