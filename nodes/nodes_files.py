@@ -13,6 +13,7 @@ from ..quant.calibration.calibration import Calibration
 from ..quant.files import open_checkpoint
 from ..quant.layer.memory import largest_peak
 from ..quant.notices import Notice
+from ..quant.reports.markdown import to_markdown
 from .host import folders, running
 from .host.encoders import find_quantized_parts
 from .host.machine import describe_machine
@@ -178,7 +179,7 @@ class QuantizeFile(io.ComfyNode):
         )
         durations.remember(recipe, where, [layer.shape for layer in report.layers], report.seconds)
         ui = show_report(report, [*reasons, *unused_note(recipe, calibration)], file=str(target))
-        return io.NodeOutput(str(target), report.table(), ui=ui)
+        return io.NodeOutput(str(target), to_markdown(report), ui=ui)
 
 
 def _calibration_file_input() -> io.Input:

@@ -12,6 +12,7 @@ from ..quant import Recipe
 from ..quant.calibration.calibration import Calibration
 from ..quant.notices import Notice
 from ..quant.planning.builder import make_plan
+from ..quant.reports.markdown import to_markdown
 from ..quant.reports.provenance import Provenance
 from ..quant.reports.report import merge_reports
 from .host.bindings import refuse_bound
@@ -79,7 +80,7 @@ class QuantizeModel(io.ComfyNode):
         note_patches(result.report, patches, recipe, merged=merge_loras)
         notices = [*reasons, *unused_note(recipe, calibration)]
         ui = show_report(result.report, notices, from_disk=result.from_disk)
-        return io.NodeOutput(quantized, result.report.table(), ui=ui)
+        return io.NodeOutput(quantized, to_markdown(result.report), ui=ui)
 
 
 class QuantizeTextEncoder(io.ComfyNode):
@@ -143,7 +144,7 @@ class QuantizeTextEncoder(io.ComfyNode):
         )
         from_disk = all(result.from_disk for result in results.values())
         ui = show_report(report, [*reasons, *unused_note(recipe, calibration)], from_disk=from_disk)
-        return io.NodeOutput(quantized, report.table(), ui=ui)
+        return io.NodeOutput(quantized, to_markdown(report), ui=ui)
 
 
 def _choose_recipe(
