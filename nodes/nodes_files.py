@@ -180,4 +180,4 @@ class QuantizeFile(io.ComfyNode):
             live.begin(cls.hidden.unique_id),
         )
         ui = show_report(report, unused_note(recipe, calibration), file=str(target))
-        return io.NodeOutput(str(target), report.table(), ui=ui)
+        return io.NodeOutput(str(target), report.markdown(), ui=ui)

@@ -66,7 +66,7 @@ class QuantizeModel(io.ComfyNode):
         quantized = rebuild_model(rest, result.tensors, provenance)
         note_patches(result.report, patches, recipe, merged=merge_loras)
         ui = show_report(result.report, unused_note(recipe, calibration), from_disk=result.from_disk)
-        return io.NodeOutput(quantized, result.report.table(), ui=ui)
+        return io.NodeOutput(quantized, result.report.markdown(), ui=ui)
 
 
 class QuantizeTextEncoder(io.ComfyNode):
@@ -125,4 +125,4 @@ class QuantizeTextEncoder(io.ComfyNode):
         )
         from_disk = all(result.from_disk for result in results.values())
         ui = show_report(report, unused_note(recipe, calibration), from_disk=from_disk)
-        return io.NodeOutput(quantized, report.table(), ui=ui)
+        return io.NodeOutput(quantized, report.markdown(), ui=ui)

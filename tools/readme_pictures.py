@@ -51,7 +51,7 @@ def draw_notice(site: Site) -> bytes:
 
 def draw_report(site: Site) -> bytes:
     """Draw the full report of a model quantized to a size, with a calibration."""
-    workflow = json.loads((FOLDER / "quantize_to_a_size.json").read_text(encoding="utf-8"))
+    workflow = json.loads((FOLDER / "7 Fit a size.json").read_text(encoding="utf-8"))
     quantize = next(node["id"] for node in workflow["nodes"] if "auto" in node.get("widgets_values", [])[:1])
     site.call("loadGraph", workflow)
     site.wait("hasNodes", len(workflow["nodes"]))

@@ -11,7 +11,7 @@ from typing import Any
 from ..layer.layer_errors import PAIRS, ErrorPair, LayerErrors
 from ..notices import Notice, render
 from ..planning.size_curve import SizeCurve
-from ..text import counted, dimensions, grouped, kept_lines, megabytes, table
+from ..text import counted, dimensions, grouped, kept_lines, markdown_table, megabytes, table
 from .entries import KeptReport, LayerReport, Totals
 
 TITLES = {
@@ -81,17 +81,20 @@ class Report:
 
     def table(self) -> str:
         """The report as text: a line for each layer, what was kept and why, warnings, and the totals."""
-        columns = self._columns()
-        head = ("layer", "shape", "format", "MB", *(column.title for column in columns), "notes")
-        rows = [head, *(_layer_row(layer, columns) for layer in self.layers)]
+        rows, right = self._rows()
         curve = [] if self.precision is None else [*self.precision.lines(), ""]
-        return "\n".join([*table(rows, right=frozenset(range(3, len(head) - 1))), "", *curve, self.short()])
+        return "\n".join([*table(rows, right), "", *curve, self.short()])
+
+    def markdown(self) -> str:
+        """The report as Markdown that reads as plain text too: the totals first, then the layers as a table."""
+        rows, right = self._rows()
+        curve = [] if self.precision is None else ["", "```text", *self.precision.lines(), "```"]
+        rest = [f"- {line}" for line in (*self._kept_lines(), *self.warnings())]
+        return "\n".join([f"**{self.summary()}**", "", *markdown_table(rows, right), *curve, "", *rest]).rstrip()
 
     def short(self) -> str:
         """Render kept tensors with reasons, warnings, and the totals."""
-        largest = sorted(self.kept, key=lambda entry: -entry.bytes_after)
-        kept = kept_lines(((entry.name, entry.reason, entry.source) for entry in largest), self.removed)
-        return "\n".join([*kept, *self.warnings(), self.summary()])
+        return "\n".join([*self._kept_lines(), *self.warnings(), self.summary()])
 
     def warnings(self) -> list[str]:
         """Render the layers' warnings, each with the layers that it concerns, and the notes of the run."""
@@ -115,6 +118,17 @@ class Report:
             f"{self.seconds:.1f} s",
         ]
         return f"{self.profile}: {', '.join(parts)}"
+
+    def _rows(self) -> tuple[list[tuple[str, ...]], frozenset[int]]:
+        """Titles and a row for each layer; and the columns of numbers."""
+        columns = self._columns()
+        head = ("layer", "shape", "format", "MB", *(column.title for column in columns), "notes")
+        return [head, *(_layer_row(layer, columns) for layer in self.layers)], frozenset(range(3, len(head) - 1))
+
+    def _kept_lines(self) -> list[str]:
+        """A line for each reason why tensors were kept or removed, the largest tensors first."""
+        largest = sorted(self.kept, key=lambda entry: -entry.bytes_after)
+        return kept_lines(((entry.name, entry.reason, entry.source) for entry in largest), self.removed)
 
     def _columns(self) -> list[_Column]:
         """Columns of the table for `LayerErrors`: nearest's error only if rounding made a difference somewhere."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -101,6 +102,17 @@ def test_the_table_shows_nearest_only_beside_other_rounding() -> None:
     learned = report(layer("a", output_w8a16=ErrorPair(0.1, 0.2)), layer("b")).table().splitlines()
     assert learned[0].count("nearest") == 2 and "output error (W8A16)" in learned[0]
     assert "0.10000  0.20000" in learned[1] and learned[2].split()[-2:] == ["-", "-"]
+
+
+def test_markdown_has_one_table_row_a_layer() -> None:
+    made = report(layer("a|b"), layer("c"), kept=[kept("c.bias", (1,))])
+    total, empty, *rows, _, note = made.markdown().splitlines()
+    assert (total, empty) == (f"**{made.summary()}**", "")
+    titles, rule, *cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
+    assert len(cells) == 2 and {len(row) for row in (titles, rule, *cells)} == {len(titles)}
+    assert all(set(cell.strip()) <= set("-:") for cell in rule)
+    assert [row[0].strip() for row in cells] == ["a\\|b", "c"]
+    assert note.startswith("- kept: ")
 
 
 def test_warnings_of_layers_are_grouped_by_text() -> None:
