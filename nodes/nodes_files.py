@@ -19,8 +19,10 @@ from .host.encoders import find_quantized_parts
 from .host.machine import describe_machine
 from .host.origin import PREFIX, read_kept_dtypes, read_provenance, read_source_metadata
 from .page import durations, live
-from .page.shown import show_files, show_report
+from .page.saved import SavedFile, show_files
+from .page.shown import show_report
 from .pipeline import saving
+from .pipeline.naming import DEFAULT_NAME, check_name, describe_tokens, make_words, name_model
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe.layout import NONE
 from .recipe.values import choose_recipe, unused_note
@@ -33,15 +35,17 @@ def _prefix_input(default: str) -> io.Input:
     return io.String.Input(
         "filename_prefix",
         default=default,
-        tooltip="Name in the output folder; a number is added. Keep its folder, so that the loaders list the file.",
+        tooltip="Name in the output folder; a number is added. Keep its folder, so that the loaders list the file. "
+        + describe_tokens(),
     )
 
 
 def _name_input() -> io.Input:
     return io.String.Input(
         "name",
-        default="quantized",
-        tooltip="Name of the new file, in the output folder that the loaders list; a number is added.",
+        default=DEFAULT_NAME,
+        tooltip="Name of the new file, in the output folder that the loaders list; a number is added. "
+        + describe_tokens(),
     )
 
 
@@ -57,16 +61,21 @@ class SaveQuantizedModel(io.ComfyNode):
             search_aliases=["save model", "export quantized", "save fp8", "save int8"],
             inputs=[
                 io.Model.Input("model", tooltip="A quantized diffusion model."),
-                _prefix_input("diffusion_models/quantized"),
+                _prefix_input(f"diffusion_models/{DEFAULT_NAME}"),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written.")],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return check_name(filename_prefix)
+
+    @classmethod
     def execute(cls, model: Any, filename_prefix: str) -> io.NodeOutput:
-        path = folders.choose_output_path(filename_prefix)
+        words = saving.find_words(model, cls.hidden)
+        path = folders.choose_output_path(saving.fill(filename_prefix, words, cls.hidden))
         comfy.model_management.load_models_gpu([model])
         tensors = {key.removeprefix(CHECKPOINT_PREFIX): t for key, t in model.state_dict_for_saving().items()}
         dtypes = {key.removeprefix(PREFIX): dtype for key, dtype in read_kept_dtypes(model).items()}
@@ -74,7 +83,8 @@ class SaveQuantizedModel(io.ComfyNode):
         workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         saving.write_tensors(path, tensors, metadata | workflow, dtypes)
         notices = saving.loading_notices(path, "diffusion_models", metadata)
-        return io.NodeOutput(str(path), ui=show_files([str(path)], notices))
+        file = saving.describe_file(path, "diffusion_models", saving.list_formats(tensors))
+        return io.NodeOutput(str(path), ui=show_files([file], notices))
 
 
 class SaveQuantizedTextEncoder(io.ComfyNode):
@@ -89,12 +99,16 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
             search_aliases=["save clip", "save t5", "export quantized text encoder"],
             inputs=[
                 io.Clip.Input("clip", tooltip="A quantized text encoder."),
-                _prefix_input("clip/quantized"),
+                _prefix_input(f"clip/{DEFAULT_NAME}"),
             ],
             outputs=[io.String.Output("path", tooltip="The files that were written, one per line.")],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return check_name(filename_prefix)
 
     @classmethod
     def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
@@ -105,17 +119,18 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
         clip.load_model()
         tensors, dtypes = clip.patcher.model_state_dict_for_saving(), read_kept_dtypes(clip.patcher)
         workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        written, notices = list[str](), list[Notice]()
+        name = saving.fill(filename_prefix, saving.find_words(clip.patcher, cls.hidden), cls.hidden)
+        written, notices = list[SavedFile](), list[Notice]()
         for part in parts:
-            path = folders.choose_output_path(filename_prefix if len(parts) == 1 else f"{filename_prefix}_{part.name}")
+            path = folders.choose_output_path(name if len(parts) == 1 else f"{name}_{part.name}")
             own = {key.removeprefix(part.prefix): t for key, t in tensors.items() if key.startswith(part.prefix)}
             own |= clip.tokenizer.state_dict()
             metadata = saving.make_header(own, provenance, source, len(clip.patcher.patches))
             kept = {key.removeprefix(part.prefix): d for key, d in dtypes.items() if key.startswith(part.prefix)}
             saving.write_tensors(path, own, metadata | workflow, kept)
-            written.append(str(path))
+            written.append(saving.describe_file(path, "text_encoders"))
             notices = saving.loading_notices(path, "text_encoders", metadata)
-        return io.NodeOutput("\n".join(written), ui=show_files(written, notices))
+        return io.NodeOutput("\n".join(file.path for file in written), ui=show_files(written, notices))
 
 
 class QuantizeFile(io.ComfyNode):
@@ -136,7 +151,7 @@ class QuantizeFile(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written."), report_output()],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -159,6 +174,7 @@ class QuantizeFile(io.ComfyNode):
         kind, source = folders.find_model(file)
         calibration = _load_calibration(calibration, calibration_file)
         recipe, reasons = choose_recipe(values, lambda tried: plan_file(source, tried), describe_machine(), calibration)
+        name = saving.fill(name, make_words(name_model(file), recipe.to_dict()), cls.hidden)
         target = folders.choose_output_path(f"{folders.OUTPUT_NAMES.get(kind, kind)}/{name}")
         where = running.device_name(device)
         with open_checkpoint(source) as checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -13,8 +13,8 @@ from ...quant import QuantError
 DEFAULT_NAME = "%model%_%format%"
 """The name that a save node proposes."""
 
-TOKENS_HELP = "Tokens: %model%, %format%, %rounding%, %date:yyyy-MM-dd% and %Node.widget%."
-"""For the tooltips of names."""
+TOKENS = ("model", "format", "rounding")
+"""The pack's own tokens, for files of quantized models."""
 
 STOCK_TOKENS = frozenset({"width", "height", "year", "month", "day", "hour", "minute", "second"})
 """Tokens that ComfyUI's own ``get_save_image_path`` replaces."""
@@ -62,8 +62,17 @@ def make_words(model: str, recipe: Mapping[str, Any] | None, formats: Iterable[s
     return {"model": model, "format": name_format(recipe, formats), "rounding": rounding}
 
 
-def refuse_name(text: str) -> None:
+def describe_tokens(known: Iterable[str] = TOKENS) -> str:
+    """The tokens of a name, for its tooltip."""
+    return f"Tokens: {', '.join(f'%{token}%' for token in known)}, %date:yyyy-MM-dd% and %Node.widget%."
+
+
+def refuse_name(text: str, known: Collection[str] = TOKENS) -> None:
     """Refuse a name before anything runs.
+
+    Args:
+        text: The name as it was typed.
+        known: The pack's own tokens that it may hold.
 
     Raises:
         QuantError: if the name is empty, or holds a token that nothing replaces.
@@ -71,9 +80,17 @@ def refuse_name(text: str) -> None:
     if not text.strip():
         raise QuantError(f"The name of the file is empty; write one, such as {DEFAULT_NAME}.")
     for token in _TOKEN.findall(text):
-        known = token in STOCK_TOKENS or token in ("model", "format", "rounding") or _is_date(token) or "." in token
-        if not known:
-            raise QuantError(f"The name holds %{token}%, which nothing replaces. {TOKENS_HELP}")
+        if not (token in STOCK_TOKENS or token in known or _is_date(token) or "." in token):
+            raise QuantError(f"The name holds %{token}%, which nothing replaces here. {describe_tokens(known)}")
+
+
+def check_name(text: str | None, known: Collection[str] = TOKENS) -> bool | str:
+    """`refuse_name` for ``validate_inputs``: True, or why not; None, a name from another node, is not known yet."""
+    try:
+        refuse_name("linked" if text is None else text, known)
+    except QuantError as error:
+        return str(error)
+    return True
 
 
 def fill_name(
@@ -87,7 +104,7 @@ def fill_name(
 
     Args:
         text: The name as it was typed.
-        words: From `make_words`.
+        words: Of the pack's own tokens, such as from `make_words`.
         prompt: The running prompt, for ``%Node.widget%``.
         workflow: The workflow of the prompt, which knows names for search and replace.
         now: The time; None: the present.
@@ -95,7 +112,7 @@ def fill_name(
     Raises:
         QuantError: as `refuse_name`, and if a node or its value is not there.
     """
-    refuse_name(text)
+    refuse_name(text, words)
     moment = now or time.localtime()
 
     def replace(match: re.Match[str]) -> str:

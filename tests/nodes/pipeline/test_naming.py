@@ -79,7 +79,7 @@ def test_tokens_become_words(text: str, name: str) -> None:
     [
         ("", "is empty"),
         ("  ", "is empty"),
-        ("%modle%_x", "%modle%, which nothing replaces"),
+        ("%modle%_x", "%modle%, which nothing replaces here"),
         ("%Nobody.seed%", "no node called 'Nobody'"),
         ("%KSampler.steps%", "no value of its own called 'steps'"),
         ("%KSampler.model%", "no value of its own called 'model'"),

@@ -223,6 +223,10 @@ class Site:
         """Playwright's handle of a panel."""
         return self.page.evaluate_handle(CALL, ["panel", [node]]).as_element()
 
+    def panel_button(self, node: int, label: str) -> None:
+        """Press a button of a panel; on the canvas the panel may lie below others."""
+        self.page.wait_for_function("([panel, label]) => window.packPage.pressIn(panel, label)", arg=[node, label])
+
     def wait_for_complaints(self, count: int) -> list[str]:
         """Wait until there are as many complaints; returns all of them."""
         for _ in range(200):
