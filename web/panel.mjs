@@ -135,6 +135,8 @@ function planned(plan) {
     [text("of_float"), percent(plan.bytes_after / plan.bytes_before)],
     [text("layers"), whole(plan.layers)],
     [text("kept_layers"), whole(plan.kept_layers)],
+    [text("peak_memory"), bytes(plan.peak)],
+    ...(plan.seconds == null ? [] : [[text("time_before"), duration(plan.seconds)]]),
   ];
 }
 

@@ -32,12 +32,6 @@ def show_report(
     return {UI_KEY: [data], "text": ["\n".join(lines)]}
 
 
-def show_files(paths: Sequence[str], notices: Sequence[Notice]) -> dict[str, Any]:
-    """The files that were written."""
-    data = {"files": list(paths), "notices": _as_data(notices)}
-    return {UI_KEY: [data], "text": ["\n".join([*paths, *map(render, notices)])]}
-
-
 def pack_report(report: Report) -> dict[str, Any]:
     """The report as JSON has it, its two long lists as `columns`."""
     data = report.to_dict()
