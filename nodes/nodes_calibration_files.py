@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
 from .host import folders
+from .page.shown import show_calibration
 from .recipe.inputs import QuantCalibration
 from .schema import CATEGORY, calibration_outputs, to_node_output
 
@@ -38,7 +39,7 @@ class SaveCalibration(io.ComfyNode):
     def execute(cls, calibration: Calibration, name: str) -> io.NodeOutput:
         path = folders.choose_output_path(f"{folders.CALIBRATIONS}/{name}")
         calibration.save(path, overwrite=False)
-        return io.NodeOutput(str(path), ui={"text": [f"{path}\n{calibration.summary()}"]})
+        return io.NodeOutput(str(path), ui=show_calibration(calibration, path))
 
 
 class LoadCalibration(io.ComfyNode):
@@ -67,4 +68,5 @@ class LoadCalibration(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return to_node_output(Calibration.load(folders.find_calibration(file)))
+        calibration = Calibration.load(folders.find_calibration(file))
+        return to_node_output(calibration, show_calibration(calibration))

@@ -20,7 +20,7 @@ from .page import live
 from .page.shown import show_files, show_report
 from .pipeline import saving
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
-from .recipe.values import make_recipe, unused_note
+from .recipe.values import make_recipe, note_unused
 from .schema import CATEGORY, SEARCH_WORDS, device_input, report_output
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
@@ -143,6 +143,7 @@ class QuantizeFile(io.ComfyNode):
     def execute(
         cls, file: str, name: str, device: str = "auto", calibration: Calibration | None = None, **values: Any
     ) -> io.NodeOutput:
+        live.begin(cls.hidden.unique_id)
         recipe = make_recipe(values)
         kind, source = folders.find_model(file)
         target = folders.choose_output_path(f"{folders.OUTPUT_NAMES.get(kind, kind)}/{name}")
@@ -163,5 +164,5 @@ class QuantizeFile(io.ComfyNode):
             cls.hidden.unique_id,
             live.begin(cls.hidden.unique_id),
         )
-        ui = show_report(report, unused_note(recipe, calibration), file=str(target))
+        ui = show_report(report, note_unused(recipe, calibrated=calibration is not None), file=str(target))
         return io.NodeOutput(str(target), report.table(), ui=ui)

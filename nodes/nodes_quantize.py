@@ -16,11 +16,12 @@ from .host.encoding import part_prefixes, select_part
 from .host.merging import WeightPatches, drop_patches, find_patches, merge_on_read, refuse_other_patches
 from .host.origin import PREFIX, read_diffusion_tensors, read_origin, read_source_dtypes, stamp_source
 from .host.rebuilding import rebuild_model
+from .page import live
 from .page.shown import show_report
 from .pipeline.patch_notes import describe_merged, note_patches
 from .pipeline.quantize import Result, quantize_weights
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
-from .recipe.values import make_recipe, unused_note
+from .recipe.values import make_recipe, note_unused
 from .schema import CATEGORY, SEARCH_WORDS, device_input, merge_input, report_output
 
 
@@ -52,6 +53,7 @@ class QuantizeModel(io.ComfyNode):
         merge_loras: bool = False,
         **values: Any,
     ) -> io.NodeOutput:
+        live.begin(cls.hidden.unique_id)
         refuse_float_copies(model)
         refuse_bound(model)
         recipe = make_recipe(values)
@@ -65,7 +67,9 @@ class QuantizeModel(io.ComfyNode):
         rest = drop_patches(model, (patched.key for patched in merged.values()))
         quantized = rebuild_model(rest, result.tensors, provenance)
         note_patches(result.report, patches, recipe, merged=merge_loras)
-        ui = show_report(result.report, unused_note(recipe, calibration), from_disk=result.from_disk)
+        ui = show_report(
+            result.report, note_unused(recipe, calibrated=calibration is not None), from_disk=result.from_disk
+        )
         return io.NodeOutput(quantized, result.report.table(), ui=ui)
 
 
@@ -97,6 +101,7 @@ class QuantizeTextEncoder(io.ComfyNode):
         merge_loras: bool = False,
         **values: Any,
     ) -> io.NodeOutput:
+        live.begin(cls.hidden.unique_id)
         recipe = make_recipe(values)
         parts = find_runnable_parts(clip)
         refuse_bound(clip.patcher)
@@ -124,5 +129,5 @@ class QuantizeTextEncoder(io.ComfyNode):
             Provenance(recipe=recipe.to_dict(), merged_first=describe_merged(merged)),
         )
         from_disk = all(result.from_disk for result in results.values())
-        ui = show_report(report, unused_note(recipe, calibration), from_disk=from_disk)
+        ui = show_report(report, note_unused(recipe, calibrated=calibration is not None), from_disk=from_disk)
         return io.NodeOutput(quantized, report.table(), ui=ui)

@@ -52,6 +52,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "upgraded": ("info", "upgraded: {format} exceeds a weight error of {limit}"),
     # The rounding of one layer.
     "nearest_without_inputs": ("warning", "rounded to nearest: no inputs were recorded"),
+    "nearest_few_rows": ("info", "rounded to nearest: {rows} calibration rows, and {needed} are needed"),
+    "directions_few_rows": (
+        "info",
+        "learned from the weight's own directions: {rows} calibration rows, and {needed} are needed",
+    ),
     "directions_of_weight": ("warning", "learned from the weight's own directions: no inputs were recorded"),
     "scale_chosen": ("info", "scale: {scale}"),
     "rows_kept_nearest": ("info", "{nearest} of {rows} rows kept nearest"),
@@ -81,6 +86,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "Quantized without recorded inputs: {layers}. These layers did not run during the recording, or their inputs "
         "were not finite.",
     ),
+    "calibration_thin": (
+        "warning",
+        "The calibration is too thin: {layers} of {total} layers have fewer than {needed} rows ({rows} at the fewest), "
+        "so they are treated as if nothing was recorded. Calibrate with more prompts, steps or runs.",
+    ),
     "patches_merged": ("info", "LoRAs and other patches of {weights} weights were merged before quantizing."),
     "patches_requantize": (
         "warning",
@@ -90,6 +100,8 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
     "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),
     # Settings.
+    "pattern_unmatched": ("warning", "{setting}: {pattern} matches no layer of this model, so it has no effect."),
+    "needs_calibration": ("warning", "{option} has no effect without a calibration."),
     "calibration_only_measures": (
         "info",
         "The calibration only measures the error: {rounding} rounding learns nothing from it.",
