@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...quant import Report
+from ...quant.calibration.calibration import Calibration
 from ...quant.notices import Notice, notice, render
 from .columns import columns
 
@@ -30,6 +31,13 @@ def show_report(
     lines = [report.summary(), *([file] if file else []), *map(render, shown)]
     data = pack_report(report) | {"from_disk": from_disk, "notices": _as_data(notices), "file": file}
     return {UI_KEY: [data], "text": ["\n".join(lines)]}
+
+
+def show_calibration(calibration: Calibration) -> dict[str, Any]:
+    """What is in a calibration."""
+    facts, notices = calibration.facts(), calibration.warnings()
+    data = {"text": "\n".join(facts), "notices": _as_data(notices)}
+    return {UI_KEY: [data], "text": ["\n".join([*facts, *map(render, notices)])]}
 
 
 def pack_report(report: Report) -> dict[str, Any]:
