@@ -25,7 +25,7 @@ from .pipeline import saving
 from .pipeline.naming import DEFAULT_NAME, check_name, describe_tokens, make_words, name_model
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe.layout import NONE
-from .recipe.values import choose_recipe, unused_note
+from .recipe.values import choose_recipe, note_unused
 from .schema import CATEGORY, SEARCH_WORDS, device_input, report_output
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
@@ -171,6 +171,7 @@ class QuantizeFile(io.ComfyNode):
         calibration_file: str = NONE,
         **values: Any,
     ) -> io.NodeOutput:
+        live.begin(cls.hidden.unique_id)
         kind, source = folders.find_model(file)
         calibration = _load_calibration(calibration, calibration_file)
         recipe, reasons = choose_recipe(values, lambda tried: plan_file(source, tried), describe_machine(), calibration)
@@ -194,7 +195,7 @@ class QuantizeFile(io.ComfyNode):
             live.begin(cls.hidden.unique_id),
         )
         durations.remember(recipe, where, [layer.shape for layer in report.layers], report.seconds)
-        ui = show_report(report, [*reasons, *unused_note(recipe, calibration)], file=str(target))
+        ui = show_report(report, [*reasons, *note_unused(recipe, calibrated=calibration is not None)], file=str(target))
         return io.NodeOutput(str(target), to_markdown(report), ui=ui)
 
 

@@ -24,11 +24,12 @@ from .host.merging import WeightPatches, drop_patches, find_patches, merge_on_re
 from .host.origin import PREFIX, read_diffusion_tensors, read_origin, read_source_dtypes, stamp_source
 from .host.rebuilding import rebuild_model
 from .host.weights import LoadedWeights
+from .page import live
 from .page.shown import show_report
 from .pipeline.patch_notes import describe_merged, note_patches
 from .pipeline.quantize import Result, quantize_weights
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
-from .recipe.values import choose_recipe, make_recipe, unused_note
+from .recipe.values import choose_recipe, make_recipe, note_unused
 from .schema import CATEGORY, SEARCH_WORDS, device_input, merge_input, report_output
 
 
@@ -64,6 +65,7 @@ class QuantizeModel(io.ComfyNode):
         merge_loras: bool = False,
         **values: Any,
     ) -> io.NodeOutput:
+        live.begin(cls.hidden.unique_id)
         refuse_float_copies(model)
         refuse_bound(model)
         make_recipe(values)  # refuses bad settings before the model is read
@@ -78,7 +80,7 @@ class QuantizeModel(io.ComfyNode):
         rest = drop_patches(model, (patched.key for patched in merged.values()))
         quantized = rebuild_model(rest, result.tensors, provenance)
         note_patches(result.report, patches, recipe, merged=merge_loras)
-        notices = [*reasons, *unused_note(recipe, calibration)]
+        notices = [*reasons, *note_unused(recipe, calibrated=calibration is not None)]
         ui = show_report(result.report, notices, from_disk=result.from_disk)
         return io.NodeOutput(quantized, to_markdown(result.report), ui=ui)
 
@@ -115,6 +117,7 @@ class QuantizeTextEncoder(io.ComfyNode):
         merge_loras: bool = False,
         **values: Any,
     ) -> io.NodeOutput:
+        live.begin(cls.hidden.unique_id)
         make_recipe(values)  # refuses bad settings before the model is read
         parts = find_runnable_parts(clip)
         refuse_bound(clip.patcher)
@@ -143,7 +146,9 @@ class QuantizeTextEncoder(io.ComfyNode):
             Provenance(recipe=recipe.to_dict(), merged_first=describe_merged(merged)),
         )
         from_disk = all(result.from_disk for result in results.values())
-        ui = show_report(report, [*reasons, *unused_note(recipe, calibration)], from_disk=from_disk)
+        ui = show_report(
+            report, [*reasons, *note_unused(recipe, calibrated=calibration is not None)], from_disk=from_disk
+        )
         return io.NodeOutput(quantized, to_markdown(report), ui=ui)
 
 

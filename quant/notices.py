@@ -52,6 +52,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "upgraded": ("info", "upgraded: {format} exceeds a weight error of {limit}"),
     # The rounding of one layer.
     "nearest_without_inputs": ("warning", "rounded to nearest: no inputs were recorded"),
+    "nearest_few_rows": ("info", "rounded to nearest: {rows} calibration rows, and {needed} are needed"),
+    "directions_few_rows": (
+        "info",
+        "learned from the weight's own directions: {rows} calibration rows, and {needed} are needed",
+    ),
     "directions_of_weight": ("warning", "learned from the weight's own directions: no inputs were recorded"),
     "scale_chosen": ("info", "scale: {scale}"),
     "rows_kept_nearest": ("info", "{nearest} of {rows} rows kept nearest"),
@@ -80,6 +85,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "warning",
         "Quantized without recorded inputs: {layers}. These layers did not run during the recording, or their inputs "
         "were not finite.",
+    ),
+    "calibration_thin": (
+        "warning",
+        "The calibration is too thin: {layers} of {total} layers have fewer than {needed} rows ({rows} at the fewest), "
+        "so they are treated as if nothing was recorded. Calibrate with more prompts, steps or runs.",
     ),
     "patches_merged": ("info", "LoRAs and other patches of {weights} weights were merged before quantizing."),
     "patches_requantize": (
@@ -119,6 +129,8 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "FP8 also rounds inputs on this card: {fp8} dB on the shipped model, {format} {closeness} dB.",
     ),
     # Settings.
+    "pattern_unmatched": ("warning", "{setting}: {pattern} matches no layer of this model, so it has no effect."),
+    "needs_calibration": ("warning", "{option} has no effect without a calibration."),
     "calibration_only_measures": (
         "info",
         "The calibration only measures the error: {rounding} rounding learns nothing from it.",

@@ -13,6 +13,7 @@ import { openReport } from "./report.mjs";
 import { fold, folding, makeRoom, turnAdvanced, zoom } from "./room.mjs";
 import * as runs from "./runs.mjs";
 import { refreshLists } from "./saved.mjs";
+import { differs } from "./settings.mjs";
 import { TextPanel } from "./text_panel.mjs";
 import { loadWords, text } from "./text.mjs";
 
@@ -92,10 +93,11 @@ function show(workflow, id, state) {
 }
 
 function executed(node, output) {
-  const state = runs.finished(output);
+  const id = executionId(node);
   const seen = panels.get(node)?.state?.files?.map(({ path }) => path);
+  const state = runs.executed(workflowId(), id, output);
   if (state?.files?.some(({ path }) => !seen?.includes(path))) refreshLists();
-  if (state) show(workflowId(), executionId(node), runs.keep(workflowId(), executionId(node), state));
+  show(workflowId(), id, state);
 }
 
 let refreshing = null;
@@ -124,9 +126,13 @@ async function recallAll() {
   }
 }
 
-/** A node whose output came while the page was loading has it in the history when the prompt has ended. */
+/**
+ * When the prompt has ended, the history has what the page lacks: an output that came while the page was loading, and the
+ * settings of an output from a cache.
+ */
 function succeeded() {
-  if (Array.from(ourNodes()).some(([, node]) => panels.get(node).state?.phase === "rounded")) refresh();
+  const lacks = (node, { phase, graph }) => phase === "rounded" || (phase === "done" && !graph && watches.has(node));
+  if (Array.from(ourNodes()).some(([, node]) => lacks(node, panels.get(node).state ?? {}))) refresh();
 }
 
 function progressed({ detail }) {
@@ -141,18 +147,21 @@ const stopped =
   ({ detail }) => {
     const node = nodeAt(String(detail.node_id));
     if (!node || node.comfyClass !== detail.node_type || !panels.has(node)) return;
-    show(workflowId(), detail.node_id, runs.ended(workflowId(), detail.node_id, phase, detail.exception_message));
+    const { node_id: id, exception_message: message, prompt_id: prompt } = detail;
+    show(workflowId(), id, runs.ended(workflowId(), id, phase, message, prompt));
   };
 
 let looking = null;
 
 function look() {
   if (document.hidden) return;
-  for (const [, node] of ourNodes()) {
+  for (const [id, node] of ourNodes()) {
     const kind = QUANTIZING[node.comfyClass];
     const saves = TALKING[node.comfyClass]?.kind === "files";
     if (kind) fold(node);
     if (kind) watches.get(node).look(question(node, kind));
+    if (kind) panels.get(node).showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
+    if (kind) panels.get(node).compare((graph) => differs(id, graph));
     if (saves) panels.get(node).showCheck(toSave(node, TALKING[node.comfyClass]));
   }
 }

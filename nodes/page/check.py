@@ -15,7 +15,6 @@ from ...quant.calibration.statistics import InputStatistics
 from ...quant.files import open_checkpoint
 from ...quant.files.dequantized import as_float
 from ...quant.files.quantized import quantized_layers
-from ...quant.files.tensors import is_layer
 from ...quant.formats import FORMATS, Format, needs_notices, pack_notice
 from ...quant.layer.memory import largest_peak
 from ...quant.notices import Notice, notice
@@ -24,12 +23,13 @@ from ...quant.planning.loading import check_source
 from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
 from ...quant.planning.recommendation import Situation, recommend
+from ...quant.planning.size_range import find_size_range, refuse_unreachable
 from ...quant.recipe import AUTO
 from ..host import running
 from ..host.machine import computes, describe_machine, device_title
 from ..host.registration import refuse_unloadable
 from ..recipe.inputs import recipe_inputs
-from ..recipe.values import make_recipe, read_preset
+from ..recipe.values import make_recipe, note_unused, read_preset
 from . import durations
 
 FULL_SAMPLE = {"": InputStatistics(rows=torch.empty(ROWS, 0, device="meta"))}
@@ -64,8 +64,10 @@ def check(question: Question) -> dict[str, Any]:
         return _answer(None, [notice("refused", text=str(error))])
     plan, notices = _plan_file(question, recipe)
     notices = [*reasons, *notices]
+    notices += [] if plan is None else _unreachable(plan, recipe, question)
     if recipe.rounding == "calibrated" and not question.calibration:
         notices.append(notice("no_calibration"))
+    notices += note_unused(recipe, calibrated=question.calibration)
     formats = _formats(plan, recipe)
     needed = pack_notice(fmt.comfyui_name for fmt in formats)
     notices += [needed] if needed is not None else []
@@ -73,10 +75,7 @@ def check(question: Question) -> dict[str, Any]:
     if not question.whole:
         notices += _refusal(recipe)
     notices += [entry for fmt in formats if (entry := _hardware_notice(fmt, recipe)) is not None]
-    answer = _answer(plan, notices)
-    if plan is not None:
-        answer["plan"] |= _describe_cost(plan, recipe, question)
-    return answer
+    return _answer(None if plan is None else describe_plan(plan, recipe, question), notices)
 
 
 def _describe_cost(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
@@ -111,6 +110,15 @@ def _choose_recipe(question: Question) -> tuple[Recipe, list[Notice]]:
     return result.recipe, [*result.reasons]
 
 
+def _unreachable(plan: Plan, recipe: Recipe, question: Question) -> list[Notice]:
+    """Why no choice of formats meets the recipe's target."""
+    try:
+        refuse_unreachable(plan, recipe, lambda _: question.calibration)
+    except QuantError as error:
+        return [notice("refused", text=str(error))]
+    return []
+
+
 def _refusal(recipe: Recipe) -> list[Notice]:
     """Why this ComfyUI builds no model with the recipe; a file can be made of any format."""
     try:
@@ -120,9 +128,8 @@ def _refusal(recipe: Recipe) -> list[Notice]:
     return []
 
 
-def _answer(plan: Plan | None, notices: list[Notice]) -> dict[str, Any]:
-    described = None if plan is None else describe_plan(plan)
-    return {"plan": described, "notices": [entry.to_dict() for entry in notices]}
+def _answer(plan: dict[str, Any] | None, notices: list[Notice]) -> dict[str, Any]:
+    return {"plan": plan, "notices": [entry.to_dict() for entry in notices]}
 
 
 def nest_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,20 +173,37 @@ def rounds_inputs(fmt: Format) -> bool:
     return fmt.static_input and computes(fmt) is True
 
 
-def describe_plan(plan: Plan) -> dict[str, Any]:
-    """The part of a plan that the page shows."""
-    kept_layers = sum(is_layer(entry.name, entry.source.shape) for entry in plan.kept.values())
+def describe_plan(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
+    """The part of a plan that the page shows; ``bytes_after`` is None where only a range is known."""
+    kept = plan.kept_layers
+    kept_bytes = sum(entry.nbytes for entry in kept)
     return {
         "profile": plan.profile,
         "title": get_profile(plan.profile).title,
         "certain": plan.certain,
         "layers": len(plan.layers),
-        "kept_layers": kept_layers,
-        "other_tensors": len(plan.kept) - kept_layers,
+        "kept_layers": len(kept),
+        "kept_bytes": kept_bytes,
+        "other_tensors": len(plan.kept) - len(kept),
+        "other_bytes": sum(entry.nbytes for entry in plan.kept.values()) - kept_bytes,
         "bytes_before": plan.source_nbytes,
         "bytes_after": plan.nbytes,
+        "reachable": None,
         "formats": [fmt.name for fmt in _used(plan)],
+        **_describe_choice(plan, recipe, question),
+        **_describe_cost(plan, recipe, question),
     }
+
+
+def _describe_choice(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
+    """What is known of a plan whose formats `auto` chooses: the sizes that it can reach, and the target."""
+    reachable = find_size_range(plan, recipe, lambda _: question.calibration)
+    if reachable is None:
+        return {}
+    target = reachable.target(recipe)
+    size = None if target is None else min(target.nbytes, reachable.largest)
+    sizes = {"smallest": reachable.smallest, "largest": reachable.largest, "layers": reachable.layers}
+    return {"bytes_after": size, "reachable": sizes, "formats": list(recipe.candidates)}
 
 
 def _plan_file(question: Question, recipe: Recipe) -> tuple[Plan | None, list[Notice]]:
@@ -210,7 +234,8 @@ def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
             else checkpoint.tensors
         )
         inside = {key.removeprefix(prefix): spec for key, spec in tensors.items() if key.startswith(prefix)}
-        return replace(make_plan(inside, recipe), warnings=warnings)
+        plan = make_plan(inside, recipe)
+        return replace(plan, warnings=(*warnings, *plan.warnings))
 
 
 def _formats(plan: Plan | None, recipe: Recipe) -> list[Format]:

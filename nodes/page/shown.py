@@ -7,9 +7,11 @@ the user's language.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ...quant import Report
+from ...quant.calibration.calibration import Calibration
 from ...quant.notices import Notice, notice, render
 from .columns import columns
 
@@ -30,6 +32,13 @@ def show_report(
     lines = [report.summary(), *([file] if file else []), *map(render, shown)]
     data = pack_report(report) | {"from_disk": from_disk, "notices": _as_data(notices), "file": file}
     return {UI_KEY: [data], "text": ["\n".join(lines)]}
+
+
+def show_calibration(calibration: Calibration, path: Path | None = None) -> dict[str, Any]:
+    """What is in a calibration, and the file that it was written to, if it was."""
+    facts, notices = [*([str(path)] if path else []), *calibration.facts()], calibration.warnings()
+    data = {"text": "\n".join(facts), "notices": _as_data(notices)}
+    return {UI_KEY: [data], "text": ["\n".join([*facts, *map(render, notices)])]}
 
 
 def pack_report(report: Report) -> dict[str, Any]:

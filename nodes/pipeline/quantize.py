@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...quant import Recipe, Report
 from ...quant.calibration.calibration import Calibration
-from ...quant.engine import quantize
+from ...quant.engine import quantize, refuse_impossible
 from ...quant.errors import CheckpointError
 from ...quant.files.sinks import FileSink, Output, StateDictSink
 from ...quant.files.tensors import Layout
@@ -62,6 +62,7 @@ def quantize_weights(
         QuantError: before any work where ComfyUI could not run the result; else as `engine.quantize`.
     """
     refuse_unloadable(recipe)
+    refuse_impossible(weights.tensors, recipe, calibration or {})
     device, store = running.device_name(device_choice), cache()
     live.begin(node_id)
     digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)

@@ -99,8 +99,18 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def unused_note(recipe: Recipe, calibration: Calibration | None) -> list[Notice]:
-    """Say so if a calibration is linked and nothing is learned from it; else empty."""
-    if calibration is None or recipe.learns:
-        return []
-    return [notice("calibration_only_measures", rounding=recipe.rounding)]
+def note_unused(recipe: Recipe, *, calibrated: bool) -> list[Notice]:
+    """Notices of the settings that have no effect, and of a calibration that nothing is learned from.
+
+    Args:
+        recipe: The settings.
+        calibrated: Whether a calibration is linked.
+    """
+    unmet = [recipe.note_unused(_name_input(setting), when) for setting, when in recipe.list_unmet()]
+    if not calibrated:
+        return [*unmet, *(notice("needs_calibration", option=_name_input(s)) for s in recipe.list_calibrated())]
+    return unmet if recipe.learns else [*unmet, notice("calibration_only_measures", rounding=recipe.rounding)]
+
+
+def _name_input(setting: Setting) -> str:
+    return setting.node.name or setting.field_name

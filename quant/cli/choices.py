@@ -10,7 +10,7 @@ from ..formats import FORMATS
 from ..notices import Notice, notice
 from ..planning.recommendation import DECIDED
 from ..recipe import AUTO, Recipe
-from ..settings import Setting, When
+from ..settings import Setting
 from .aliases import ALIASES, FormatPart, Preset, choose_default_format, find_aliased_format, get_target
 from .options import name_option
 
@@ -35,10 +35,12 @@ def make_recipe(args: Mapping[str, Any]) -> Recipe:
 def list_unused(args: Mapping[str, Any], recipe: Recipe) -> list[Notice]:
     """Notices of the options that were used and change nothing."""
     unmet = {name_option(declared): recipe.find_unmet(declared) for declared in _select_used(args).values()}
-    notes = [_explain(name, when, recipe) for name, when in unmet.items() if when is not None]
+    notes = [recipe.note_unused(name, when) for name, when in unmet.items() if when is not None]
     if "block_size" in args and not any(FORMATS[name].group_size for name in recipe.candidates):
         notes.append(notice("block_size_unused", format=recipe.format))
-    if "calibration" in args and not recipe.learns:
+    if "calibration" not in args:
+        notes += [notice("needs_calibration", option=name_option(declared)) for declared in recipe.list_calibrated()]
+    elif not recipe.learns:
         notes.append(notice("calibration_only_measures", rounding=recipe.rounding))
     return notes
 
@@ -93,9 +95,3 @@ def _settle(setting: str, claims: Mapping[str, Any]) -> Any:
         if different != value:
             raise RecipeError(f"{first} contradicts {other}: {setting} would be {value} and {different}.")
     return value
-
-
-def _explain(option: str, when: When, recipe: Recipe) -> Notice:
-    if when.notice:
-        return notice(when.notice, option=option)
-    return notice("option_unused", option=option, setting=when.setting, value=str(recipe.get(when.setting)))

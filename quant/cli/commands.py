@@ -14,7 +14,7 @@ from ..planning.profiles import get_profile, profile_names
 from ..planning.recommendation import FormatRow, list_formats
 from ..reports.comparison import Comparison, Difference, compare_files
 from ..reports.inspection import Entry, Inspection, inspect_file
-from ..text import clipped, dimensions, megabytes, shortened, table
+from ..text import clipped, dimensions, megabytes, percent, shortened, table
 from .bar import progress_bar
 from .console import PROGRAM, Parser, say_lines
 
@@ -154,13 +154,14 @@ def _comparison_lines(found: Comparison) -> Iterator[str]:
     yield from (f"{what} ({len(names)}): {shortened(names)}" for what, names in lists.items() if names)
     worst = max(found.layers, key=lambda layer: layer.error, default=None)
     text = f"{len(found.layers)} layers quantized, {found.same} tensors the same; "
-    text += f"weight error {found.mean_error:.4f} (root mean square of layers), {found.total_error:.4f} (all weights)"
-    yield text + (f", at worst {worst.error:.4f} ({worst.name})" if worst else "")
+    mean, total = percent(found.mean_error), percent(found.total_error)
+    text += f"weight error {mean} (root mean square of layers), {total} (all weights)"
+    yield text + (f", at worst {percent(worst.error)} ({worst.name})" if worst else "")
 
 
 def _difference_row(row: Difference) -> tuple[str, ...]:
     noise = "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
-    return row.name, row.format, dimensions(row.shape), f"{row.error:.5f}", noise
+    return row.name, row.format, dimensions(row.shape), percent(row.error, 3), noise
 
 
 def _profile_list() -> Iterator[str]:

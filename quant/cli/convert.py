@@ -98,7 +98,9 @@ def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
 def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
     if "report" in args:
         raise RecipeError("--dry-run writes nothing, so --report cannot go with it.")
-    say(plan_text(plan_file(source, recipe, force="force" in args)))
+    calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
+    plan = plan_file(source, recipe, statistics=calibration, force="force" in args)
+    say(plan_text(plan, recipe))
     if recipe.upgrade is not None:
         say(f"Layers above an error of {recipe.max_error} will take {recipe.upgrade}; that is measured in the run.")
     say(f"Nothing was written; the output would be {target}")

@@ -15,11 +15,12 @@ from ..errors import RecipeError
 from ..files.sources import Source
 from ..notices import notice
 from ..recipe import AUTO, Recipe
-from .builder import keep_layer, quantize_kept
+from .builder import keep_layer
 from .candidates import Candidate, Evaluator, in_formats, with_rotations
 from .knapsack import Knapsack, Option
 from .plan import Entry, KeptTensor, LayerPlan, Plan
 from .size_curve import Budget, SizeCurve
+from .size_range import list_variants
 
 
 def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
@@ -39,6 +40,12 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
         return search.choose_formats()
     if evaluator.recipe.max_error is not None:
         search = replace(search, plan=plan.with_entries(dict(search.upgrades(evaluator.recipe.max_error))))
+        if not search.plan.layers:
+            formats = f"{evaluator.recipe.format} or {evaluator.recipe.upgrade}"
+            raise RecipeError(
+                f"No layer would be quantized: none stays under max_error {evaluator.recipe.max_error:g} in {formats}; "
+                "raise max_error, or upgrade to a closer format."
+            )
     if evaluator.recipe.rotation_group == AUTO:
         return search.plan.with_entries(dict(search.rotations()))
     return search.plan
@@ -93,7 +100,7 @@ class _Search:
         plan = self.plan.with_entries(entries)
         if not plan.layers:
             raise RecipeError("The target leaves every layer as it is; ask for a smaller size or a larger error.")
-        by_outputs = any(choice.candidates[0].plan.inputs.rows is not None for choice in choices.values())
+        by_outputs = any(choice.candidates[0].plan.inputs.has_rows for choice in choices.values())
         point = budget.point(budget.knapsack.total(chosen))
         return replace(plan, size_curve=SizeCurve(budget.curve(), point, by_outputs))
 
@@ -107,27 +114,11 @@ class _Search:
 
     def _choices(self) -> Iterator[tuple[str, _LayerChoice]]:
         """The layers that have a choice, by the weight's key, with every candidate measured."""
-        for key, entry in self.plan.entries.items():
-            layer = self._open_layer(entry)
-            if layer is None or layer.fixed:
-                continue
-            variants = in_formats(layer, self.recipe.formats, self.recipe)
-            if variants:
-                weight = self.source.read(key)
-                best = [self.evaluator.best(with_rotations(plan, self.recipe), weight) for plan in variants]
-                yield key, _LayerChoice(best, keep_layer(layer, self.recipe, "") if self.recipe.has_target else None)
-
-    def _open_layer(self, entry: Entry) -> LayerPlan | None:
-        """The layer whose format is open, or None.
-
-        A kept layer is opened only where its output error can be compared with other layers': a weight's error says
-        nothing of the output's.
-        """
-        if isinstance(entry, LayerPlan):
-            return entry
-        if not isinstance(entry, KeptTensor) or not (entry.open and self.recipe.has_target):
-            return None
-        return quantize_kept(entry, self.recipe) if self.evaluator.can_weigh(entry.inputs) else None
+        for key, variants in list_variants(self.plan, self.recipe, self.evaluator.can_weigh).items():
+            weight = self.source.read(key)
+            best = [self.evaluator.best(with_rotations(plan, self.recipe), weight) for plan in variants]
+            kept = keep_layer(variants[0], self.recipe, "") if self.recipe.has_target else None
+            yield key, _LayerChoice(best, kept)
 
 
 @dataclass(frozen=True)
