@@ -74,9 +74,7 @@ def check(question: Question) -> dict[str, Any]:
     if not question.whole:
         notices += _refusal(recipe)
     notices += [entry for fmt in formats if (entry := _hardware_notice(fmt, recipe)) is not None]
-    if plan is None:
-        return _answer(None, notices)
-    return _answer(describe_plan(plan, recipe, question) | _describe_cost(plan, recipe, question), notices)
+    return _answer(None if plan is None else describe_plan(plan, recipe, question), notices)
 
 
 def _describe_cost(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
@@ -191,7 +189,9 @@ def describe_plan(plan: Plan, recipe: Recipe, question: Question) -> dict[str, A
         "bytes_after": plan.nbytes,
         "reachable": None,
         "formats": [fmt.name for fmt in _used(plan)],
-    } | _describe_choice(plan, recipe, question)
+        **_describe_choice(plan, recipe, question),
+        **_describe_cost(plan, recipe, question),
+    }
 
 
 def _describe_choice(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
