@@ -169,7 +169,7 @@ def is_emulated(fmt: Format) -> bool:
 
 def rounds_inputs(fmt: Format) -> bool:
     """Whether the present device rounds inputs with one scale for the whole tensor, which loses the most."""
-    return fmt.static_input and computes(fmt) is True
+    return fmt.static_input and not fmt.measures_inputs and computes(fmt) is True
 
 
 def describe_plan(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
