@@ -72,6 +72,13 @@ def refuse_size(target: SizeTarget, smallest: int, source: int) -> RecipeError:
     )
 
 
+def refuse_target(recipe: Recipe) -> RecipeError:
+    """The error of a target that every layer meets as it is."""
+    name = next(name for name in ("target_share", "target_gb", "target_error") if recipe.get(name) is not None)
+    change = "a larger error" if name == "target_error" else "a smaller size"
+    return RecipeError(f"{name} {recipe.get(name):g} leaves every layer as it is; ask for {change}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Everything that a choice of formats is made by."""
