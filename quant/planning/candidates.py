@@ -15,6 +15,7 @@ from ..layer.choice import Alternative, choose_alternative
 from ..layer.quantize import quantize_layer
 from ..layer.task import LayerTask
 from ..recipe import AUTO, Recipe
+from ..text import percent
 from .builder import with_format
 from .plan import LayerPlan
 
@@ -40,7 +41,7 @@ class Candidate:
     def text(self) -> str:
         """``format (error)``, or ``format/group (error)`` if the layer is rotated: the same in every language."""
         group = f"/{self.plan.group}" if self.plan.group else ""
-        return f"{self.plan.format.name}{group} ({self.error:.4f})"
+        return f"{self.plan.format.name}{group} ({percent(self.error)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Evaluator:
 
     def can_weigh(self, inputs: InputStatistics) -> bool:
         """Whether enough is known of a layer to compare its output error with other layers'."""
-        return inputs.rows is not None and (inputs.sensitivity is not None or not self.by_sensitivity)
+        return inputs.has_rows and (inputs.sensitivity is not None or not self.by_sensitivity)
 
     def evaluate(self, layer: LayerPlan, weight: Tensor) -> Candidate:
         """Quantize ``weight [N, K]`` as planned.
