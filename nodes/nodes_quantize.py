@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
+from ..quant.reports.markdown import to_markdown
 from ..quant.reports.provenance import Provenance
 from ..quant.reports.report import merge_reports
 from .host.bindings import refuse_bound
@@ -70,7 +71,7 @@ class QuantizeModel(io.ComfyNode):
         ui = show_report(
             result.report, note_unused(recipe, calibrated=calibration is not None), from_disk=result.from_disk
         )
-        return io.NodeOutput(quantized, result.report.table(), ui=ui)
+        return io.NodeOutput(quantized, to_markdown(result.report), ui=ui)
 
 
 class QuantizeTextEncoder(io.ComfyNode):
@@ -130,4 +131,4 @@ class QuantizeTextEncoder(io.ComfyNode):
         )
         from_disk = all(result.from_disk for result in results.values())
         ui = show_report(report, note_unused(recipe, calibrated=calibration is not None), from_disk=from_disk)
-        return io.NodeOutput(quantized, report.table(), ui=ui)
+        return io.NodeOutput(quantized, to_markdown(report), ui=ui)

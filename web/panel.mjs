@@ -158,8 +158,7 @@ function sizes(counts) {
   const { bytes_before: before, bytes_after: after, reachable } = counts;
   if (reachable) return choices(reachable, before, after);
   return [
-    [text("size"), change(before, after)],
-    [text("of_float"), percent(after / (before || 1))],
+    pairFact(text("size"), percent(after / (before || 1)), change(before, after)),
     [text("layers"), whole(counts.layers)],
     [text("kept_layers"), keptLayers(counts)],
     [text("others"), bytes(counts.other_bytes)],
@@ -168,14 +167,12 @@ function sizes(counts) {
 
 /** What is known before `auto` chooses: the target's size if it has one, and the sizes that it can reach. */
 function choices({ smallest, largest, layers }, before, after) {
-  const size = after == null ? bytes(before) : change(before, after);
   const share = (value) => percent(value / (before || 1));
   const shares = `${share(smallest)} – ${share(largest)}`;
   return [
-    [text("size"), size],
-    [text("of_float"), after == null ? "–" : share(after)],
-    [text("layers"), text("to_choose", { count: whole(layers) })],
+    pairFact(text("size"), after == null ? "" : share(after), after == null ? bytes(before) : change(before, after)),
     pairFact(text("reachable"), shares, range(smallest, largest)),
+    [text("layers"), text("to_choose", { count: whole(layers) })],
   ];
 }
 
