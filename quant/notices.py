@@ -100,6 +100,35 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     ),
     "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
     "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),
+    # A recommendation.
+    "recommended_fits": (
+        "info",
+        "Recommended: {format}, {rounding}. It is the closest format that leaves a fifth of {memory} free.",
+    ),
+    "recommended_too_large": (
+        "warning",
+        "Recommended: {format}, {rounding}. No format leaves a fifth of {memory} free, so parts of the model may "
+        "stay in the computer's memory.",
+    ),
+    "recommended_small": (
+        "info",
+        "Recommended: {format}, {rounding}. It is the closest format of about 4 bits a weight.",
+    ),
+    "recommended_best": ("info", "Recommended: {format}, {rounding}. It is the closest format of all."),
+    "recommended_layers": (
+        "info",
+        "Recommended: auto with {format}, {rounding}. The most sensitive layers stay in float, at the same size.",
+    ),
+    "recommended_later": ("info", "The format is chosen during the run: the model is not known before."),
+    "float_fits": ("info", "Without quantization the model takes {size} of {memory}, so it fits as it is."),
+    "calibration_helps": (
+        "info",
+        "A calibration brings it closer: {calibrated} dB, not {nearest} dB, on the shipped model.",
+    ),
+    "fp8_less_close": (
+        "info",
+        "FP8 also rounds inputs on this card: {fp8} dB on the shipped model, {format} {closeness} dB.",
+    ),
     # Settings.
     "pattern_unmatched": ("warning", "{setting}: {pattern} matches no layer of this model, so it has no effect."),
     "needs_calibration": ("warning", "{option} has no effect without a calibration."),

@@ -6,15 +6,17 @@ import { api } from "../../scripts/api.js";
 import { Watch, question } from "./check.mjs";
 import { TargetDefault } from "./defaults.mjs";
 import { loadStyle } from "./dom.mjs";
-import { executionId, nodeAt, source, walk, workflowId } from "./graph.mjs";
+import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
+import { failure } from "./notices.mjs";
 import { Panel } from "./panel.mjs";
 import { openReport } from "./report.mjs";
 import { fold, folding, makeRoom, turnAdvanced, zoom } from "./room.mjs";
 import * as runs from "./runs.mjs";
+import { refreshLists } from "./saved.mjs";
 import { differs } from "./settings.mjs";
 import { TextPanel } from "./text_panel.mjs";
-import { loadWords } from "./text.mjs";
+import { loadWords, text } from "./text.mjs";
 
 /** loads: the type of the input whose file is to be checked. whole: the node reads the file itself. */
 const QUANTIZING = {
@@ -24,18 +26,18 @@ const QUANTIZING = {
 };
 
 /**
- * Nodes that say a few words. over: the input through which they show what a quantize node before them knows. table:
- * their words are a table.
+ * Nodes that say a few words. over: the input through which they show what a quantize node before them knows. kind: what
+ * their words are (text_panel.mjs). name: the widget with the name of a file to write.
  */
 const TALKING = {
-  CalibratedRoundingSaveModel: { over: "model" },
-  CalibratedRoundingSaveTextEncoder: { over: "clip" },
+  CalibratedRoundingSaveModel: { over: "model", kind: "files", name: "filename_prefix" },
+  CalibratedRoundingSaveTextEncoder: { over: "clip", kind: "files", name: "filename_prefix" },
   CalibratedRoundingCollectCalibration: {},
   CalibratedRoundingCalibrateModel: {},
   CalibratedRoundingCalibrateTextEncoder: {},
-  CalibratedRoundingSaveCalibration: {},
+  CalibratedRoundingSaveCalibration: { kind: "files", name: "name" },
   CalibratedRoundingLoadCalibration: {},
-  CalibratedRoundingCompareModels: { table: true },
+  CalibratedRoundingCompareModels: { kind: "table" },
 };
 
 const LOOKING = 250; // milliseconds between looks at the settings
@@ -59,7 +61,7 @@ function addPanel(node) {
         (report) => openReport(report, node.title),
         () => turnAdvanced(node),
       )
-    : new TextPanel(TALKING[node.comfyClass].table);
+    : new TextPanel(TALKING[node.comfyClass].kind ?? "words", node);
   const height = panel.height + 2 * MARGIN;
   const widget = node.addDOMWidget(WIDGET, "CALIBRATED_ROUNDING_PANEL", panel.element, {
     serialize: false,
@@ -95,7 +97,10 @@ function show(workflow, id, state) {
 
 function executed(node, output) {
   const id = executionId(node);
-  show(workflowId(), id, runs.executed(workflowId(), id, output));
+  const seen = panels.get(node)?.state?.files?.map(({ path }) => path);
+  const state = runs.executed(workflowId(), id, output);
+  if (state?.files?.some(({ path }) => !seen?.includes(path))) refreshLists();
+  show(workflowId(), id, state);
 }
 
 let refreshing = null;
@@ -155,9 +160,9 @@ function look() {
   if (document.hidden) return;
   for (const [id, node] of ourNodes()) {
     const kind = QUANTIZING[node.comfyClass];
-    const over = TALKING[node.comfyClass]?.over;
+    const saves = TALKING[node.comfyClass]?.kind === "files";
     if (kind) lookAt(id, node, kind);
-    if (over) panels.get(node).showCheck(toSave(source(node, over)));
+    if (saves) panels.get(node).showCheck(toSave(node, TALKING[node.comfyClass]));
   }
 }
 
@@ -171,10 +176,13 @@ function lookAt(id, node, kind) {
   panel.compare((graph) => differs(id, graph));
 }
 
-/** What a node that saves should say of what a quantize node gives it. */
-function toSave(node) {
-  const notices = panels.get(node ?? {})?.check?.notices ?? [];
-  return { notices: notices.filter(({ kind }) => kind === "needs_pack") };
+/** What a node that saves should say of its name, and of what a quantize node gives it. */
+function toSave(node, { over, name }) {
+  const before = over && source(node, over);
+  const notices = panels.get(before ?? {})?.check?.notices ?? [];
+  const empty = !linked(node, name) && !String(values(node)[name] ?? "").trim();
+  const refused = empty ? [failure(text("name_empty"))] : [];
+  return { notices: [...refused, ...notices.filter(({ kind }) => kind === "needs_pack")] };
 }
 
 /** An event handler that waits for the graph; what comes before, `refresh` finds on the server. */

@@ -35,6 +35,7 @@ export class Panel {
   }
 
   show(state) {
+    if (state?.graph !== this.state.graph) this.changed = false;
     this.state = state ?? { phase: "idle", layers: [] };
     this.#later();
   }
@@ -73,7 +74,7 @@ export class Panel {
   }
 
   get #phase() {
-    return this.changed ? "changed" : this.state.phase;
+    return this.changed && ENDED.includes(this.state.phase) ? "changed" : this.state.phase;
   }
 
   #draw() {
@@ -98,7 +99,7 @@ export class Panel {
   }
 
   #notices() {
-    const { message, report, layers } = this.changed ? { layers: [] } : this.state;
+    const { message, report, layers } = this.#phase === "changed" ? { layers: [] } : this.state;
     const said = new Set(report?.notes.map(({ kind }) => kind));
     const before = [...this.calibration.filter(({ kind }) => !said.has(kind)), ...(this.check?.notices ?? [])];
     const failed = this.#phase === "failed";
@@ -176,6 +177,13 @@ function choices({ smallest, largest, layers }, before, after) {
   ];
 }
 
+/** What a plan says of its run: memory, and time where such a run has ended here before. */
+function costs({ peak, seconds }) {
+  return [[text("peak_memory"), bytes(peak)], ...(seconds == null ? [] : [[text("time_before"), duration(seconds)]])];
+}
+
+const planned = ({ plan }) => [...sizes(plan), ...costs(plan)];
+
 /** What the last run came to, beside settings that it did not have. */
 function lastRun({ phase, report }) {
   if (phase !== "done") return text(phase).toLocaleLowerCase();
@@ -192,12 +200,12 @@ const VIEWS = {
   idle: (_, check) => ({
     title: text(check?.plan ? "planned" : "idle"),
     detail: check?.plan?.title,
-    facts: check?.plan ? sizes(check.plan) : [],
+    facts: check?.plan ? planned(check) : [],
   }),
   changed: (state, check) => ({
     title: text(check?.plan ? "planned" : "changed"),
     detail: text("last_run", { run: lastRun(state) }),
-    facts: check?.plan ? sizes(check.plan) : [],
+    facts: check?.plan ? planned(check) : [],
   }),
   preparing: () => ({ title: text("preparing"), facts: [] }),
   running: (state) => {

@@ -24,7 +24,7 @@ from ...quant.run import Run
 from ..host import running
 from ..host.registration import refuse_unloadable
 from ..host.weights import LoadedWeights
-from ..page import live
+from ..page import durations, live
 from .cache import Cache
 
 
@@ -89,6 +89,7 @@ def quantize_weights(
         node_id,
         live.begin(node_id),
     )
+    durations.remember(recipe, device, [layer.shape for layer in report.layers], report.seconds)
     if sink.obstacle:
         report.notes.append(notice("not_kept_on_disk", reason=sink.obstacle))
         return Result(sink.memory.tensors, report, from_disk=False)

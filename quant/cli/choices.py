@@ -8,9 +8,10 @@ from typing import Any
 from ..errors import RecipeError
 from ..formats import FORMATS
 from ..notices import Notice, notice
+from ..planning.recommendation import DECIDED
 from ..recipe import AUTO, Recipe
 from ..settings import Setting
-from .aliases import ALIASES, Preset, choose_default_format, find_aliased_format
+from .aliases import ALIASES, FormatPart, Preset, choose_default_format, find_aliased_format, get_target
 from .options import name_option
 
 
@@ -42,6 +43,19 @@ def list_unused(args: Mapping[str, Any], recipe: Recipe) -> list[Notice]:
     elif not recipe.learns:
         notes.append(notice("calibration_only_measures", rounding=recipe.rounding))
     return notes
+
+
+def refuse_decided(args: Mapping[str, Any]) -> None:
+    """Raise RecipeError for options that contradict ``--recommended``."""
+    named = [name_option(Recipe.declarations()[name]) for name in DECIDED if name in args]
+    named += [
+        spelling
+        for spelling, alias in ALIASES.items()
+        if get_target(spelling) in args
+        and (isinstance(alias, FormatPart) or (isinstance(alias, Preset) and alias.setting in DECIDED))
+    ]
+    if named:
+        raise RecipeError(f"--recommended decides what {named[0]} would; give one of them.")
 
 
 def _select_used(args: Mapping[str, Any]) -> dict[str, Setting]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ..calibration.statistics import NO_STATISTICS
 from ..errors import RecipeError
 from ..files.sources import Source
+from ..layer.choice import choose_alternative
 from ..notices import notice
 from ..recipe import AUTO, Recipe
 from ..text import percent
@@ -97,7 +98,10 @@ class _Search:
         if not choices:
             raise RecipeError("No layer has a choice of formats; loosen exclude and overrides, or name a format.")
         budget = self._budget(choices)
-        chosen = budget.choose(self.recipe)
+        if self.recipe.has_target:
+            chosen = budget.choose(self.recipe)
+        else:
+            chosen = tuple(choice.best for choice in choices.values())
         entries = {key: choice.entry(index) for index, (key, choice) in zip(chosen, choices.items(), strict=True)}
         plan = self.plan.with_entries(entries)
         if not plan.layers:
@@ -129,6 +133,11 @@ class _LayerChoice:
 
     candidates: list[Candidate]
     kept: KeptTensor | None
+
+    @property
+    def best(self) -> int:
+        """The first candidate, or another one that is surely better."""
+        return choose_alternative([candidate.measured for candidate in self.candidates])
 
     @property
     def options(self) -> list[Option]:

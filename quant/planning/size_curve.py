@@ -93,8 +93,10 @@ class Budget:
     """Bytes of the float model."""
 
     def choose(self, recipe: Recipe) -> Choice:
-        """The choice of least error within the recipe's size, or the smallest within its error; without a target, the
-        one of least error. Raises RecipeError for a target that no choice meets.
+        """The choice of least error within the recipe's size, or the smallest within its error.
+
+        Raises:
+            RecipeError: no choice meets the target.
         """
         if recipe.target_error is not None:
             return self.knapsack.within_cost(recipe.target_error**2 * self.importance)

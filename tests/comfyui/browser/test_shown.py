@@ -1,4 +1,4 @@
-"""More of the panels and the report: error against size, text encoders, Quantize File, narrow nodes."""
+"""More of the panels and the report: error against size, text encoders, Quantize, narrow nodes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_calibrated_text_encoder_shows_w8a8_error(site: Site) -> None:
         layer["errors"]["output_w8a8"]["error"] for layer in report["layers"]
     ]
     check_table_fits(site, dialog)
-    path = Path(site.read_panel(save)["words"].replace("\n", ""))
+    path = Path(site.read_panel(save)["files"][0])
     assert path.is_file() and path.is_relative_to(site.server.output)
 
 
@@ -127,7 +127,7 @@ def test_narrow_node_is_readable(site: Site, chain: tuple[int, int, int]) -> Non
     site.screenshot("narrow")
     assert site.call("listCutOff", quantize) == []
     assert site.panel(quantize).query_selector("button").is_enabled()
-    path = Path(site.read_panel(save)["words"].replace("\n", ""))
+    path = Path(site.read_panel(save)["files"][0])
     assert path.is_file()
 
 
