@@ -142,7 +142,10 @@ function count({ run }) {
 /** The output error (W8A8), nearest's beside it, and the layer with the largest. */
 function outputErrors({ totals, layers }) {
   const output = totals.output_w8a8;
-  if (!output) return [pairFact(text("error_output_w8a8"), text("not_measured"), "")];
+  if (!output) {
+    const words = h("span", { class: "calro-plain", title: text("needs_calibration") }, text("not_measured"));
+    return [[text("error_output_w8a8"), words]];
+  }
   const beside = output.error === output.nearest ? "" : text("with_nearest", { error: error(output.nearest) });
   const worst = most(
     layers.filter(({ errors }) => errors.output_w8a8),
