@@ -78,13 +78,15 @@ class _Search:
         note = notice("upgraded", format=layer.format.name, limit=percent(limit))
         upgraded = in_formats(layer, [self.recipe.upgrade or layer.format.name], self.recipe)
         variants = sorted([layer, *(plan.with_note(note) for plan in upgraded)], key=lambda plan: plan.nbytes)
-        weight = self.source.read(f"{layer.name}.weight")
+        weight, texts = self.source.read(f"{layer.name}.weight"), list[str]()
         for variant in variants:
             # By the error of the weight, which nearest rounding leaves.
             candidate = evaluator.evaluate(replace(variant, inputs=NO_STATISTICS), weight)
+            texts.append(candidate.text)
             if candidate.error <= limit:
                 return variant
-        return keep_layer(layer, self.recipe, f"no format stays under a weight error of {percent(limit)} (max_error)")
+        formats = ", ".join(texts)
+        return keep_layer(layer, self.recipe, f"no format stays under a weight error of {percent(limit)}: {formats}")
 
     def choose_formats(self) -> Plan:
         """The formats of all layers together: least summed error within a size, or least size within an error.

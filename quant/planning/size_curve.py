@@ -45,7 +45,7 @@ class SizeCurve:
         points = {point: "" for point in self.curve[:: max(1, len(self.curve) // LINES)]} | {self.chosen: "chosen"}
         rows = [(megabytes(p.nbytes), percent(p.error, 3), points[p]) for p in sorted(points, key=lambda p: p.nbytes)]
         error = "output error (W8A8)" if self.by_outputs else "weight error"
-        return table([("MB", error, ""), *rows], right=frozenset({0, 1}))
+        return table([("MB", f"{error}, all layers together", ""), *rows], right=frozenset({0, 1}))
 
 
 @dataclass(frozen=True)
