@@ -53,8 +53,8 @@ class SaveCalibration(io.ComfyNode):
         path = folders.choose_output_path(f"{folders.CALIBRATIONS}/{saving.fill(name, words, cls.hidden)}")
         calibration.save(path, overwrite=False)
         file = saving.describe_file(path, folders.CALIBRATIONS)
-        shown = show_files([file], calibration.warnings(), text="\n".join(calibration.facts()))
-        return io.NodeOutput(str(path), ui=shown)
+        ui = show_files([file], calibration.warnings(), text="\n".join(calibration.facts()))
+        return io.NodeOutput(str(path), ui=ui)
 
 
 class LoadCalibration(io.ComfyNode):

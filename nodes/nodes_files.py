@@ -195,7 +195,8 @@ class QuantizeFile(io.ComfyNode):
             live.begin(cls.hidden.unique_id),
         )
         durations.remember(recipe, where, [layer.shape for layer in report.layers], report.seconds)
-        ui = show_report(report, [*reasons, *note_unused(recipe, calibrated=calibration is not None)], file=str(target))
+        notices = [*reasons, *note_unused(recipe, calibrated=calibration is not None)]
+        ui = show_report(report, notices, file=str(target))
         return io.NodeOutput(str(target), to_markdown(report), ui=ui)
 
 

@@ -146,9 +146,8 @@ class QuantizeTextEncoder(io.ComfyNode):
             Provenance(recipe=recipe.to_dict(), merged_first=describe_merged(merged)),
         )
         from_disk = all(result.from_disk for result in results.values())
-        ui = show_report(
-            report, [*reasons, *note_unused(recipe, calibrated=calibration is not None)], from_disk=from_disk
-        )
+        notices = [*reasons, *note_unused(recipe, calibrated=calibration is not None)]
+        ui = show_report(report, notices, from_disk=from_disk)
         return io.NodeOutput(quantized, to_markdown(report), ui=ui)
 
 

@@ -48,7 +48,8 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "shape_misfit": ("info", "{rows} x {columns} does not divide by {multiple}, as {format} needs"),
     "no_lookup": ("info", "ComfyUI cannot look up embedding rows in {format}"),
     "rotation_chosen": ("info", "rotation chosen: {candidate}"),
-    "format_chosen": ("info", "chosen among {candidates}"),
+    "format_chosen": ("info", "chosen for the target, of {candidates}"),
+    "format_closest": ("info", "the closest of {candidates}"),
     "upgraded": ("info", "upgraded: {format} exceeds a weight error of {limit}"),
     # The rounding of one layer.
     "nearest_without_inputs": ("warning", "rounded to nearest: no inputs were recorded"),

@@ -4,6 +4,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Watch, question } from "./check.mjs";
+import { TargetDefault } from "./defaults.mjs";
 import { loadStyle } from "./dom.mjs";
 import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
@@ -47,6 +48,7 @@ const WIDGET = "calibrated_rounding";
 
 const panels = new WeakMap();
 const watches = new WeakMap();
+const defaults = new WeakMap();
 const ours = (node) => node.comfyClass in QUANTIZING || node.comfyClass in TALKING;
 
 function* ourNodes() {
@@ -74,6 +76,7 @@ function addPanel(node) {
   panel.element.addEventListener("wheel", zoom);
   panels.set(node, panel);
   if (quantizes) watches.set(node, new Watch((check) => panel.showCheck(check)));
+  if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
 }
@@ -165,12 +168,19 @@ function look() {
   for (const [id, node] of ourNodes()) {
     const kind = QUANTIZING[node.comfyClass];
     const saves = TALKING[node.comfyClass]?.kind === "files";
-    if (kind) fold(node);
-    if (kind) watches.get(node).look(question(node, kind));
-    if (kind) panels.get(node).showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
-    if (kind) panels.get(node).compare((graph) => differs(id, graph));
+    if (kind) lookAt(id, node, kind);
     if (saves) panels.get(node).showCheck(toSave(node, TALKING[node.comfyClass]));
   }
+}
+
+/** What may have changed around a quantize node. */
+function lookAt(id, node, kind) {
+  const panel = panels.get(node);
+  fold(node);
+  watches.get(node).look(question(node, kind));
+  defaults.get(node).look(panel.check?.plan);
+  panel.showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
+  panel.compare((graph) => differs(id, graph));
 }
 
 /** What a node that saves should say of its name, and of what a quantize node gives it. */

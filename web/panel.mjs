@@ -179,13 +179,12 @@ function choices({ smallest, largest, layers }, before, after) {
   ];
 }
 
-/** What a run takes; the time only if such a run has ended here before. */
+/** What a plan says of its run: memory, and time where such a run has ended here before. */
 function costs({ peak, seconds }) {
-  return [
-    [text("peak_memory"), bytes(peak)],
-    ...(seconds == null ? [] : [[text("time_before"), duration(seconds)]]),
-  ];
+  return [[text("peak_memory"), bytes(peak)], ...(seconds == null ? [] : [[text("time_before"), duration(seconds)]])];
 }
+
+const planned = ({ plan }) => [...sizes(plan), ...costs(plan)];
 
 /** What the last run came to, beside settings that it did not have. */
 function lastRun({ phase, report }) {
@@ -203,12 +202,12 @@ const VIEWS = {
   idle: (_, check) => ({
     title: text(check?.plan ? "planned" : "idle"),
     detail: check?.plan?.title,
-    facts: check?.plan ? [...sizes(check.plan), ...costs(check.plan)] : [],
+    facts: check?.plan ? planned(check) : [],
   }),
   changed: (state, check) => ({
     title: text(check?.plan ? "planned" : "changed"),
     detail: text("last_run", { run: lastRun(state) }),
-    facts: check?.plan ? [...sizes(check.plan), ...costs(check.plan)] : [],
+    facts: check?.plan ? planned(check) : [],
   }),
   preparing: () => ({ title: text("preparing"), facts: [] }),
   running: (state) => {

@@ -7,7 +7,6 @@ the user's language.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ...quant import Report
@@ -34,9 +33,9 @@ def show_report(
     return {UI_KEY: [data], "text": ["\n".join(lines)]}
 
 
-def show_calibration(calibration: Calibration, path: Path | None = None) -> dict[str, Any]:
-    """What is in a calibration, and the file that it was written to, if it was."""
-    facts, notices = [*([str(path)] if path else []), *calibration.facts()], calibration.warnings()
+def show_calibration(calibration: Calibration) -> dict[str, Any]:
+    """What is in a calibration."""
+    facts, notices = calibration.facts(), calibration.warnings()
     data = {"text": "\n".join(facts), "notices": _as_data(notices)}
     return {UI_KEY: [data], "text": ["\n".join([*facts, *map(render, notices)])]}
 

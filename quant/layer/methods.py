@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..notices import notice
 from ..rounding import round_calibrated, round_svd
+from .choice import Alternative, choose_alternative
 from .layer_errors import ErrorPair
 from .measurement import Measurement, fall_back
 from .nearest import quantize_nearest
@@ -64,8 +65,8 @@ ROUNDING_METHODS: Mapping[str, Method] = {
 
 
 def quantize_with_best_scale(task: LayerTask, method: Method) -> QuantizedLayer:
-    """The result of ``method`` with the scale method that leaves the smallest `LayerErrors.primary`."""
+    """The result of ``method`` with the first scale method, or with another one that is surely better."""
     names = task.format.scale_methods
-    results = {name: method(replace(task, recipe=replace(task.recipe, scale=name))) for name in names}
-    name = min(results, key=lambda name: results[name].errors.primary.error)
-    return results[name].add_notes(notice("scale_chosen", scale=name))
+    results = [method(replace(task, recipe=replace(task.recipe, scale=name))) for name in names]
+    index = choose_alternative([Alternative.of(result) for result in results])
+    return results[index].add_notes(notice("scale_chosen", scale=names[index]))

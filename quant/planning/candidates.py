@@ -11,6 +11,7 @@ from torch import Tensor
 from ..calibration.statistics import InputStatistics
 from ..formats import FORMATS
 from ..formats.rotation import group_sizes
+from ..layer.choice import Alternative, choose_alternative
 from ..layer.quantize import quantize_layer
 from ..layer.task import LayerTask
 from ..recipe import AUTO, Recipe
@@ -24,10 +25,13 @@ class Candidate:
     """One way of storing a layer, measured."""
 
     plan: LayerPlan
-    error: float
-    """Relative output error (W8A8); of the weight where no inputs are known."""
+    measured: Alternative
     importance: float
     """Weight of the squared error beside other layers' errors."""
+
+    @property
+    def error(self) -> float:
+        return self.measured.error
 
     @property
     def cost(self) -> float:
@@ -65,11 +69,15 @@ class Evaluator:
         """
         self.check_cancelled()
         result = quantize_layer(make_task(layer, weight, self.recipe, self.device, self.check_cancelled))
-        return Candidate(layer, result.errors.primary.error, self._importance(result.output_power, layer.inputs))
+        return Candidate(layer, Alternative.of(result), self._importance(result.output_power, layer.inputs))
 
     def best(self, layers: Iterable[LayerPlan], weight: Tensor) -> Candidate:
-        """The candidate of least cost; the first of equals."""
-        return min((self.evaluate(layer, weight) for layer in layers), key=lambda candidate: candidate.cost)
+        """The first candidate, or another one that is surely better.
+
+        How much a layer matters to the result is the same for all of its candidates, and changes nothing here.
+        """
+        candidates = [self.evaluate(layer, weight) for layer in layers]
+        return candidates[choose_alternative([candidate.measured for candidate in candidates])]
 
     def _importance(self, output_power: float | None, inputs: InputStatistics) -> float:
         if output_power is None:

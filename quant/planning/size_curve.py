@@ -72,6 +72,13 @@ def refuse_size(target: SizeTarget, smallest: int, source: int) -> RecipeError:
     )
 
 
+def refuse_target(recipe: Recipe) -> RecipeError:
+    """The error of a target that every layer meets as it is."""
+    name = next(name for name in ("target_share", "target_gb", "target_error") if recipe.get(name) is not None)
+    change = "a larger error" if name == "target_error" else "a smaller size"
+    return RecipeError(f"{name} {recipe.get(name):g} leaves every layer as it is; ask for {change}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Everything that a choice of formats is made by."""
@@ -86,8 +93,10 @@ class Budget:
     """Bytes of the float model."""
 
     def choose(self, recipe: Recipe) -> Choice:
-        """The choice of least error within the recipe's size, or the smallest within its error; without a target, the
-        one of least error. Raises RecipeError for a target that no choice meets.
+        """The choice of least error within the recipe's size, or the smallest within its error.
+
+        Raises:
+            RecipeError: no choice meets the target.
         """
         if recipe.target_error is not None:
             return self.knapsack.within_cost(recipe.target_error**2 * self.importance)

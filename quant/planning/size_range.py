@@ -10,7 +10,7 @@ from ..recipe import AUTO, Recipe
 from .builder import keep_layer, quantize_kept
 from .candidates import in_formats, with_rotations
 from .plan import Entry, KeptTensor, LayerPlan, Plan
-from .size_curve import SizeTarget, find_size_target, refuse_size
+from .size_curve import SizeTarget, find_size_target, refuse_size, refuse_target
 
 CanWeigh = Callable[[InputStatistics], bool]
 
@@ -36,11 +36,15 @@ class SizeRange:
 
 
 def refuse_unreachable(plan: Plan, recipe: Recipe, can_weigh: CanWeigh = has_rows) -> None:
-    """Raise RecipeError for a size that no choice of formats reaches."""
+    """Raise RecipeError for a size that no choice of formats reaches, or that needs none."""
     reachable = find_size_range(plan, recipe, can_weigh)
     target = reachable and reachable.target(recipe)
-    if reachable and target and target.nbytes < reachable.smallest:
+    if not reachable or not target:
+        return
+    if target.nbytes < reachable.smallest:
         raise refuse_size(target, reachable.smallest, reachable.source)
+    if target.nbytes >= reachable.largest and not any(layer.fixed for layer in plan.layers.values()):
+        raise refuse_target(recipe)
 
 
 def find_size_range(plan: Plan, recipe: Recipe, can_weigh: CanWeigh = has_rows) -> SizeRange | None:

@@ -211,9 +211,10 @@ def test_full_precision_is_in_the_marker() -> None:
     assert plan.markers["ballast"].full_precision_matrix_mult is True
 
 
-def test_input_scale_only_where_measured_and_taken() -> None:
+@pytest.mark.parametrize("fmt", ["fp8", "nvfp4"])
+def test_input_scale_only_where_measured_and_taken(fmt: str) -> None:
     tensors = specs({"a.weight": (64, 64), "b.weight": (64, 64)})
-    plan = make_plan(tensors, Recipe(format="fp8", input_scale="absmax"), {"a": InputStatistics(absmax=1.0)})
+    plan = make_plan(tensors, Recipe(format=fmt, input_scale="absmax"), {"a": InputStatistics(absmax=1.0)})
     assert "a.input_scale" in plan.layout
     assert "b.input_scale" not in plan.layout
     assert (
