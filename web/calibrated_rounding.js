@@ -15,6 +15,7 @@ import { fold, folding, makeRoom, turnAdvanced, zoom } from "./room.mjs";
 import * as runs from "./runs.mjs";
 import { refreshLists } from "./saved.mjs";
 import { differs } from "./settings.mjs";
+import { setTarget, settingNode } from "./target.mjs";
 import { TextPanel } from "./text_panel.mjs";
 import { loadWords, text } from "./text.mjs";
 
@@ -58,7 +59,7 @@ function addPanel(node) {
   const quantizes = node.comfyClass in QUANTIZING;
   const panel = quantizes
     ? new Panel(
-        (report) => openReport(report, node.title),
+        (report) => openReport(report, node.title, aiming(node, report)),
         () => turnAdvanced(node),
       )
     : new TextPanel(TALKING[node.comfyClass].kind ?? "words", node);
@@ -78,6 +79,12 @@ function addPanel(node) {
   if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+}
+
+/** What makes a size of a report the target of the next run; null where the settings are out of reach. */
+function aiming(node, report) {
+  const owner = settingNode(node);
+  return owner && ((nbytes) => setTarget(owner, report, nbytes));
 }
 
 /** Keep a node's callback and add to it. */

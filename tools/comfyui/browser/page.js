@@ -58,6 +58,7 @@ window.packPage = (() => {
     },
     widgetValue: (id, name) => widget(id, name).value,
     widgetOffers: (id, name, value) => (widget(id, name).options?.values ?? []).includes(value),
+    widgetValue: (id, name) => widget(id, name).value,
     widgetIs: (id, name, value) => widget(id, name).value === value,
 
     // Places on the page, in pixels, and in the graph
