@@ -89,6 +89,15 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     ),
     "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
     "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),
+    # A file.
+    "is_calibration": ("info", "This is a calibration, for Load Calibration. {text}"),
+    "not_quantized": ("info", "No layer is quantized."),
+    "format_unknown_here": ("warning", "This ComfyUI does not know {format} and cannot load the file."),
+    "saves_memory_here": ("info", "{format} only saves memory here: ComfyUI computes it in 16 or 32 bits."),
+    "runs_here": ("info", "{format} runs in {bits} bits here."),
+    "loads_here": ("info", "ComfyUI loads {format}. Whether this machine computes in it is not known."),
+    "obstacle": ("warning", "{text}"),
+    "more_obstacles": ("warning", "{count} more obstacles; the report lists them."),
     # Settings.
     "calibration_only_measures": (
         "info",
