@@ -98,6 +98,19 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "loads_here": ("info", "ComfyUI loads {format}. Whether this machine computes in it is not known."),
     "obstacle": ("warning", "{text}"),
     "more_obstacles": ("warning", "{count} more obstacles; the report lists them."),
+    # A comparison of sampled latents.
+    "compare_identical": ("info", "Identical: nothing differs."),
+    "compare_very_close": ("info", "Very close ({psnr} dB): a typical difference is {share} of the latents' range."),
+    "compare_close": ("info", "Close ({psnr} dB): a typical difference is {share} of the latents' range."),
+    "compare_details": (
+        "info",
+        "Different in details ({psnr} dB): a typical difference is {share} of the latents' range. Look at the picture.",
+    ),
+    "compare_other": (
+        "info",
+        "Another picture ({psnr} dB): a typical difference is {share} of the latents' range. Another one is "
+        "not a worse one: look at the picture.",
+    ),
     # Settings.
     "calibration_only_measures": (
         "info",

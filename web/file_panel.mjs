@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { addBeside, choose } from "./beside.mjs";
 import { h } from "./dom.mjs";
 import { linked } from "./graph.mjs";
 import { failure, line } from "./notices.mjs";
@@ -10,11 +11,10 @@ import { button } from "./saved.mjs";
 import { bytes, text, whole } from "./text.mjs";
 
 const RECIPE = "CalibratedRoundingLoadRecipe";
-const GAP = 40; // pixels between a node and the one that is added beside it
 
 export class FilePanel {
   constructor(node) {
-    Object.assign(this, { node, height: 172, file: null, state: null });
+    Object.assign(this, { node, height: 204, file: null, state: null });
     this.words = h("div", { class: "calro-words", role: "status", tabindex: 0 });
     const style = `min-height: ${this.height}px`;
     this.element = h("div", { class: "calro calro-panel calro-text", style, "aria-label": text("panel") }, this.words);
@@ -58,8 +58,7 @@ export class FilePanel {
     const choice = this.widget.options?.values?.find(named);
     if (!choice) this.#draw({ notices: [failure(text("file_not_listed", { file: dropped.name }))] });
     else {
-      this.widget.value = choice;
-      this.widget.callback?.(choice);
+      choose(this.node, "file", choice);
       this.look();
     }
   }
@@ -106,20 +105,13 @@ const setting = (value) => (value !== null && typeof value === "object" ? JSON.s
 
 /** A node that loads the recipe of the file, beside the node, and linked to the quantize nodes that are selected. */
 function addRecipe(node, file) {
-  const graph = node.graph;
-  const recipe = window.LiteGraph.createNode(RECIPE);
-  if (!recipe) return false;
-  graph.beforeChange?.();
-  recipe.pos = [node.pos[0] + node.size[0] + GAP, node.pos[1]];
-  graph.add(recipe);
-  const widget = recipe.widgets.find(({ name }) => name === "file");
-  if (!widget.options.values.includes(file)) widget.options.values = [...widget.options.values, file];
-  widget.value = file;
-  for (const other of Object.values(app.canvas.selected_nodes ?? {})) {
-    const slot = (other.inputs ?? []).findIndex(({ name, type }) => name === "recipe" && type === "QUANT_RECIPE");
-    if (slot >= 0) recipe.connect(0, other, slot);
-  }
-  graph.afterChange?.();
-  graph.setDirtyCanvas?.(true, true);
-  return true;
+  const selected = Object.values(app.canvas.selected_nodes ?? {});
+  const created = addBeside(node, RECIPE, (recipe) => {
+    choose(recipe, "file", file);
+    for (const other of selected) {
+      const slot = (other.inputs ?? []).findIndex(({ name, type }) => name === "recipe" && type === "QUANT_RECIPE");
+      if (slot >= 0) recipe.connect(0, other, slot);
+    }
+  });
+  return created !== null;
 }
