@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,26 @@ class Budget:
         smallest = self.others + self.knapsack.smallest
         if nbytes < smallest:
             raise RecipeError(
-                f"{name} {value:g} is {nbytes / GIGABYTE:.3g} GB, and the formats allowed cannot take this model below "
+                f"{name} {value:g} is {nbytes / GIGABYTE:.3g} GB, and the formats allowed cannot take it below "
                 f"{smallest / GIGABYTE:.4g} GB (a share of {smallest / self.source:.2f}); ask for more."
             )
         return self.knapsack.within_size(nbytes - self.others)
+
+
+def join_budgets(budgets: Sequence[Budget]) -> Budget:
+    """One budget for several models, whose layers follow each other in its options.
+
+    Costs become each model's mean squared error, its layers weighted by importance, so that an error counts alike in
+    every model; the joint error is the root of the models' mean.
+    """
+    options = [
+        [Option(option.nbytes, option.cost / (budget.importance or 1.0)) for option in layer]
+        for budget in budgets
+        for layer in budget.knapsack.layers
+    ]
+    return Budget(
+        knapsack=Knapsack(options),
+        others=sum(budget.others for budget in budgets),
+        importance=float(len(budgets)),
+        source=sum(budget.source for budget in budgets),
+    )

@@ -31,7 +31,7 @@ def test_rotation_groups_can_be_chosen_too(run: Run, tiny_path: Path) -> None:
     ("words", "message"),
     [
         (("--target_gb", 1, "--int8"), "contradicts"),
-        (("--target_share", 0.1), "cannot take this model below"),
+        (("--target_share", 0.1), "cannot take it below"),
         (
             ("--format", "int8_row", "--target_share", 0.5),
             "--format contradicts --target-share: format would be int8_row and auto",
