@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
-from ..quant.reports.provenance import Provenance
-from ..quant.reports.report import merge_reports
-from .host.bindings import refuse_bound
-from .host.compiled import refuse_float_copies
-from .host.encoders import find_runnable_parts, read_part_tensors, rebuild_clip
-from .host.encoding import part_prefixes, select_part
-from .host.merging import WeightPatches, drop_patches, find_patches, merge_on_read, refuse_other_patches
-from .host.origin import PREFIX, read_diffusion_tensors, read_origin, read_source_dtypes, stamp_source
-from .host.rebuilding import rebuild_model
+from .host.candidates import leave_out_unusable
 from .page.shown import show_report
-from .pipeline.patch_notes import describe_merged, note_patches
-from .pipeline.quantize import Result, quantize_weights
+from .pipeline.loaded import Loaded, load_clip, load_model
+from .pipeline.quantize import quantize_weights
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe.values import make_recipe, unused_note
 from .schema import CATEGORY, SEARCH_WORDS, device_input, merge_input, report_output
@@ -52,21 +45,7 @@ class QuantizeModel(io.ComfyNode):
         merge_loras: bool = False,
         **values: Any,
     ) -> io.NodeOutput:
-        refuse_float_copies(model)
-        refuse_bound(model)
-        recipe = make_recipe(values)
-        tensors = read_diffusion_tensors(read_origin(model))
-        patches = find_patches(model, tensors, PREFIX)
-        merged = patches if merge_loras else {}
-        refuse_other_patches(calibration, merged)
-        weights = merge_on_read(tensors, read_source_dtypes(model), merged)
-        result = quantize_weights(weights, stamp_source(model), recipe, device, cls.hidden.unique_id, calibration)
-        provenance = Provenance(recipe=recipe.to_dict(), merged_first=describe_merged(merged))
-        rest = drop_patches(model, (patched.key for patched in merged.values()))
-        quantized = rebuild_model(rest, result.tensors, provenance)
-        note_patches(result.report, patches, recipe, merged=merge_loras)
-        ui = show_report(result.report, unused_note(recipe, calibration), from_disk=result.from_disk)
-        return io.NodeOutput(quantized, result.report.table(), ui=ui)
+        return _quantize(load_model(model, calibration, merge_loras), values, device, calibration, cls.hidden.unique_id)
 
 
 class QuantizeTextEncoder(io.ComfyNode):
@@ -97,32 +76,19 @@ class QuantizeTextEncoder(io.ComfyNode):
         merge_loras: bool = False,
         **values: Any,
     ) -> io.NodeOutput:
-        recipe = make_recipe(values)
-        parts = find_runnable_parts(clip)
-        refuse_bound(clip.patcher)
-        stamp, dtypes, results = stamp_source(clip.patcher), read_source_dtypes(clip.patcher), dict[str, Result]()
-        patches = dict[str, WeightPatches]()
-        for part, prefix in part_prefixes(parts).items():
-            tensors = read_part_tensors(clip, part)
-            found = find_patches(clip.patcher, tensors, part.prefix)
-            merged = found if merge_loras else {}
-            share = calibration and select_part(calibration, part)
-            refuse_other_patches(share, merged)
-            weights = merge_on_read(tensors, dtypes, merged)
-            results[part.name] = quantize_weights(weights, stamp, recipe, device, cls.hidden.unique_id, share)
-            patches |= {prefix + name: patched for name, patched in found.items()}
-        report = merge_reports({name: result.report for name, result in results.items()})
-        note_patches(report, patches, recipe, merged=merge_loras)
-        merged = patches if merge_loras else {}
-        kinds = {part.name: part.kind for part in parts}
-        rest = clip.clone()
-        rest.patcher = drop_patches(clip.patcher, (patched.key for patched in merged.values()))
-        quantized = rebuild_clip(
-            rest,
-            {name: result.tensors for name, result in results.items()},
-            kinds,
-            Provenance(recipe=recipe.to_dict(), merged_first=describe_merged(merged)),
-        )
-        from_disk = all(result.from_disk for result in results.values())
-        ui = show_report(report, unused_note(recipe, calibration), from_disk=from_disk)
-        return io.NodeOutput(quantized, report.table(), ui=ui)
+        return _quantize(load_clip(clip, calibration, merge_loras), values, device, calibration, cls.hidden.unique_id)
+
+
+def _quantize(
+    loaded: Loaded, values: Mapping[str, Any], device: str, calibration: Calibration | None, node_id: str | None
+) -> io.NodeOutput:
+    recipe, left_out = leave_out_unusable(make_recipe(values), weight_only=loaded.weight_only)
+    results = {
+        name: quantize_weights(part.weights, loaded.stamp, recipe, device, node_id, part.calibration)
+        for name, part in loaded.parts.items()
+    }
+    quantized, report = loaded.finish(results, recipe)
+    report.notes.extend(left_out)
+    from_disk = all(result.from_disk for result in results.values())
+    ui = show_report(report, unused_note(recipe, calibration), from_disk=from_disk)
+    return io.NodeOutput(quantized, report.table(), ui=ui)

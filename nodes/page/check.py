@@ -22,20 +22,10 @@ from ...quant.planning.loading import check_source
 from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
 from ...quant.recipe import AUTO
+from ..host.candidates import computes, is_emulated, leave_out_unusable
 from ..host.registration import refuse_unloadable
 from ..recipe.inputs import recipe_inputs
 from ..recipe.values import make_recipe
-
-COMPUTE: Mapping[str, str] = {
-    "float8_e4m3fn": "supports_fp8_compute",
-    "mxfp8": "supports_mxfp8_compute",
-    # Since 0.38; older versions compute INT8 on every device.
-    "int8_tensorwise": "supports_int8_compute",
-    "asym_w4a8_int8": "supports_int8_compute",
-    "w6a8_int8": "supports_int8_compute",
-    "nvfp4": "supports_nvfp4_compute",
-}
-"""Marker's format -> the function of ComfyUI's model_management that says whether a device computes in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +53,9 @@ def check(question: Question) -> dict[str, Any]:
     except QuantError as error:
         return _answer(None, [notice("refused", text=str(error))])
     plan, notices = _plan_file(question, recipe)
+    if not question.whole:
+        recipe, left_out = leave_out_unusable(recipe, weight_only=plan is None or plan.weight_only)
+        notices += left_out
     if recipe.rounding == "calibrated" and not question.calibration:
         notices.append(notice("no_calibration"))
     formats = _formats(plan, recipe)
@@ -120,20 +113,9 @@ def _hardware_notice(fmt: Format, recipe: Recipe) -> Notice | None:
     return None
 
 
-def is_emulated(fmt: Format) -> bool:
-    """Whether the present device lacks the format, so that ComfyUI computes in 16 or 32 bits."""
-    return fmt.needs_full_precision or _computes(fmt) is False
-
-
 def rounds_inputs(fmt: Format) -> bool:
     """Whether the present device rounds inputs with one scale for the whole tensor, which loses the most."""
-    return fmt.static_input and _computes(fmt) is True
-
-
-def _computes(fmt: Format) -> bool | None:
-    """Whether the present device multiplies in the format; None if this ComfyUI cannot tell."""
-    native = getattr(comfy.model_management, COMPUTE.get(fmt.comfyui_name, ""), None)
-    return None if native is None else bool(native(comfy.model_management.get_torch_device()))
+    return fmt.static_input and computes(fmt) is True
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

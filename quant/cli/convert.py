@@ -10,7 +10,7 @@ from typing import Any
 
 from ..api import plan_file, quantize_file
 from ..calibration.calibration import Calibration
-from ..device import AUTO_DEVICE, choose_device
+from ..device import AUTO_DEVICE, choose_device, lacks_four_bits
 from ..errors import (
     AlreadyQuantizedError,
     Cancelled,
@@ -22,8 +22,8 @@ from ..errors import (
 from ..files.shards import INDEX_SUFFIX
 from ..files.targets import list_files, refuse_same_file
 from ..files.text_file import try_target, write_text
-from ..formats import needs_notices
-from ..notices import render
+from ..formats import NATIVE_ONLY, needs_notices
+from ..notices import notice, render
 from ..recipe import Recipe
 from ..reports.report import Report
 from .bar import progress_bar
@@ -88,6 +88,7 @@ def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path)
 
 def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
     device = choose_device(args.get("device", AUTO_DEVICE))
+    recipe = _leave_out_emulated(args, recipe, source, device)
     overwrite = "overwrite" in args
     inputs = [*list_files(source), *(args[name] for name in ("calibration", "recipe") if name in args)]
     check_output(target, inputs, overwrite)
@@ -130,6 +131,16 @@ def check_output(target: Path, inputs: Iterable[str | Path], overwrite: bool) ->
     try_target(target)
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists; add --overwrite to replace it, or choose another name.")
+
+
+def _leave_out_emulated(args: Mapping[str, Any], recipe: Recipe, source: str, device: str) -> Recipe:
+    """Leave out of ``auto`` what the device does not multiply; text encoders are dequantized on every device."""
+    smaller = recipe.without_formats(NATIVE_ONLY) if lacks_four_bits(device) else recipe
+    if smaller == recipe or plan_file(source, recipe, force="force" in args).weight_only:
+        return recipe
+    if "quiet" not in args:
+        say(f"note: {render(notice('candidates_emulated', formats=sorted(NATIVE_ONLY)))}", sys.stderr)
+    return smaller
 
 
 def _checked_report(name: str | None, inputs: Iterable[str | Path], overwrite: bool) -> Path | None:
