@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
-from .host.candidates import leave_out_unusable
+from ..quant.planning.builder import make_plan
+from ..quant.planning.machine import leave_out_unusable
+from ..quant.reports.markdown import to_markdown
+from .host.machine import describe_machine
+from .page import live
 from .page.shown import show_report
 from .pipeline.loaded import Loaded, load_clip, load_model
 from .pipeline.quantize import quantize_weights
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
-from .recipe.values import make_recipe, unused_note
+from .recipe.values import choose_recipe, make_recipe, note_unused
 from .schema import CATEGORY, SEARCH_WORDS, device_input, merge_input, report_output
 
 
@@ -29,7 +34,11 @@ class QuantizeModel(io.ComfyNode):
             search_aliases=[*SEARCH_WORDS],
             inputs=[
                 io.Model.Input("model", tooltip="A diffusion model in 16 or 32 bits."),
-                *recipe_inputs("diffusion", then=(device_input(), recipe_link(), calibration_link(), merge_input())),
+                *recipe_inputs(
+                    "diffusion",
+                    then=(device_input(), recipe_link(), calibration_link(), merge_input()),
+                    recommends=True,
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model."), report_output()],
             hidden=[io.Hidden.unique_id],
@@ -45,7 +54,8 @@ class QuantizeModel(io.ComfyNode):
         merge_loras: bool = False,
         **values: Any,
     ) -> io.NodeOutput:
-        return _quantize(load_model(model, calibration, merge_loras), values, device, calibration, cls.hidden.unique_id)
+        load = partial(load_model, model, calibration, merge_loras)
+        return _quantize(load, values, device, calibration, cls.hidden.unique_id)
 
 
 class QuantizeTextEncoder(io.ComfyNode):
@@ -60,7 +70,11 @@ class QuantizeTextEncoder(io.ComfyNode):
             search_aliases=["quantize clip", "quantize t5", "text encoder", *SEARCH_WORDS],
             inputs=[
                 io.Clip.Input("clip", tooltip="A text encoder in 16 or 32 bits."),
-                *recipe_inputs("text_encoder", then=(device_input(), recipe_link(), calibration_link(), merge_input())),
+                *recipe_inputs(
+                    "text_encoder",
+                    then=(device_input(), recipe_link(), calibration_link(), merge_input()),
+                    recommends=True,
+                ),
             ],
             outputs=[io.Clip.Output(tooltip="The quantized text encoder."), report_output()],
             hidden=[io.Hidden.unique_id],
@@ -76,19 +90,28 @@ class QuantizeTextEncoder(io.ComfyNode):
         merge_loras: bool = False,
         **values: Any,
     ) -> io.NodeOutput:
-        return _quantize(load_clip(clip, calibration, merge_loras), values, device, calibration, cls.hidden.unique_id)
+        load = partial(load_clip, clip, calibration, merge_loras)
+        return _quantize(load, values, device, calibration, cls.hidden.unique_id)
 
 
 def _quantize(
-    loaded: Loaded, values: Mapping[str, Any], device: str, calibration: Calibration | None, node_id: str | None
+    load: Callable[[], Loaded],
+    values: Mapping[str, Any],
+    device: str,
+    calibration: Calibration | None,
+    node_id: str | None,
 ) -> io.NodeOutput:
-    recipe, left_out = leave_out_unusable(make_recipe(values), weight_only=loaded.weight_only)
+    live.begin(node_id)
+    make_recipe(values)  # refuses bad settings before the model is read
+    loaded, machine = load(), describe_machine()
+    recipe, reasons = choose_recipe(values, partial(make_plan, loaded.largest.weights.tensors), machine, calibration)
+    recipe, left_out = leave_out_unusable(recipe, machine, weight_only=loaded.weight_only)
     results = {
         name: quantize_weights(part.weights, loaded.stamp, recipe, device, node_id, part.calibration)
         for name, part in loaded.parts.items()
     }
     quantized, report = loaded.finish(results, recipe)
-    report.notes.extend(left_out)
     from_disk = all(result.from_disk for result in results.values())
-    ui = show_report(report, unused_note(recipe, calibration), from_disk=from_disk)
-    return io.NodeOutput(quantized, report.table(), ui=ui)
+    notices = [*reasons, *left_out, *note_unused(recipe, calibrated=calibration is not None)]
+    ui = show_report(report, notices, from_disk=from_disk)
+    return io.NodeOutput(quantized, to_markdown(report), ui=ui)

@@ -8,9 +8,6 @@ from .errors import RecipeError
 
 AUTO_DEVICE = "auto"
 
-FOUR_BITS = 10
-"""Major compute capability of the first cards with products of 4-bit floats."""
-
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Parts of PyTorch's messages where exhausted memory is only a RuntimeError."""
 
@@ -34,11 +31,6 @@ def choose_device(name: str) -> str:
     if obstacle:
         raise RecipeError(f"The device '{name}' cannot be used: {obstacle}")
     return name
-
-
-def lacks_four_bits(device: str) -> bool:
-    """Whether a device is known to have no products of 4-bit floats: CUDA before compute capability 10."""
-    return torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device)[0] < FOUR_BITS
 
 
 def is_out_of_memory(error: BaseException) -> bool:

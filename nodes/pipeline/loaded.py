@@ -61,6 +61,11 @@ class Loaded:
     patches: Patches = field(default_factory=dict)
     """All patches, by the weight's name in the report."""
 
+    @property
+    def largest(self) -> Part:
+        """The part that decides a recommendation for all."""
+        return max(self.parts.values(), key=lambda part: sum(spec.nbytes for spec in part.weights.tensors.values()))
+
     def finish(self, results: Mapping[str, Result], recipe: Recipe) -> tuple[Any, Report]:
         """The quantized MODEL or CLIP, and the report of all its parts.
 

@@ -150,11 +150,6 @@ FORMATS: Mapping[str, Format] = {
     )
 }
 
-NATIVE_ONLY = frozenset({"nvfp4"})
-"""Formats of which emulated products keep the inputs in 16 bits, where a device that has the products rounds them to 4:
-a choice by measurement is for one of the two.
-"""
-
 FLOATS: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """Formats of tensors that stay in floating point."""
 

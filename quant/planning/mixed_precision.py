@@ -15,13 +15,15 @@ from itertools import islice
 from ..calibration.statistics import NO_STATISTICS
 from ..errors import RecipeError
 from ..files.sources import Source
+from ..layer.choice import choose_alternative
 from ..notices import notice
 from ..recipe import AUTO, Recipe
-from .builder import keep_layer, quantize_kept
+from .builder import keep_layer
 from .candidates import Candidate, Evaluator, in_formats, with_rotations
 from .knapsack import Choice, Knapsack, Option
 from .plan import Entry, KeptTensor, LayerPlan, Plan
 from .size_curve import Budget, SizeCurve, join_budgets
+from .size_range import list_variants
 
 
 def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
@@ -39,9 +41,15 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
     search = _Search(plan=plan, source=source, recipe=evaluator.recipe, evaluator=evaluator)
     if evaluator.recipe.format == AUTO:
         measured = search.measure_formats()
-        return measured.settle(measured.budget.choose(evaluator.recipe))
+        return measured.settle(measured.choose(evaluator.recipe))
     if evaluator.recipe.max_error is not None:
         search = replace(search, plan=plan.with_entries(dict(search.upgrades(evaluator.recipe.max_error))))
+        if not search.plan.layers:
+            formats = f"{evaluator.recipe.format} or {evaluator.recipe.upgrade}"
+            raise RecipeError(
+                f"No layer would be quantized: none stays under max_error {evaluator.recipe.max_error:g} in {formats}; "
+                "raise max_error, or upgrade to a closer format."
+            )
     if evaluator.recipe.rotation_group == AUTO:
         return search.plan.with_entries(dict(search.rotations()))
     return search.plan
@@ -95,7 +103,17 @@ class MeasuredFormats:
     @property
     def by_outputs(self) -> bool:
         """Whether the errors are output errors on recorded inputs."""
-        return any(choice.candidates[0].plan.inputs.rows is not None for choice in self.choices.values())
+        return any(choice.candidates[0].plan.inputs.has_rows for choice in self.choices.values())
+
+    def choose(self, recipe: Recipe) -> Choice:
+        """The choice of least cost within the recipe's target; without one, each layer's best candidate.
+
+        Raises:
+            RecipeError: no choice meets the target.
+        """
+        if recipe.has_target:
+            return self.budget.choose(recipe)
+        return tuple(choice.best for choice in self.choices.values())
 
     def settle(self, chosen: Choice) -> Plan:
         """The plan with a choice of formats, one option for each of `choices`.
@@ -159,27 +177,11 @@ class _Search:
 
     def _choices(self) -> Iterator[tuple[str, _LayerChoice]]:
         """The layers that have a choice, by the weight's key, with every candidate measured."""
-        for key, entry in self.plan.entries.items():
-            layer = self._open_layer(entry)
-            if layer is None or layer.fixed:
-                continue
-            variants = in_formats(layer, self.recipe.formats, self.recipe)
-            if variants:
-                weight = self.source.read(key)
-                best = [self.evaluator.best(with_rotations(plan, self.recipe), weight) for plan in variants]
-                yield key, _LayerChoice(best, keep_layer(layer, self.recipe, "") if self.recipe.has_target else None)
-
-    def _open_layer(self, entry: Entry) -> LayerPlan | None:
-        """The layer whose format is open, or None.
-
-        A kept layer is opened only where its output error can be compared with other layers': a weight's error says
-        nothing of the output's.
-        """
-        if isinstance(entry, LayerPlan):
-            return entry
-        if not isinstance(entry, KeptTensor) or not (entry.open and self.recipe.has_target):
-            return None
-        return quantize_kept(entry, self.recipe) if self.evaluator.can_weigh(entry.inputs) else None
+        for key, variants in list_variants(self.plan, self.recipe, self.evaluator.can_weigh).items():
+            weight = self.source.read(key)
+            best = [self.evaluator.best(with_rotations(plan, self.recipe), weight) for plan in variants]
+            kept = keep_layer(variants[0], self.recipe, "") if self.recipe.has_target else None
+            yield key, _LayerChoice(best, kept)
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,11 @@ class _LayerChoice:
 
     candidates: list[Candidate]
     kept: KeptTensor | None
+
+    @property
+    def best(self) -> int:
+        """The first candidate, or another one that is surely better."""
+        return choose_alternative([candidate.measured for candidate in self.candidates])
 
     @property
     def options(self) -> list[Option]:

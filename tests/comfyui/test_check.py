@@ -23,7 +23,7 @@ def ask(server: Server, linked: list[str] | None = None, calibration: bool = Fal
         server: The server.
         linked: Kind and name of the file that the loader at the node's input names.
         calibration: Whether a calibration is connected.
-        **values: Widgets of the node; ``file`` makes it a Quantize File.
+        **values: Widgets of the node; ``file`` makes it the node Quantize.
     """
     widgets = {"format": "int8_row", "profile": "auto", "rounding": "nearest", "upgrade": "none"} | values
     body = {"values": widgets, "file": linked, "whole": "file" in values, "calibration": calibration}

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from calibrated_rounding.quant.device import FOUR_BITS, lacks_four_bits
+from calibrated_rounding.quant import Recipe
+from calibrated_rounding.quant.planning.machine import Machine, list_products
 
 from .conftest import Run
 
@@ -31,21 +31,15 @@ def test_the_formats_of_layers_are_chosen(run: Run, tiny_path: Path, tmp_path: P
 
 @pytest.mark.parametrize("capability", [8, 9, 10, 12])
 def test_nvfp4_is_left_out_where_the_card_lacks_it(
-    run: Run, tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capability: int
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], capability: int
 ) -> None:
-    """The layers are still computed on the CPU, whatever the name of the device."""
-    monkeypatch.setattr(convert, "choose_device", lambda name: "cpu")
-    monkeypatch.setattr(convert, "lacks_four_bits", lambda device: capability < FOUR_BITS)
-    ran = run("-i", tiny_path, "--format", "auto", "--formats", "int8_row,nvfp4")
-    assert ran.code == 0, ran.err
-    assert ("Left out of auto: nvfp4" in ran.err) == (capability < 10)
-
-
-def test_devices_before_blackwell_lack_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for major in (8, 9, 10, 12):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=major: (major, 0))
-        assert lacks_four_bits("cuda:0") == (major < 10)
-    assert not lacks_four_bits("cpu")
+    machine = Machine(title="a card", computes=list_products((capability, 0)))
+    monkeypatch.setattr(convert, "detect_machine", lambda device: machine)
+    recipe = Recipe(format="auto", formats=("int8_row", "nvfp4"))
+    left = convert._leave_out_unusable({}, recipe, str(tiny_path), "cuda:0")
+    assert left.formats == (("int8_row", "nvfp4") if capability >= 10 else ("int8_row",))
+    assert ("Left out of auto: nvfp4" in capsys.readouterr().err) == (capability < 10)
+    assert convert._leave_out_unusable({}, recipe, str(tiny_path), "cpu") == recipe
 
 
 def test_rotation_groups_can_be_chosen_too(run: Run, tiny_path: Path) -> None:
