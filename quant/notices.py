@@ -99,6 +99,8 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "applies them, without calibration; merge_loras merges them before quantizing.",
     ),
     "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
+    "candidates_unknown": ("warning", "Left out of auto: {formats}. This ComfyUI does not load these formats."),
+    "candidates_emulated": ("info", "Left out of auto: {formats}. The device does not multiply in these formats."),
     "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),
     # A recommendation.
     "recommended_fits": (
