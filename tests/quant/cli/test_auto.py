@@ -73,7 +73,7 @@ def test_dry_run_says_what_auto_can_reach(run: Run, digits_path: Path) -> None:
     limited = run(*words, "--target_share", 0.6).out
     assert "it can reach 2.40 to 4.45 MB; the target is at most 2.67 MB." in limited
     refused = run(*words, "--target_share", 0.3)
-    assert refused.code == 1 and "cannot take this model below" in refused.err
+    assert refused.code == 1 and "cannot take it below" in refused.err
 
 
 def test_unused_settings_and_patterns_are_said(run: Run, tiny_path: Path) -> None:
