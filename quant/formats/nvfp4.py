@@ -43,7 +43,7 @@ class Nvfp4Format(GroupedFormat):
 
     def round_inputs(self, rows: Tensor, input_scale: float | None = None) -> Tensor:
         """As `Format.round_inputs`; without an ``input_scale`` ComfyUI takes the largest input of each call."""
-        channel = find_channel(rows) if input_scale is None else rows.new_tensor(input_scale)
+        channel = find_channel(WeightRows.of(rows), self) if input_scale is None else rows.new_tensor(input_scale)
         scale = GroupScales(group=_relate(rows, self, channel, SEARCHED[0]), channel=channel)
         return self.dequantize(self.round(rows, scale), scale)
 
