@@ -157,7 +157,7 @@ def run_product(
         "SCALAR": b_scale.ndim == 0,
         "BIAS": bias is not None,
         "QUANTIZE": out_scale is not None,
-        "BIASED": shape.block is not None and device.arch in SLOW_CONVERSIONS,
+        "BIASED": shape.block is not None and out_scale is None and device.arch in SLOW_CONVERSIONS,
     }
     with use_device(out):
         launch(kernel[(programs,)], (*tensors, shape.m, shape.n, shape.k, *strides), constants, tile, out.dtype)

@@ -106,7 +106,11 @@ def compiled_product(
     described = backend == "persistent" and device.descriptors
     constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "ORDER": tile.order}
     constants |= {"BLOCK": block or 0, "DESCRIPTOR": described, "EVEN": True, "SCALAR": False}
-    constants |= {"BIAS": quantized, "QUANTIZE": quantized, "BIASED": block is not None and device is A100}
+    constants |= {
+        "BIAS": quantized,
+        "QUANTIZE": quantized,
+        "BIASED": block is not None and not quantized and device is A100,
+    }
     # What is not given comes as None, which Triton takes as a constant.
     constants |= {} if quantized else {"bias": None, "out_scale": None}
     types = {"out": "*i8" if quantized else "*bf16"}

@@ -80,7 +80,8 @@ def add_product(total, left, right, scale, BIASED: tl.constexpr):
 
     BIASED: sums start at the bits of 1.5 x 2^23 instead of 0, so that they are the low bits of a float32, and a
     subtraction converts them. That is exact below 2^22; 128 products of codes are at most 2^21. For compute capability
-    8.0 it compiles to 64 additions instead of 64 conversions a chunk; for 8.6 and 8.9 to more instructions.
+    8.0 it compiles to 64 additions instead of 64 conversions a chunk; for 8.6 and 8.9 to more instructions,
+    and with quantized results it spills more registers.
     """
     if BIASED:
         start = tl.full(total.shape, BIAS_BITS, tl.int32)
