@@ -204,7 +204,9 @@ def _describe_choice(plan: Plan, recipe: Recipe, question: Question) -> dict[str
     if reachable is None:
         return {}
     target = reachable.target(recipe)
-    size = None if target is None else min(target.nbytes, reachable.largest)
+    size = None
+    if target is not None and target.nbytes >= reachable.smallest:
+        size = min(target.nbytes, reachable.largest)
     sizes = {"smallest": reachable.smallest, "largest": reachable.largest, "layers": reachable.layers}
     default = round(DEFAULT_SHARE * reachable.source / GIGABYTE, 3)
     return {"bytes_after": size, "reachable": sizes, "default_gb": default, "formats": list(recipe.candidates)}
