@@ -2,7 +2,7 @@
 
 import { h, tail } from "./dom.mjs";
 import { primaryError, verdict } from "./errors.mjs";
-import { failure, line, merge } from "./notices.mjs";
+import { failure, line, merge, sentence } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { secondsLeft } from "./runs.mjs";
 import { Strip } from "./strip.mjs";
@@ -105,7 +105,7 @@ export class Panel {
     const failed = this.#phase === "failed";
     // The error that made the run fail takes the place of errors that would.
     const notices = failed
-      ? [failure(message), ...before.filter(({ level }) => level !== "error")]
+      ? [failure(message), ...before.filter((notice) => notice.level !== "error" && sentence(notice) !== message)]
       : merge(report?.notices, report?.notes, before);
     const file = report?.file ? [tail(report.file)] : [];
     if (file.length + notices.length) return [...file, ...notices.map(line)];
@@ -171,11 +171,10 @@ function sizes(counts) {
 
 /** What is known before `auto` chooses: the target's size if it has one, and the sizes that it can reach. */
 function choices({ smallest, largest, layers }, before, after) {
-  const share = (value) => percent(value / (before || 1));
-  const shares = `${share(smallest)} – ${share(largest)}`;
+  const size = after == null ? ["", bytes(before)] : [percent(after / (before || 1)), change(before, after)];
   return [
-    pairFact(text("size"), after == null ? "" : share(after), after == null ? bytes(before) : change(before, after)),
-    pairFact(text("reachable"), shares, range(smallest, largest)),
+    pairFact(text("size"), ...size),
+    pairFact(text("reachable"), "", range(smallest, largest)),
     [text("layers"), text("to_choose", { count: whole(layers) })],
   ];
 }
