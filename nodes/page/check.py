@@ -245,8 +245,12 @@ def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
 def _formats(plan: Plan | None, recipe: Recipe) -> list[Format]:
     chosen = [FORMATS[name] for name in recipe.candidates] if plan is None or recipe.format == AUTO else _used(plan)
     upgrade = [] if recipe.upgrade is None else [FORMATS[recipe.upgrade]]
-    return list(dict.fromkeys(chosen + upgrade))
+    return _distinct(chosen + upgrade)
 
 
 def _used(plan: Plan) -> list[Format]:
-    return list(dict.fromkeys(layer.format for layer in plan.layers.values()))
+    return _distinct(layer.format for layer in plan.layers.values())
+
+
+def _distinct(formats: Iterable[Format]) -> list[Format]:
+    return list({fmt.name: fmt for fmt in formats}.values())
