@@ -41,6 +41,7 @@ def draw_one_node(site: Site) -> bytes:
     site.watch(node, lambda panel: "Recommended" in panel["notices"])
     site.queue()
     site.watch_until(node, "done")
+    site.page.wait_for_timeout(2000)  # the frame of a running node goes later
     return take_picture(site, bound_nodes(site))
 
 
