@@ -3,7 +3,8 @@
     python benchmarks/document.py
 
 A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, as in MANUAL.md. A figure that a result file
-lacks leaves its cell empty. tests/test_documents.py fails if a document differs from the result files.
+lacks leaves its cell empty; a row without figures is left out. tests/test_documents.py fails if a document differs from
+the result files.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ class Table:
         }
         lines = [[self.head, *(column.title for column in self.columns)], ["---"] * (1 + len(self.columns))]
         for label, row in self.rows.items():
-            cells = (
+            cells = [
                 _format_cell(figures[column.results or self.results], column.case.format(row), column.cell)
                 for column in self.columns
-            )
-            lines.append([label, *cells])
+            ]
+            lines += [[label, *cells]] if any(cells) else []
         return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
 
 
@@ -136,6 +137,25 @@ GROUPED_STEPS = (
     *("scales of nearest", "neighbouring scales", "all candidates", "one pass", "two passes", "six passes"),
     *("smaller channel scales", "larger channel scales", "fitted codebook", "groups of 8"),
 )
+LEARNED_FROM = ("4096 rows", "quantized inputs", "corrected target", "in order", "in order, corrected")
+CHOICES = ("smallest error", "chosen")
+NETWORKS = {"shipped model": "digits", "MiniLM": "MiniLM", "SmolLM2": "SmolLM2"}
+
+
+def _compare_outputs(variants: Sequence[str], cell: str) -> Table:
+    """What variants of calibrated rounding do to whole networks."""
+    return Table(
+        results="outputs",
+        head="network, format",
+        rows={
+            f"{title}, `{fmt}`": f"{name}, {fmt}"
+            for fmt in ("w4a8", "nvfp4", "w6a8", "int8_convrot")
+            for title, name in NETWORKS.items()
+        },
+        columns=tuple(Column(title=v, case=f"{{}}, {v}", cell=cell) for v in variants),
+    )
+
+
 LAYER_FORMATS = ("int8_convrot", "int8_row", "int8_blockwise", "float8_e4m3fn", "mxfp8")
 LAYERS = {
     "FP8, 1024 x 1024": "1024 x 1024, FP8",
@@ -240,13 +260,21 @@ TABLES: Mapping[str, Table | CardTable] = {
             for fmt in FEW_BITS
         ),
     ),
+    "learned from": _compare_outputs(
+        LEARNED_FROM, "{layers to calibrated:.3f}; {output to calibrated:.3f} ± {standard error:.3f}"
+    ),
+    "choices": _compare_outputs(
+        CHOICES,
+        "{layers to calibrated:.3f} ({worst layer:.3f}); {output to calibrated:.3f} ± {standard error:.3f}",
+    ),
     "cost of a layer": Table(
         results="cost",
         head="format, 3072 x 12288",
-        rows={f"`{name}`": f"3072 x 12288, {name}, calibrated" for name in TIMED},
+        rows={f"`{name}`": f"3072 x 12288, {name}, calibrated" for name in (*TIMED, *FEW_BITS)},
         columns=(
             Column(title="seconds", case="{}", cell="{time:.0f}"),
             Column(title="in Cholesky factorizations of the Hessian", case="{}", cell="{time, in Choleskys:.1f}"),
+            Column(title="to `int8_row`", case="{}", cell="{time, in int8_row's:.1f}"),
         ),
     ),
     "cost of a model": Table(

@@ -12,7 +12,7 @@ export class Tradeoff {
     Object.assign(this, { curve, chosen, before, target: null });
     const others = curve.filter(({ nbytes, error }) => nbytes !== chosen.nbytes || error !== chosen.error);
     this.all = [...others, chosen].sort((a, b) => a.nbytes - b.nbytes);
-    this.measure = text(`error_${byOutputs ? "output_w8a8" : "weight"}`);
+    this.measure = text("together", { error: text(`error_${byOutputs ? "output_w8a8" : "weight"}`) });
     this.points = new Points({
       title: text("tradeoff"),
       help: [text("tradeoff_help"), this.#said(chosen), ...(aim ? [text("tradeoff_aim")] : [])].join(" "),
