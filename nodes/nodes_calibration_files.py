@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
 from .host import folders
-from .page.saved import show_files
+from .page.shown import show_calibration, show_files
 from .pipeline import saving
 from .pipeline.naming import check_name, describe_tokens, find_model_name
 from .recipe.inputs import QuantCalibration
@@ -52,7 +52,8 @@ class SaveCalibration(io.ComfyNode):
         path = folders.choose_output_path(f"{folders.CALIBRATIONS}/{saving.fill(name, words, cls.hidden)}")
         calibration.save(path, overwrite=False)
         file = saving.describe_file(path, folders.CALIBRATIONS)
-        return io.NodeOutput(str(path), ui=show_files([file], text=calibration.summary()))
+        ui = show_files([file], calibration.warnings(), text="\n".join(calibration.facts()))
+        return io.NodeOutput(str(path), ui=ui)
 
 
 class LoadCalibration(io.ComfyNode):
@@ -81,4 +82,5 @@ class LoadCalibration(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return to_node_output(Calibration.load(folders.find_calibration(file)))
+        calibration = Calibration.load(folders.find_calibration(file))
+        return to_node_output(calibration, show_calibration(calibration))

@@ -8,21 +8,24 @@ from typing import Any
 import comfy.model_management
 from comfy_api.latest import io
 
-from ..quant import QuantError, quantize_file
+from ..quant import QuantError, plan_file, quantize_file
 from ..quant.calibration.calibration import Calibration
 from ..quant.files import open_checkpoint
 from ..quant.layer.memory import largest_peak
 from ..quant.notices import Notice
+from ..quant.reports.markdown import to_markdown
 from .host import folders, running
 from .host.encoders import find_quantized_parts
+from .host.machine import describe_machine
 from .host.origin import PREFIX, read_kept_dtypes, read_provenance, read_source_metadata
-from .page import live
-from .page.saved import SavedFile, show_files
-from .page.shown import show_report
+from .page import durations, live
+from .page.saved import SavedFile
+from .page.shown import show_files, show_report
 from .pipeline import saving
 from .pipeline.naming import DEFAULT_NAME, check_name, describe_tokens, make_words, name_model
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
-from .recipe.values import make_recipe, unused_note
+from .recipe.layout import NONE
+from .recipe.values import choose_recipe, note_unused
 from .schema import CATEGORY, SEARCH_WORDS, device_input, report_output
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
@@ -135,14 +138,17 @@ class QuantizeFile(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CalibratedRoundingQuantizeFile",
-            display_name="Quantize File",
+            display_name="Quantize",
             category=CATEGORY,
-            description="Quantizes a model file into another one, layer by layer, without loading the model: for "
-            "models larger than memory.",
+            description="Quantizes a model file into a file that ComfyUI's own loaders take: pick a file and run. The "
+            "model is not loaded but read layer by layer, so that it may be larger than the memory.",
             search_aliases=["quantize checkpoint", "convert model", *SEARCH_WORDS],
             inputs=[
                 io.Combo.Input("file", options=folders.list_model_files(), tooltip="The model file in 16 or 32 bits."),
-                *recipe_inputs(then=(_name_input(), device_input(), recipe_link(), calibration_link())),
+                *recipe_inputs(
+                    then=(_name_input(), device_input(), recipe_link(), calibration_link(), _calibration_file_input()),
+                    recommends=True,
+                ),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written."), report_output()],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -150,16 +156,25 @@ class QuantizeFile(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> Any:
-        stat = os.stat(folders.find_model(file)[1]) if file else None
-        return stat and (stat.st_mtime_ns, stat.st_size)
+    def fingerprint_inputs(cls, file: str | None = None, calibration_file: str = NONE, **_: Any) -> Any:
+        paths = [folders.find_model(file)[1]] if file else []
+        paths += [str(folders.find_calibration(calibration_file))] if calibration_file != NONE else []
+        return [(stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, paths)]
 
     @classmethod
     def execute(
-        cls, file: str, name: str, device: str = "auto", calibration: Calibration | None = None, **values: Any
+        cls,
+        file: str,
+        name: str,
+        device: str = "auto",
+        calibration: Calibration | None = None,
+        calibration_file: str = NONE,
+        **values: Any,
     ) -> io.NodeOutput:
-        recipe = make_recipe(values)
+        live.begin(cls.hidden.unique_id)
         kind, source = folders.find_model(file)
+        calibration = _load_calibration(calibration, calibration_file)
+        recipe, reasons = choose_recipe(values, lambda tried: plan_file(source, tried), describe_machine(), calibration)
         name = saving.fill(name, make_words(name_model(file), recipe.to_dict()), cls.hidden)
         target = folders.choose_output_path(f"{folders.OUTPUT_NAMES.get(kind, kind)}/{name}")
         where = running.device_name(device)
@@ -179,5 +194,29 @@ class QuantizeFile(io.ComfyNode):
             cls.hidden.unique_id,
             live.begin(cls.hidden.unique_id),
         )
-        ui = show_report(report, unused_note(recipe, calibration), file=str(target))
-        return io.NodeOutput(str(target), report.markdown(), ui=ui)
+        durations.remember(recipe, where, [layer.shape for layer in report.layers], report.seconds)
+        notices = [*reasons, *note_unused(recipe, calibrated=calibration is not None)]
+        ui = show_report(report, notices, saved=saving.describe_file(target, kind, report=report))
+        return io.NodeOutput(str(target), to_markdown(report), ui=ui)
+
+
+def _calibration_file_input() -> io.Input:
+    return io.Combo.Input(
+        "calibration_file",
+        options=[NONE, *folders.list_calibrations()],
+        default=NONE,
+        optional=True,
+        tooltip=f"A calibration of this model, from output/{folders.CALIBRATIONS}; recommended rounding is then "
+        "calibrated.",
+    )
+
+
+def _load_calibration(linked: Calibration | None, name: str) -> Calibration | None:
+    """The calibration of a link or a file. Raises QuantError for both."""
+    if name == NONE:
+        return linked
+    if linked is not None:
+        raise QuantError(
+            f"There are two calibrations: remove the link, or set calibration_file to {NONE} in place of {name}."
+        )
+    return Calibration.load(folders.find_calibration(name))

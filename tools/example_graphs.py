@@ -173,7 +173,7 @@ def comparison(name: str, values: Mapping[str, Any], title: str) -> Column:
         Group(title, {name: Node(type=QUANTIZE, size=(WIDE, 640), values=values, links=links)}),
         Group(
             "How close is it?",
-            {f"{name} compared": Node(type=compare, size=(WIDE, 640), values=settings, links=compared)},
+            {f"{name} compared": Node(type=compare, size=(WIDE, 740), values=settings, links=compared)},
         ),
         Group(
             "Seed by seed, step by step",
@@ -248,8 +248,8 @@ TEMPLATES = (
     ),
     Template(
         title="Quantize a file",
-        note="**For models larger than memory**: the file is read, quantized and written layer by layer, and the model "
-        "is never loaded.\n\n**Change**: the *file*, the *format*, the *name*. A linked calibration makes it closer.",
+        note="**One node makes a file**: pick a file and run. It is read, quantized and written layer by layer; the "
+        "model is never loaded.\n\n**Change**: the *file*, the *preset*, the *name*. A calibration makes it closer.",
         columns=(
             (
                 Group(
@@ -260,8 +260,6 @@ TEMPLATES = (
                             size=(WIDE, 640),
                             values={
                                 "file": "diffusion_models/digits_wan.safetensors",
-                                "name": "digits_int8_from_file",
-                                **ROTATED,
                             },
                         )
                     },
@@ -298,7 +296,7 @@ TEMPLATES = (
             (sampling("Sample the float model as usual", ("record", 0), "float"),),
             (quantize("Round with the calibration", FP8 | CALIBRATED, 640, calibration=("collect", 0)),),
             (sampling("Sample the quantized model", ("quantize", 0), "calibrated"),),
-            (Group("What was done", {"report": report(("quantize", 1), (560, 480))}),),
+            (Group("What was done", {"report": report(("quantize", 1), (800, 480))}),),
         ),
     ),
     Template(

@@ -4,6 +4,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Watch, question } from "./check.mjs";
+import { TargetDefault } from "./defaults.mjs";
 import { loadStyle } from "./dom.mjs";
 import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
@@ -14,6 +15,7 @@ import { openReport } from "./report.mjs";
 import { fold, folding, makeRoom, turnAdvanced, zoom } from "./room.mjs";
 import * as runs from "./runs.mjs";
 import { refreshLists } from "./saved.mjs";
+import { differs } from "./settings.mjs";
 import { TextPanel } from "./text_panel.mjs";
 import { loadWords, text } from "./text.mjs";
 
@@ -49,6 +51,7 @@ const WIDGET = "calibrated_rounding";
 
 const panels = new WeakMap();
 const watches = new WeakMap();
+const defaults = new WeakMap();
 const ours = ({ comfyClass }) => comfyClass in QUANTIZING || comfyClass in TALKING || FILES.has(comfyClass);
 
 function* ourNodes() {
@@ -61,6 +64,7 @@ function makePanel(node, quantizes) {
   return new Panel(
     (report) => openReport(report, node.title),
     () => turnAdvanced(node),
+    node,
   );
 }
 
@@ -80,6 +84,7 @@ function addPanel(node) {
   panel.element.addEventListener("wheel", zoom);
   panels.set(node, panel);
   if (quantizes) watches.set(node, new Watch((check) => panel.showCheck(check)));
+  if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
 }
@@ -100,10 +105,13 @@ function show(workflow, id, state) {
 }
 
 function executed(node, output) {
-  const state = runs.finished(output);
-  const seen = panels.get(node)?.state?.files?.map(({ path }) => path);
-  if (state?.files?.some(({ path }) => !seen?.includes(path))) refreshLists();
-  if (state) show(workflowId(), executionId(node), runs.keep(workflowId(), executionId(node), state));
+  const id = executionId(node);
+  const before = panels.get(node)?.state;
+  const seen = [...(before?.files ?? []), before?.report?.saved ?? []].flat().map(({ path }) => path);
+  const state = runs.executed(workflowId(), id, output);
+  const files = state?.files ?? (state?.report?.saved ? [state.report.saved] : []);
+  if (files.some(({ path }) => !seen.includes(path))) refreshLists();
+  show(workflowId(), id, state);
 }
 
 let refreshing = null;
@@ -132,9 +140,13 @@ async function recallAll() {
   }
 }
 
-/** A node whose output came while the page was loading has it in the history when the prompt has ended. */
+/**
+ * When the prompt has ended, the history has what the page lacks: an output that came while the page was loading, and the
+ * settings of an output from a cache.
+ */
 function succeeded() {
-  if (Array.from(ourNodes()).some(([, node]) => panels.get(node).state?.phase === "rounded")) refresh();
+  const lacks = (node, { phase, graph }) => phase === "rounded" || (phase === "done" && !graph && watches.has(node));
+  if (Array.from(ourNodes()).some(([, node]) => lacks(node, panels.get(node).state ?? {}))) refresh();
 }
 
 function progressed({ detail }) {
@@ -149,21 +161,31 @@ const stopped =
   ({ detail }) => {
     const node = nodeAt(String(detail.node_id));
     if (!node || node.comfyClass !== detail.node_type || !panels.has(node)) return;
-    show(workflowId(), detail.node_id, runs.ended(workflowId(), detail.node_id, phase, detail.exception_message));
+    const { node_id: id, exception_message: message, prompt_id: prompt } = detail;
+    show(workflowId(), id, runs.ended(workflowId(), id, phase, message, prompt));
   };
 
 let looking = null;
 
 function look() {
   if (document.hidden) return;
-  for (const [, node] of ourNodes()) {
+  for (const [id, node] of ourNodes()) {
     const kind = QUANTIZING[node.comfyClass];
     const saves = TALKING[node.comfyClass]?.kind === "files";
-    if (kind) fold(node);
-    if (kind) watches.get(node).look(question(node, kind));
+    if (kind) lookAt(id, node, kind);
     if (FILES.has(node.comfyClass)) panels.get(node).look();
     if (saves) panels.get(node).showCheck(toSave(node, TALKING[node.comfyClass]));
   }
+}
+
+/** What may have changed around a quantize node. */
+function lookAt(id, node, kind) {
+  const panel = panels.get(node);
+  fold(node);
+  watches.get(node).look(question(node, kind));
+  defaults.get(node).look(panel.check?.plan);
+  panel.showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
+  panel.compare((graph) => differs(id, graph));
 }
 
 /** What a node that saves should say of its name, and of what a quantize node gives it. */

@@ -13,7 +13,7 @@ from ...quant import QuantError
 from ...quant.reports.provenance import holds_provenance
 
 FOLDERS = ("diffusion_models", "text_encoders", "checkpoints")
-"""Kinds of model folders that Quantize File reads from."""
+"""Kinds of model folders that the node Quantize reads from."""
 
 OUTPUT_NAMES = {"text_encoders": "clip"}
 """Kind of model folder -> folder of the output folder that ComfyUI lists with it, where the two names differ."""

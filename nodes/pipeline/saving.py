@@ -12,13 +12,15 @@ import torch
 from comfy.cli_args import args
 from torch import Tensor
 
-from ...quant import QuantError
+from ...quant import QuantError, Report
 from ...quant.files import CheckpointWriter
 from ...quant.files.verification import verify_layers
 from ...quant.formats import BLOCKWISE, pack_notice
 from ...quant.formats.marker import SUFFIX, Marker, from_header
 from ...quant.layer.overflow import cast
 from ...quant.notices import Notice, notice
+from ...quant.reports.inspection import inspect_file
+from ...quant.reports.model_card import write_model_card
 from ...quant.reports.provenance import Provenance, build_header
 from ..host import registration
 from ..host.folders import CALIBRATIONS, OUTPUT_NAMES, find_listed_name, name_calibration
@@ -141,15 +143,17 @@ def list_formats(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(name for name in formats if name is not None)
 
 
-def describe_file(path: Path, kind: str, formats: Collection[str] = ()) -> SavedFile:
+def describe_file(path: Path, kind: str, formats: Collection[str] = (), report: Report | None = None) -> SavedFile:
     """A file that was written, with the loader that takes it.
 
     Args:
         path: The file.
         kind: One of `LOADERS`.
         formats: Formats of its layers, by their names in markers.
+        report: Of the run that wrote it, for the model card.
     """
     own = kind == "diffusion_models" and BLOCKWISE in formats and registration.needs_own_loader()
     node, widget = BLOCKWISE_LOADER if own else LOADERS[kind]
     name = name_calibration(path) if kind == CALIBRATIONS else find_listed_name(path, kind)
-    return SavedFile.describe(path, None if name is None else Loader(node=node, widget=widget, value=name))
+    card = "" if kind == CALIBRATIONS else write_model_card(inspect_file(path), report)
+    return SavedFile.describe(path, None if name is None else Loader(node=node, widget=widget, value=name), card)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..api import plan_file, quantize_file
 from ..calibration.calibration import Calibration
+from ..calibration.file import has_sensitivities
 from ..device import AUTO_DEVICE, choose_device
 from ..errors import (
     AlreadyQuantizedError,
@@ -23,11 +24,14 @@ from ..files.shards import INDEX_SUFFIX
 from ..files.targets import list_files, refuse_same_file
 from ..files.text_file import try_target, write_text
 from ..formats import needs_notices
-from ..notices import render
+from ..notices import Notice, render
+from ..planning.machine import detect_machine
+from ..planning.recommendation import Situation, recommend
 from ..recipe import Recipe
-from ..reports.report import Report
+from ..reports.inspection import inspect_file
+from ..reports.model_card import write_model_card
 from .bar import progress_bar
-from .choices import list_unused, make_recipe
+from .choices import list_unused, make_recipe, refuse_decided
 from .console import fail, say, say_lines
 from .ending import result_lines
 from .options import make_parser
@@ -36,6 +40,7 @@ from .text import plan_text
 
 SUFFIX = ".safetensors"
 REPORT_SUFFIXES = (".json", ".txt")
+CARD_SUFFIX = ".md"
 
 
 def convert(argv: Sequence[str]) -> int:
@@ -44,19 +49,35 @@ def convert(argv: Sequence[str]) -> int:
     args = parser.given(argv)
     if "input" not in args:
         parser.error("An input is needed: -i FILE.safetensors")
-    recipe = make_recipe(args)
+    recipe, reasons = make_recipe(args), list[Notice]()
     source, quiet = args["input"], args.get("quiet", False)
-    target = output_path(source, args.get("output"), recipe)
-    if not quiet:
-        for note in [*list_unused(args, recipe), *needs_notices(recipe.usable_formats)]:
-            say(f"note: {render(note)}", sys.stderr)
     try:
+        if "recommended" in args:
+            recipe, reasons = _recommend(args, recipe)
+        target = output_path(source, args.get("output"), recipe)
+        if not quiet:
+            for note in [*reasons, *list_unused(args, recipe), *needs_notices(recipe.usable_formats)]:
+                say(f"note: {render(note)}", sys.stderr)
         return _dry_run(args, recipe, source, target) if "dry_run" in args else _run(args, recipe, source, target)
     except AlreadyQuantizedError as error:
         hint = "" if isinstance(error, UnreadableLayerError) else " (--dequantize does that.)"
         raise AlreadyQuantizedError(f"{source}: {error}{hint}") from None
     except UnloadableError as error:
         raise UnloadableError(f"{source}: {error} (--force quantizes it for code of your own.)") from None
+
+
+def _recommend(args: Mapping[str, Any], base: Recipe) -> tuple[Recipe, list[Notice]]:
+    """The recommended recipe, and why."""
+    refuse_decided(args)
+    file = args.get("calibration")
+    situation = Situation(
+        machine=detect_machine(choose_device(args.get("device", AUTO_DEVICE))),
+        preset=args["recommended"],
+        calibrated=file is not None,
+        sensitivities=file is not None and has_sensitivities(file),
+    )
+    result = recommend(lambda tried: plan_file(args["input"], tried, force="force" in args), base, situation)
+    return result.recipe, [*result.reasons]
 
 
 def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
@@ -77,9 +98,13 @@ def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
 
 
 def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
-    if "report" in args:
-        raise RecipeError("--dry-run writes nothing, so --report cannot go with it.")
-    say(plan_text(plan_file(source, recipe, force="force" in args)))
+    for option in ("report", "model_card"):
+        if option in args:
+            name = option.replace("_", "-")
+            raise RecipeError(f"--dry-run writes nothing, so --{name} cannot go with it.")
+    calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
+    plan = plan_file(source, recipe, statistics=calibration, force="force" in args)
+    say(plan_text(plan, recipe))
     if recipe.upgrade is not None:
         say(f"Layers above an error of {recipe.max_error} will take {recipe.upgrade}; that is measured in the run.")
     say(f"Nothing was written; the output would be {target}")
@@ -92,6 +117,7 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
     inputs = [*list_files(source), *(args[name] for name in ("calibration", "recipe") if name in args)]
     check_output(target, inputs, overwrite)
     report_path = _checked_report(args.get("report"), inputs, overwrite)
+    card_path = _checked_card(args.get("model_card"), inputs, overwrite)
     calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
     with stop_on_signals() as stop:
         try:
@@ -111,7 +137,9 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
             fail(error)
             return 128 + (stop.number or 0)
     if report_path is not None:
-        _write_report(report, report_path, overwrite)
+        _write_beside(report_path, report.to_json() if report_path.suffix == ".json" else report.table(), overwrite)
+    if card_path is not None:
+        _write_beside(card_path, write_model_card(inspect_file(target), report).rstrip(), overwrite)
     if "quiet" not in args:
         above = [*report.table().split("\n"), ""] if "verbose" in args else report.warnings()
         say_lines([*above, *result_lines(report, target)])
@@ -142,9 +170,17 @@ def _checked_report(name: str | None, inputs: Iterable[str | Path], overwrite: b
     return path
 
 
-def _write_report(report: Report, path: Path, overwrite: bool) -> None:
-    text = report.to_json() if path.suffix == ".json" else report.table()
+def _checked_card(name: str | None, inputs: Iterable[str | Path], overwrite: bool) -> Path | None:
+    if name is None:
+        return None
+    if Path(name).suffix != CARD_SUFFIX:
+        raise RecipeError(f"--model-card {name!r} must end in {CARD_SUFFIX}.")
+    check_output(Path(name), inputs, overwrite)
+    return Path(name)
+
+
+def _write_beside(path: Path, text: str, overwrite: bool) -> None:
     try:
         write_text(path, text + "\n", overwrite=overwrite)
     except CheckpointError as error:
-        raise CheckpointError(f"The model is written, but its report is not: {error}") from None
+        raise CheckpointError(f"The model is written, but {path.name} is not: {error}") from None

@@ -11,9 +11,11 @@ from torch import Tensor
 from ..calibration.statistics import InputStatistics
 from ..formats import FORMATS
 from ..formats.rotation import group_sizes
+from ..layer.choice import Alternative, choose_alternative
 from ..layer.quantize import quantize_layer
 from ..layer.task import LayerTask
 from ..recipe import AUTO, Recipe
+from ..text import percent
 from .builder import with_format
 from .plan import LayerPlan
 
@@ -23,10 +25,13 @@ class Candidate:
     """One way of storing a layer, measured."""
 
     plan: LayerPlan
-    error: float
-    """Relative output error (W8A8); of the weight where no inputs are known."""
+    measured: Alternative
     importance: float
     """Weight of the squared error beside other layers' errors."""
+
+    @property
+    def error(self) -> float:
+        return self.measured.error
 
     @property
     def cost(self) -> float:
@@ -36,7 +41,7 @@ class Candidate:
     def text(self) -> str:
         """``format (error)``, or ``format/group (error)`` if the layer is rotated: the same in every language."""
         group = f"/{self.plan.group}" if self.plan.group else ""
-        return f"{self.plan.format.name}{group} ({self.error:.4f})"
+        return f"{self.plan.format.name}{group} ({percent(self.error)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ class Evaluator:
 
     def can_weigh(self, inputs: InputStatistics) -> bool:
         """Whether enough is known of a layer to compare its output error with other layers'."""
-        return inputs.rows is not None and (inputs.sensitivity is not None or not self.by_sensitivity)
+        return inputs.has_rows and (inputs.sensitivity is not None or not self.by_sensitivity)
 
     def evaluate(self, layer: LayerPlan, weight: Tensor) -> Candidate:
         """Quantize ``weight [N, K]`` as planned.
@@ -64,11 +69,15 @@ class Evaluator:
         """
         self.check_cancelled()
         result = quantize_layer(make_task(layer, weight, self.recipe, self.device, self.check_cancelled))
-        return Candidate(layer, result.errors.primary.error, self._importance(result.output_power, layer.inputs))
+        return Candidate(layer, Alternative.of(result), self._importance(result.output_power, layer.inputs))
 
     def best(self, layers: Iterable[LayerPlan], weight: Tensor) -> Candidate:
-        """The candidate of least cost; the first of equals."""
-        return min((self.evaluate(layer, weight) for layer in layers), key=lambda candidate: candidate.cost)
+        """The first candidate, or another one that is surely better.
+
+        How much a layer matters to the result is the same for all of its candidates, and changes nothing here.
+        """
+        candidates = [self.evaluate(layer, weight) for layer in layers]
+        return candidates[choose_alternative([candidate.measured for candidate in candidates])]
 
     def _importance(self, output_power: float | None, inputs: InputStatistics) -> float:
         if output_power is None:

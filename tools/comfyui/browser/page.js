@@ -53,6 +53,9 @@ window.packPage = (() => {
       node(id).setSize([width, node(id).size[1]]);
       graph().setDirtyCanvas(true, true);
     },
+    setMode: (id, mode) => {
+      node(id).mode = mode;
+    },
     setWidget: (id, name, value) => {
       widget(id, name).value = value;
       widget(id, name).callback?.(value);

@@ -159,7 +159,9 @@ class Site:
             self.page.locator(f'[data-node-id="{node}"]').get_by_role("combobox", name=label).click()
             self.page.get_by_role("option", name=value, exact=True).click()
         else:
-            self.page.mouse.click(*self.call("toPage", self.call("widgetPlace", node, name)))
+            place = self.call("toPage", self.call("widgetPlace", node, name))
+            self.page.mouse.move(place[0] + 4, place[1])  # the canvas learns by it what is under the pointer
+            self.page.mouse.click(*place)
             entry = re.compile(rf"^\s*{re.escape(value)}\s*$")
             self.page.locator(".litecontextmenu .litemenu-entry").filter(has_text=entry).click()
         self.wait("widgetIs", node, name, value)
