@@ -119,7 +119,8 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
         clip.load_model()
         tensors, dtypes = clip.patcher.model_state_dict_for_saving(), read_kept_dtypes(clip.patcher)
         workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        name = saving.fill(filename_prefix, saving.find_words(clip.patcher, cls.hidden), cls.hidden)
+        words = saving.find_words(clip.patcher, cls.hidden, parts[0].name if len(parts) == 1 else "text_encoders")
+        name = saving.fill(filename_prefix, words, cls.hidden)
         written, notices = list[SavedFile](), list[Notice]()
         for part in parts:
             path = folders.choose_output_path(name if len(parts) == 1 else f"{name}_{part.name}")

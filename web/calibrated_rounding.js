@@ -9,6 +9,7 @@ import { loadStyle } from "./dom.mjs";
 import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
 import { FilePanel } from "./file_panel.mjs";
+import { joined, watchEnds } from "./finished.mjs";
 import { failure } from "./notices.mjs";
 import { Panel } from "./panel.mjs";
 import { openReport } from "./report.mjs";
@@ -150,6 +151,7 @@ function succeeded() {
 }
 
 function progressed({ detail }) {
+  joined();
   const workflow = detail.workflow ?? workflowId();
   const state = runs.progressed(workflow, detail);
   if (state) show(workflow, detail.node, state);
@@ -211,6 +213,7 @@ app.registerExtension({
 
   async setup() {
     loadStyle();
+    watchEnds();
     await loadWords();
   },
 

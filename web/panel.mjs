@@ -2,6 +2,7 @@
 
 import { h, tail } from "./dom.mjs";
 import { primaryError, verdict } from "./errors.mjs";
+import { ask, mayAsk } from "./finished.mjs";
 import { failure, line, merge } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { secondsLeft } from "./runs.mjs";
@@ -89,9 +90,19 @@ export class Panel {
     this.bar.firstChild.style.width = `${100 * (view.share ?? 0)}%`;
     this.notices.replaceChildren(...this.#notices());
     this.button.disabled = !report;
+    this.#offerNotification(phase === "running" && mayAsk());
     this.#offerLoader(this.changed ? null : report?.saved?.loader);
     if (this.said.textContent !== view.title) this.said.textContent = view.title;
     this.#tick(phase === "running");
+  }
+
+  /** During a run: a button that asks the browser for permission to tell its end. */
+  #offerNotification(offered) {
+    if (Boolean(this.bell) === offered) return;
+    this.bell?.remove();
+    this.bell = offered ? button(text("notify_me"), () => ask().then(() => this.#draw())) : null;
+    if (this.bell) this.button.after(this.bell);
+    if (this.bell) this.bell.title = text("notify_me_help");
   }
 
   /** A button that loads the file that was written. */

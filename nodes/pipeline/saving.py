@@ -118,15 +118,19 @@ def loading_notices(path: Path, kind: str, metadata: Mapping[str, str]) -> list[
     return unlisted if needed is None else [*unlisted, needed]
 
 
-def find_words(patcher: Any, hidden: Any) -> dict[str, str]:
+def find_words(patcher: Any, hidden: Any, several: str = "model") -> dict[str, str]:
     """The words for the tokens in a file's name.
 
     Args:
         patcher: Of the MODEL or CLIP that is saved.
         hidden: The node's hidden inputs.
+        several: The name of a model that comes from several files.
     """
     files, provenance = read_source_names(patcher), read_provenance(patcher)
-    known = name_model(files[0]) if len(files) == 1 else find_model_name(hidden.prompt, hidden.unique_id)
+    if len(files) > 1:
+        known: str | None = several
+    else:
+        known = name_model(files[0]) if files else find_model_name(hidden.prompt, hidden.unique_id)
     formats = () if provenance else list_formats(patcher.model.state_dict())
     return make_words(known or "model", provenance and provenance.recipe, formats)
 
