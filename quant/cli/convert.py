@@ -137,9 +137,11 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
             fail(error)
             return 128 + (stop.number or 0)
     if report_path is not None:
-        _write_beside(report_path, report.to_json() if report_path.suffix == ".json" else report.table(), overwrite)
+        _write_beside(
+            report_path, "report", report.to_json() if report_path.suffix == ".json" else report.table(), overwrite
+        )
     if card_path is not None:
-        _write_beside(card_path, write_model_card(inspect_file(target), report).rstrip(), overwrite)
+        _write_beside(card_path, "model card", write_model_card(inspect_file(target), report).rstrip(), overwrite)
     if "quiet" not in args:
         above = [*report.table().split("\n"), ""] if "verbose" in args else report.warnings()
         say_lines([*above, *result_lines(report, target)])
@@ -179,8 +181,9 @@ def _checked_card(name: str | None, inputs: Iterable[str | Path], overwrite: boo
     return Path(name)
 
 
-def _write_beside(path: Path, text: str, overwrite: bool) -> None:
+def _write_beside(path: Path, what: str, text: str, overwrite: bool) -> None:
+    """Write a text about the model that has been written; ``what`` names it in an error."""
     try:
         write_text(path, text + "\n", overwrite=overwrite)
     except CheckpointError as error:
-        raise CheckpointError(f"The model is written, but {path.name} is not: {error}") from None
+        raise CheckpointError(f"The model is written, but its {what} is not: {error}") from None
