@@ -124,6 +124,9 @@ GROUPED_STEPS = (
     *("scales of nearest", "neighbouring scales", "all candidates", "one pass", "two passes", "six passes"),
     *("smaller channel scales", "larger channel scales", "fitted codebook", "groups of 8"),
 )
+ENCODER_FORMATS = ("int8_convrot", "float8_e4m3fn", *FEW_BITS)
+ENCODERS = {"shipped": "shipped encoder"}
+"""Title of each text encoder -> its part of the cases in encoders.json."""
 LAYER_FORMATS = ("int8_convrot", "int8_row", "int8_blockwise", "float8_e4m3fn", "mxfp8")
 LAYERS = {
     "FP8, 1024 x 1024": "1024 x 1024, FP8",
@@ -216,6 +219,17 @@ TABLES = {
         head="network, format",
         rows={f"SmolLM2, `{fmt}`": f"SmolLM2, {fmt}" for fmt in FEW_BITS},
         columns=FEW_BITS_COLUMNS,
+    ),
+    "text encoders": Table(
+        results="encoders",
+        head="format (bytes a weight)",
+        rows={_label(name): name for name in ENCODER_FORMATS}
+        | {"GGUF `Q8_0` (1.06)": "Q8_0", "FP8 without a scale (1.00)": "FP8 cast"},
+        columns=tuple(
+            Column(title=f"{title}, {method}", case=f"{name}, {{}}, {method}", cell="{SNR:.1f} dB ({cosine:.5f})")
+            for title, name in ENCODERS.items()
+            for method in ("nearest", "calibrated")
+        ),
     ),
     "rounding in groups": Table(
         results="grouped",
