@@ -4,7 +4,7 @@ collects what it cost. It serves files, state dicts and the nodes alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +17,6 @@ from .execution import Execution
 from .files.dequantized import DequantizedSource, as_float
 from .files.sinks import Sink
 from .files.sources import Source
-from .files.tensors import TensorSpec
 from .files.verification import verify_planned
 from .formats import pack_notice
 from .notices import Notice, notice
@@ -133,9 +132,10 @@ def _prepare(source: Source, run: Run) -> tuple[Plan, Evaluator]:
     return plan, evaluator
 
 
-def refuse_impossible(tensors: Mapping[str, TensorSpec], recipe: Recipe, statistics: Statistics) -> None:
-    """Raise what `quantize` would raise of a plan and of its size, before any weight is read."""
-    refuse_unreachable(make_plan(tensors, recipe, statistics), recipe)
+def refuse_impossible(source: Source, recipe: Recipe, statistics: Statistics) -> None:
+    """Raise what `quantize` would raise of a plan and of its size, before any float weight is read."""
+    floats = as_float(source, recipe.dequantize, rotation=recipe.conversion_rotation)
+    refuse_unreachable(make_plan(floats.tensors, recipe, statistics), recipe)
 
 
 def _header(plan: Plan, source: Source, run: Run, source_sha256: str | None) -> dict[str, str]:

@@ -65,7 +65,7 @@ def quantize_weights(
         QuantError: before any work where ComfyUI could not run the result; else as `engine.quantize`.
     """
     refuse_unloadable(recipe)
-    refuse_impossible(weights.tensors, recipe, calibration or {})
+    refuse_impossible(weights, recipe, calibration or {})
     device, store = running.device_name(device_choice), cache()
     live.begin(node_id)
     digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)
