@@ -26,7 +26,7 @@ from .planning.loading import check_source
 from .planning.mixed_precision import settle_plan, settle_together
 from .planning.plan import KeptTensor, LayerPlan, Plan
 from .planning.size_curve import SizeCurve
-from .planning.size_range import refuse_unreachable
+from .planning.size_range import refuse_together, refuse_unreachable
 from .recipe import AUTO, OFF, Recipe
 from .reports.provenance import Provenance, build_header
 from .reports.report import Report
@@ -78,6 +78,7 @@ def list_conversions(source: Source, plan: Plan, recipe: Recipe) -> list[Notice]
 def plan_run(source: Source, run: Run) -> Plan:
     """The plan of a run, with everything measured that its recipe leaves to measurement. Errors as in `quantize`."""
     plan, evaluator = _prepare(source, run)
+    refuse_unreachable(plan, run.recipe, evaluator.can_weigh)
     return settle_plan(plan, source, evaluator)
 
 
@@ -97,6 +98,7 @@ def plan_together(parts: Sequence[tuple[Source, Run]]) -> tuple[list[Plan], Size
     floats = [as_float(source, run.recipe.dequantize, rotation=run.recipe.conversion_rotation) for source, run in parts]
     with torch.no_grad():
         prepared = [(*_prepare(source, run), source) for source, (_, run) in zip(floats, parts, strict=True)]
+        refuse_together([(plan, evaluator.can_weigh) for plan, evaluator, _ in prepared], recipe)
         return settle_together([(plan, source, evaluator) for plan, evaluator, source in prepared], recipe)
 
 
@@ -128,12 +130,11 @@ def _prepare(source: Source, run: Run) -> tuple[Plan, Evaluator]:
         weight_only=plan.weight_only,
         by_sensitivity=all(known.sensitivity is not None for known in inputs),
     )
-    refuse_unreachable(plan, run.recipe, evaluator.can_weigh)
     return plan, evaluator
 
 
 def refuse_impossible(source: Source, recipe: Recipe, statistics: Statistics) -> None:
-    """Raise what `quantize` would raise of a plan and of its size, before any float weight is read."""
+    """Raise what `quantize` would raise of a plan and of its size, before any weight is read."""
     floats = as_float(source, recipe.dequantize, rotation=recipe.conversion_rotation)
     refuse_unreachable(make_plan(floats.tensors, recipe, statistics), recipe)
 

@@ -41,10 +41,10 @@ METRICS: Mapping[str, str] = {
 SCALES: Mapping[str, str] = {
     "absmax": "the largest weight fits",
     "mse": "smallest squared weight error",
-    AUTO: "for each layer the one with the smallest measured error",
+    AUTO: "absmax, but mse for layers where it is significantly better",
 }
 INPUT_SCALES: Mapping[str, str] = {
-    AUTO: "only where inputs near or above 448 were recorded, which saturate without one",
+    AUTO: "only for FP8 layers where inputs near or above 448 were recorded, which saturate without one",
     OFF: "none",
     "absmax": "the largest recorded input fits",
     "percentile": "one input in ten thousand is clipped",
@@ -258,7 +258,7 @@ class Recipe(Settings):
         GROUP_SIZES[0],
         Choice(
             options=dict.fromkeys(GROUP_SIZES, "")
-            | {AUTO: "for each layer the one with the smallest measured error, or none"}
+            | {AUTO: "256, but another group or none for layers where it is significantly better"}
         ),
         "Largest group of inputs that the Hadamard rotation of rotated formats mixes.",
         level="advanced",
@@ -336,7 +336,7 @@ class Recipe(Settings):
     input_scale: str = setting(
         AUTO,
         Choice(options=INPUT_SCALES),
-        "Write static scales for FP8 inputs (W8A8), from a calibration.",
+        "Write static scales for FP8 and NVFP4 inputs, from a calibration.",
         level="advanced",
         group="format",
         bare="absmax",

@@ -4,9 +4,11 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Watch, question } from "./check.mjs";
+import { TargetDefault } from "./defaults.mjs";
 import { loadStyle } from "./dom.mjs";
 import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
+import { FilePanel } from "./file_panel.mjs";
 import { failure } from "./notices.mjs";
 import { Panel } from "./panel.mjs";
 import { openReport } from "./report.mjs";
@@ -14,6 +16,7 @@ import { fold, folding, makeRoom, turnAdvanced, zoom } from "./room.mjs";
 import * as runs from "./runs.mjs";
 import { refreshLists } from "./saved.mjs";
 import { differs } from "./settings.mjs";
+import { setTarget, settingNode } from "./target.mjs";
 import { TextPanel } from "./text_panel.mjs";
 import { loadWords, text } from "./text.mjs";
 
@@ -39,6 +42,9 @@ const TALKING = {
   CalibratedRoundingCompareModels: { kind: "table" },
 };
 
+/** Nodes that name a file and say what it is. */
+const FILES = new Set(["CalibratedRoundingInspectFile", "CalibratedRoundingLoadRecipe"]);
+
 const LOOKING = 250; // milliseconds between looks at the settings
 const MARGIN = 8;
 const WIDTH = 320;
@@ -46,20 +52,25 @@ const WIDGET = "calibrated_rounding";
 
 const panels = new WeakMap();
 const watches = new WeakMap();
-const ours = (node) => node.comfyClass in QUANTIZING || node.comfyClass in TALKING;
+const defaults = new WeakMap();
+const ours = ({ comfyClass }) => comfyClass in QUANTIZING || comfyClass in TALKING || FILES.has(comfyClass);
 
 function* ourNodes() {
   for (const [id, node] of walk()) if (panels.has(node)) yield [id, node];
 }
 
+function makePanel(node, quantizes) {
+  if (FILES.has(node.comfyClass)) return new FilePanel(node);
+  if (!quantizes) return new TextPanel(TALKING[node.comfyClass].kind ?? "words", node);
+  return new Panel(
+    (report) => openReport(report, node.title, aiming(node, report)),
+    () => turnAdvanced(node),
+  );
+}
+
 function addPanel(node) {
   const quantizes = node.comfyClass in QUANTIZING;
-  const panel = quantizes
-    ? new Panel(
-        (report) => openReport(report, node.title),
-        () => turnAdvanced(node),
-      )
-    : new TextPanel(TALKING[node.comfyClass].kind ?? "words", node);
+  const panel = makePanel(node, quantizes);
   const height = panel.height + 2 * MARGIN;
   const widget = node.addDOMWidget(WIDGET, "CALIBRATED_ROUNDING_PANEL", panel.element, {
     serialize: false,
@@ -73,8 +84,15 @@ function addPanel(node) {
   panel.element.addEventListener("wheel", zoom);
   panels.set(node, panel);
   if (quantizes) watches.set(node, new Watch((check) => panel.showCheck(check)));
+  if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+}
+
+/** What makes a size of a report the target of the next run; null where the settings are out of reach. */
+function aiming(node, report) {
+  const owner = settingNode(node);
+  return owner && ((nbytes) => setTarget(owner, report, nbytes));
 }
 
 /** Keep a node's callback and add to it. */
@@ -158,12 +176,20 @@ function look() {
   for (const [id, node] of ourNodes()) {
     const kind = QUANTIZING[node.comfyClass];
     const saves = TALKING[node.comfyClass]?.kind === "files";
-    if (kind) fold(node);
-    if (kind) watches.get(node).look(question(node, kind));
-    if (kind) panels.get(node).showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
-    if (kind) panels.get(node).compare((graph) => differs(id, graph));
+    if (kind) lookAt(id, node, kind);
+    if (FILES.has(node.comfyClass)) panels.get(node).look();
     if (saves) panels.get(node).showCheck(toSave(node, TALKING[node.comfyClass]));
   }
+}
+
+/** What may have changed around a quantize node. */
+function lookAt(id, node, kind) {
+  const panel = panels.get(node);
+  fold(node);
+  watches.get(node).look(question(node, kind));
+  defaults.get(node).look(panel.check?.plan);
+  panel.showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
+  panel.compare((graph) => differs(id, graph));
 }
 
 /** What a node that saves should say of its name, and of what a quantize node gives it. */

@@ -24,6 +24,7 @@ from ...quant.planning.machine import leave_out_unusable
 from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
 from ...quant.planning.recommendation import Situation, recommend
+from ...quant.planning.size_curve import GIGABYTE
 from ...quant.planning.size_range import find_size_range, refuse_unreachable
 from ...quant.recipe import AUTO
 from ..host import running
@@ -35,6 +36,9 @@ from . import durations
 
 FULL_SAMPLE = {"": InputStatistics(rows=torch.empty(ROWS, 0, device="meta"))}
 """Stands for a calibration that is not recorded yet: as many rows as the calibration nodes keep by default."""
+
+DEFAULT_SHARE: float = Recipe.declarations()["target_share"].node.default
+"""Share of the model's size that a target in gigabytes starts at: the same as of a target that is a share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +82,7 @@ def check(question: Question) -> dict[str, Any]:
     if not question.whole:
         notices += _refusal(recipe)
     notices += [entry for fmt in formats if (entry := _hardware_notice(fmt, recipe)) is not None]
-    if plan is None:
-        return _answer(None, notices)
-    return _answer(describe_plan(plan, recipe, question) | _describe_cost(plan, recipe, question), notices)
+    return _answer(None if plan is None else describe_plan(plan, recipe, question), notices)
 
 
 def _describe_cost(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def is_emulated(fmt: Format) -> bool:
 
 def rounds_inputs(fmt: Format) -> bool:
     """Whether the present device rounds inputs with one scale for the whole tensor, which loses the most."""
-    return fmt.static_input and computes(fmt) is True
+    return fmt.static_input and not fmt.measures_inputs and computes(fmt) is True
 
 
 def describe_plan(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
@@ -195,7 +197,9 @@ def describe_plan(plan: Plan, recipe: Recipe, question: Question) -> dict[str, A
         "bytes_after": plan.nbytes,
         "reachable": None,
         "formats": [fmt.name for fmt in _used(plan)],
-    } | _describe_choice(plan, recipe, question)
+        **_describe_choice(plan, recipe, question),
+        **_describe_cost(plan, recipe, question),
+    }
 
 
 def _describe_choice(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
@@ -206,7 +210,8 @@ def _describe_choice(plan: Plan, recipe: Recipe, question: Question) -> dict[str
     target = reachable.target(recipe)
     size = None if target is None else min(target.nbytes, reachable.largest)
     sizes = {"smallest": reachable.smallest, "largest": reachable.largest, "layers": reachable.layers}
-    return {"bytes_after": size, "reachable": sizes, "formats": list(recipe.candidates)}
+    default = round(DEFAULT_SHARE * reachable.source / GIGABYTE, 3)
+    return {"bytes_after": size, "reachable": sizes, "default_gb": default, "formats": list(recipe.candidates)}
 
 
 def _plan_file(question: Question, recipe: Recipe) -> tuple[Plan | None, list[Notice]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..notices import render, render_all
 from ..planning.plan import LayerPlan, Plan
 from ..planning.size_range import find_size_range
-from ..recipe import Recipe
+from ..recipe import AUTO, Recipe
 from ..reports.wording import count_layers
 from ..text import counted, dimensions, kept_lines, megabytes, table
 
@@ -15,7 +15,10 @@ from ..text import counted, dimensions, kept_lines, megabytes, table
 def plan_text(plan: Plan, recipe: Recipe) -> str:
     """A line for each layer, what is kept and why, and the totals."""
     head = ("layer", "shape", "format", "MB", "to MB", "reason")
-    rows = [head, *map(_plan_row, plan.layers.values())]
+    rows = [
+        head,
+        *(_plan_row(layer, is_open=recipe.format == AUTO and not layer.fixed) for layer in plan.layers.values()),
+    ]
     removed = {name: entry.reason for name, entry in plan.removed.items()}
     largest = sorted(plan.kept.values(), key=lambda entry: -entry.nbytes)
     kept = kept_lines(((entry.name, entry.reason, entry.origin) for entry in largest), removed)
@@ -24,11 +27,15 @@ def plan_text(plan: Plan, recipe: Recipe) -> str:
     )
 
 
-def _plan_row(layer: LayerPlan) -> tuple[str, ...]:
+def _plan_row(layer: LayerPlan, *, is_open: bool) -> tuple[str, ...]:
+    """A layer's line; ``is_open``: its format is chosen in the run."""
+    head = layer.name, dimensions(layer.shape)
+    if is_open:
+        return *head, AUTO, megabytes(layer.source.nbytes), "-", layer.reason
     group = f", groups of {layer.group}" if layer.group else ""
     sizes = megabytes(layer.source.nbytes), megabytes(layer.nbytes)
     reason = "; ".join([layer.reason, *map(render, layer.notes)])
-    return layer.name, dimensions(layer.shape), layer.format.name + group, *sizes, reason
+    return *head, layer.format.name + group, *sizes, reason
 
 
 def _summary(plan: Plan, recipe: Recipe) -> Iterator[str]:

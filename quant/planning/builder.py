@@ -85,7 +85,7 @@ def quantize_kept(kept: KeptTensor, recipe: Recipe) -> LayerPlan:
     """A kept weight as a layer to quantize, in the recipe's first format."""
     choice = _Choice(
         format=_first_format(recipe),
-        reason=f"a measurement decides, not: {kept.reason}",
+        reason=f"by measurement, for the target; the profile alone would keep it ({kept.reason})",
         is_lookup_table=kept.is_lookup_table,
     )
     return _plan_layer(kept.name.removesuffix(WEIGHT), kept.source, choice, recipe, kept.inputs)

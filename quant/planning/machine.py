@@ -101,8 +101,7 @@ class Card:
 
 
 CARDS = (
-    Card("GTX 10, V100", (7, 0)),
-    Card("RTX 20, T4", (7, 5)),
+    Card("RTX 20", (7, 5)),
     Card("RTX 30, A100", (8, 0)),
     Card("RTX 40, L4, H100", (8, 9)),
     Card("RTX 50, B200", (10, 0)),

@@ -18,11 +18,12 @@ from ..files.sources import Source
 from ..layer.choice import choose_alternative
 from ..notices import notice
 from ..recipe import AUTO, Recipe
+from ..text import percent
 from .builder import keep_layer
 from .candidates import Candidate, Evaluator, in_formats, with_rotations
 from .knapsack import Choice, Knapsack, Option
 from .plan import Entry, KeptTensor, LayerPlan, Plan
-from .size_curve import Budget, SizeCurve, join_budgets
+from .size_curve import Budget, SizeCurve, join_budgets, refuse_target
 from .size_range import list_variants
 
 
@@ -41,7 +42,7 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
     search = _Search(plan=plan, source=source, recipe=evaluator.recipe, evaluator=evaluator)
     if evaluator.recipe.format == AUTO:
         measured = search.measure_formats()
-        return measured.settle(measured.choose(evaluator.recipe))
+        return measured.settle(measured.choose(evaluator.recipe), evaluator.recipe)
     if evaluator.recipe.max_error is not None:
         search = replace(search, plan=plan.with_entries(dict(search.upgrades(evaluator.recipe.max_error))))
         if not search.plan.layers:
@@ -76,7 +77,7 @@ def settle_together(parts: Sequence[tuple[Plan, Source, Evaluator]], recipe: Rec
     budget = join_budgets([model.budget for model in measured])
     chosen = budget.choose(recipe)
     options = iter(chosen)
-    plans = [model.settle(tuple(islice(options, len(model.choices)))) for model in measured]
+    plans = [model.settle(tuple(islice(options, len(model.choices))), recipe) for model in measured]
     point = budget.point(budget.knapsack.total(chosen))
     return plans, SizeCurve(budget.curve(), point, all(model.by_outputs for model in measured))
 
@@ -115,8 +116,12 @@ class MeasuredFormats:
             return self.budget.choose(recipe)
         return tuple(choice.best for choice in self.choices.values())
 
-    def settle(self, chosen: Choice) -> Plan:
-        """The plan with a choice of formats, one option for each of `choices`.
+    def settle(self, chosen: Choice, recipe: Recipe) -> Plan:
+        """The plan with a choice of formats.
+
+        Args:
+            chosen: One option for each of `choices`.
+            recipe: Holds the target.
 
         Raises:
             RecipeError: nothing would be quantized.
@@ -124,7 +129,7 @@ class MeasuredFormats:
         pairs = zip(chosen, self.choices.items(), strict=True)
         plan = self.plan.with_entries({key: choice.entry(index) for index, (key, choice) in pairs})
         if not plan.layers:
-            raise RecipeError("The target leaves every layer as it is; ask for a smaller size or a larger error.")
+            raise refuse_target(recipe)
         point = self.budget.point(self.budget.knapsack.total(chosen))
         return replace(plan, size_curve=SizeCurve(self.budget.curve(), point, self.by_outputs))
 
@@ -151,7 +156,7 @@ class _Search:
             yield key, self._upgrade(layer, quick, limit)
 
     def _upgrade(self, layer: LayerPlan, evaluator: Evaluator, limit: float) -> Entry:
-        note = notice("upgraded", format=layer.format.name, limit=limit)
+        note = notice("upgraded", format=layer.format.name, limit=percent(limit))
         upgraded = in_formats(layer, [self.recipe.upgrade or layer.format.name], self.recipe)
         variants = sorted([layer, *(plan.with_note(note) for plan in upgraded)], key=lambda plan: plan.nbytes)
         weight, texts = self.source.read(f"{layer.name}.weight"), list[str]()
@@ -161,7 +166,8 @@ class _Search:
             texts.append(candidate.text)
             if candidate.error <= limit:
                 return variant
-        return keep_layer(layer, self.recipe, f"no format stays under a weight error of {limit}: {', '.join(texts)}")
+        formats = ", ".join(texts)
+        return keep_layer(layer, self.recipe, f"no format stays under a weight error of {percent(limit)}: {formats}")
 
     def measure_formats(self) -> MeasuredFormats:
         """Measure the formats of all layers, to choose them together.
@@ -203,8 +209,9 @@ class _LayerChoice:
 
     def entry(self, index: int) -> Entry:
         """The decision that the option ``index`` stands for."""
-        texts = [candidate.text for candidate in self.candidates]
         if index < len(self.candidates):
-            return self.candidates[index].plan.with_note(notice("format_chosen", candidates=texts))
+            kind = "format_closest" if self.kept is None else "format_chosen"
+            texts = [candidate.text for candidate in self.candidates]
+            return self.candidates[index].plan.with_note(notice(kind, candidates=texts))
         assert self.kept is not None  # the last option is there only if the layer may be kept
-        return replace(self.kept, reason=f"chosen to stay: {', '.join(texts)}")
+        return replace(self.kept, reason="stays in float by measurement: the target has room for it")

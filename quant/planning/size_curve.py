@@ -46,7 +46,7 @@ class SizeCurve:
         points = {point: "" for point in self.curve[:: max(1, len(self.curve) // LINES)]} | {self.chosen: "chosen"}
         rows = [(megabytes(p.nbytes), percent(p.error, 3), points[p]) for p in sorted(points, key=lambda p: p.nbytes)]
         error = "output error (W8A8)" if self.by_outputs else "weight error"
-        return table([("MB", error, ""), *rows], right=frozenset({0, 1}))
+        return table([("MB", f"{error}, all layers together", ""), *rows], right=frozenset({0, 1}))
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,13 @@ def refuse_size(target: SizeTarget, smallest: int, source: int) -> RecipeError:
         f"{target.setting} {target.value:g} is {target.nbytes / GIGABYTE:.3g} GB, and the formats allowed cannot take "
         f"it below {smallest / GIGABYTE:.4g} GB (a share of {smallest / source:.2f}); ask for more."
     )
+
+
+def refuse_target(recipe: Recipe) -> RecipeError:
+    """The error of a target that every layer meets as it is."""
+    name = next(name for name in ("target_share", "target_gb", "target_error") if recipe.get(name) is not None)
+    change = "a larger error" if name == "target_error" else "a smaller size"
+    return RecipeError(f"{name} {recipe.get(name):g} leaves every layer as it is; ask for {change}.")
 
 
 @dataclass(frozen=True, kw_only=True)

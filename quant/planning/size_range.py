@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..calibration.statistics import InputStatistics
@@ -10,7 +10,7 @@ from ..recipe import AUTO, Recipe
 from .builder import keep_layer, quantize_kept
 from .candidates import in_formats, with_rotations
 from .plan import Entry, KeptTensor, LayerPlan, Plan
-from .size_curve import SizeTarget, find_size_target, refuse_size
+from .size_curve import SizeTarget, find_size_target, refuse_size, refuse_target
 
 CanWeigh = Callable[[InputStatistics], bool]
 
@@ -36,11 +36,22 @@ class SizeRange:
 
 
 def refuse_unreachable(plan: Plan, recipe: Recipe, can_weigh: CanWeigh = has_rows) -> None:
-    """Raise RecipeError for a size that no choice of formats reaches."""
-    reachable = find_size_range(plan, recipe, can_weigh)
-    target = reachable and reachable.target(recipe)
-    if reachable and target and target.nbytes < reachable.smallest:
-        raise refuse_size(target, reachable.smallest, reachable.source)
+    """Raise RecipeError for a size that no choice of formats reaches, or that needs none."""
+    refuse_together([(plan, can_weigh)], recipe)
+
+
+def refuse_together(models: Sequence[tuple[Plan, CanWeigh]], recipe: Recipe) -> None:
+    """`refuse_unreachable` for one size of several models."""
+    ranges = [found for plan, can_weigh in models if (found := find_size_range(plan, recipe, can_weigh)) is not None]
+    smallest, source = sum(found.smallest for found in ranges), sum(found.source for found in ranges)
+    target = find_size_target(recipe, source)
+    if not ranges or target is None:
+        return
+    if target.nbytes < smallest:
+        raise refuse_size(target, smallest, source)
+    fixed = any(layer.fixed for plan, _ in models for layer in plan.layers.values())
+    if target.nbytes >= sum(found.largest for found in ranges) and not fixed:
+        raise refuse_target(recipe)
 
 
 def find_size_range(plan: Plan, recipe: Recipe, can_weigh: CanWeigh = has_rows) -> SizeRange | None:

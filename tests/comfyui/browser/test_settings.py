@@ -71,6 +71,70 @@ def test_linked_recipe_counts_as_settings(site: Site, chain: Chain) -> None:
     site.watch_until(quantize, "done")
 
 
+def test_auto_shows_sizes_within_reach(site: Site, chain: Chain) -> None:
+    _, quantize, _ = chain
+    site.choose(quantize, "format", "auto")
+    site.watch(quantize, lambda panel: f"{LAYERS} to choose" in panel["facts"] and "Reachable" in panel["facts"])
+    site.choose(quantize, "format.target", "share")
+    site.set(quantize, format__target__target_share=0.8)
+    site.watch(quantize, lambda panel: "4.45 → 3.56 MB" in panel["facts"] and "80%" in panel["facts"])
+    site.screenshot("reachable")
+    site.set(quantize, format__target__target_share=0.3)
+    site.watch(quantize, lambda panel: "cannot take this model below" in panel["notices"])
+    site.screenshot("out_of_reach")
+
+
+def test_target_in_gigabytes_starts_at_model_size(site: Site, chain: Chain) -> None:
+    loader, quantize, _ = chain
+    name = write_large_model(site)
+    site.set(loader, unet_name=name)
+    site.choose(quantize, "format", "auto")
+    site.choose(quantize, "format.target", "gigabytes")
+    site.wait("widgetIs", quantize, "format.target.target_gb", 1.2)
+    site.set(quantize, format__target__target_gb=8.0)
+    site.call("loadGraph", site.call("serialize"))
+    site.watch(quantize, lambda panel: "leaves every layer as it is" in panel["notices"])
+    assert site.call("widgetIs", quantize, "format.target.target_gb", 8.0), "saved values stay"
+
+
+def write_large_model(site: Site) -> str:
+    """Write the header of a file of 2 GB, without the weights; returns the name that the loader shows."""
+    shape = [20_000, 50_000]
+    tensor = {"dtype": "BF16", "shape": shape, "data_offsets": [0, 2 * shape[0] * shape[1]]}
+    header = json.dumps({"blocks.0.linear.weight": tensor}).encode()
+    path = site.server.base / "models" / "diffusion_models" / "large.safetensors"
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + tensor["data_offsets"][1])
+    return path.name
+
+
+def test_panel_is_readable_in_every_state(site: Site, chain: Chain) -> None:
+    _, quantize, _ = chain
+    site.set(quantize, format="auto")
+    site.watch(quantize, lambda panel: "Reachable" in panel["facts"])
+    check_fit(site, quantize, "reachable")
+    site.set(quantize, format="int8_row")
+    site.queue()
+    site.watch_until(quantize, "done")
+    check_fit(site, quantize, "done")
+    site.set(quantize, format="mxfp8", exclude="nothing")
+    site.watch_until(quantize, "changed")
+    check_fit(site, quantize, "changed")
+    site.set(quantize, profile="flux")
+    site.queue()
+    site.watch_until(quantize, "failed")
+    check_fit(site, quantize, "failed")
+
+
+def check_fit(site: Site, node: int, state: str) -> None:
+    for palette, width in (("light", 240), ("dark", 340)):
+        site.call("setSetting", "Comfy.ColorPalette", palette)
+        site.resize(node, width)
+        site.screenshot(f"{state}_{palette}_{width}")
+        assert site.call("listOverflowing", node) == []
+
+
 def test_calibrated_result_leads_with_gain(site: Site) -> None:
     calibrate, quantize = calibrated_encoder(site, prompts="a dog on a beach\nthe number seven in red")
     site.queue()

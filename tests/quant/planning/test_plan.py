@@ -211,9 +211,10 @@ def test_full_precision_is_in_the_marker() -> None:
     assert plan.markers["ballast"].full_precision_matrix_mult is True
 
 
-def test_input_scale_only_where_measured_and_taken() -> None:
+@pytest.mark.parametrize("fmt", ["fp8", "nvfp4"])
+def test_input_scale_only_where_measured_and_taken(fmt: str) -> None:
     tensors = specs({"a.weight": (64, 64), "b.weight": (64, 64)})
-    plan = make_plan(tensors, Recipe(format="fp8", input_scale="absmax"), {"a": InputStatistics(absmax=1.0)})
+    plan = make_plan(tensors, Recipe(format=fmt, input_scale="absmax"), {"a": InputStatistics(absmax=1.0)})
     assert "a.input_scale" in plan.layout
     assert "b.input_scale" not in plan.layout
     assert (
@@ -224,7 +225,8 @@ def test_input_scale_only_where_measured_and_taken() -> None:
     )
 
 
-def test_banks_of_experts_are_kept_by_name() -> None:
+@pytest.mark.parametrize("fmt", ["int8_convrot", "w6a8", "w4a8", "nvfp4"])
+def test_banks_of_experts_are_kept_by_name(fmt: str) -> None:
     tensors = {"experts.up.weight": Spec(torch.bfloat16, (8, 64, 64)), "l.weight": Spec(torch.bfloat16, (64, 64))}
-    plan = make_plan(tensors, Recipe(profile="generic", heuristics=False))
+    plan = make_plan(tensors, Recipe(format=fmt, profile="generic", heuristics=False))
     assert plan.kept["experts.up.weight"].reason == "a bank of 8 experts, which is not quantized"
