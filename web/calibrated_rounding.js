@@ -35,6 +35,7 @@ const QUANTIZING = {
 const TALKING = {
   CalibratedRoundingSaveModel: { over: "model", kind: "files", name: "filename_prefix" },
   CalibratedRoundingSaveTextEncoder: { over: "clip", kind: "files", name: "filename_prefix" },
+  CalibratedRoundingQuantizeToSize: {},
   CalibratedRoundingCollectCalibration: {},
   CalibratedRoundingCalibrateModel: {},
   CalibratedRoundingCalibrateTextEncoder: {},
