@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.quant.planning.machine import CARDS, Machine, Way, list_products
+from calibrated_rounding.quant.planning.recommendation import Situation, bytes_per_weight, list_formats, rank_formats
 from calibrated_rounding.tools.manual import render
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,24 @@ class Table:
         return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
 
 
+class CardTable:
+    """How cards run each format, and what is recommended for them."""
+
+    WAYS: Mapping[Way, str] = {"8 bits": "8 bits", "4 bits": "4 bits", "memory": "only saves memory"}
+    PRESETS = ("balanced", "small")
+
+    def format(self) -> str:
+        machines = [Machine(title=card.names, computes=list_products(card.capability)) for card in CARDS]
+        lines = [["format (bytes a weight)", *(machine.title for machine in machines)], ["---"] * (1 + len(machines))]
+        for row in list_formats(machines[0]):
+            ways = (self.WAYS[machine.runs(FORMATS[row.name])] for machine in machines)
+            lines.append([f"`{row.name}` ({row.bytes_per_weight:.2f})", *ways])
+        for preset in self.PRESETS:
+            chosen = (rank_formats(Situation(machine=machine, preset=preset))[0] for machine in machines)
+            lines.append([f"**recommended**, `{preset}`", *(f"`{name}`" for name in chosen)])
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def read_figures(results: str) -> Figures:
     """Read a result file by case and metric; older files say "peer" for convert-to-quant."""
     figures: dict[str, dict[str, float | None]] = {}
@@ -98,16 +117,9 @@ CASES = {
 """Label of each format -> its part of the cases in sampling.json."""
 
 
-def bytes_per_weight(name: str) -> float:
-    """Bytes that a format takes for each weight of a layer of 1,024 x 1,024, its scales included."""
-    shape = (1024, 1024)
-    layout = FORMATS[name].layout(shape).values()
-    return sum(dtype.itemsize * prod(size) for dtype, size in layout) / prod(shape)
-
-
 def _label(title: str) -> str:
     name, _, card = title.partition(", ")
-    return f"`{name}`{f', {card}' if card else ''} ({bytes_per_weight(name):.2f})"
+    return f"`{name}`{f', {card}' if card else ''} ({bytes_per_weight(FORMATS[name]):.2f})"
 
 
 BY_CLOSENESS = {_label(title): case for title, case in CASES.items()}
@@ -157,7 +169,8 @@ LAYERS = {
     "INT8 ConvRot, MiniLM": "trained, all-MiniLM-L6-v2, INT8 row, rotated",
 }
 
-TABLES = {
+TABLES: Mapping[str, Table | CardTable] = {
+    "cards": CardTable(),
     "closeness": Table(
         results="sampling",
         head="format (bytes a weight)",
