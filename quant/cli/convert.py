@@ -30,7 +30,6 @@ from ..planning.recommendation import Situation, recommend
 from ..recipe import AUTO, Recipe
 from ..reports.inspection import inspect_file
 from ..reports.model_card import write_model_card
-from ..reports.report import Report
 from .bar import progress_bar
 from .choices import list_unused, make_recipe, refuse_decided
 from .console import fail, say, say_lines

@@ -12,7 +12,7 @@ from ..text import counted, markdown_table, megabytes, printable
 from .inspection import Inspection
 from .provenance import Provenance
 from .report import Report
-from .wording import describe_errors
+from .wording import describe_errors, describe_weights
 
 
 def write_model_card(inspection: Inspection, report: Report | None = None) -> str:
@@ -74,7 +74,7 @@ def _closeness(report: Report | None) -> Iterator[str]:
         return
     totals = report.totals
     yield f"- {megabytes(totals.bytes_before)} MB before, {megabytes(totals.bytes_after)} MB after."
-    for text in describe_errors(totals.pairs):
+    for text in (*describe_errors(totals.pairs), *describe_weights(totals.pairs)):
         yield f"- {text}"
     if totals.fell_back:
         yield f"- {counted(totals.fell_back, 'layer')} fell back to nearest rounding."
