@@ -20,6 +20,7 @@ from ...quant.files.sinks import FileSink, Output, StateDictSink
 from ...quant.files.tensors import Layout
 from ...quant.layer.memory import largest_peak
 from ...quant.notices import notice
+from ...quant.planning.plan import Plan
 from ...quant.run import Run
 from ..host import running
 from ..host.registration import refuse_unloadable
@@ -47,6 +48,7 @@ def quantize_weights(
     device_choice: str,
     node_id: str | None,
     calibration: Calibration | None = None,
+    plan: Plan | None = None,
 ) -> Result:
     """Quantize a loaded model's weights.
 
@@ -57,12 +59,13 @@ def quantize_weights(
         device_choice: one of `running.DEVICES`.
         node_id: of the node that shows the progress.
         calibration: of this model.
+        plan: as for `engine.quantize`.
 
     Raises:
         QuantError: before any work where ComfyUI could not run the result; else as `engine.quantize`.
     """
     refuse_unloadable(recipe)
-    refuse_impossible(weights.tensors, recipe, calibration or {})
+    refuse_impossible(weights, recipe, calibration or {})
     device, store = running.device_name(device_choice), cache()
     live.begin(node_id)
     digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)
@@ -85,6 +88,7 @@ def quantize_weights(
                 cancel=cancel,
                 is_loaded_model=True,
             ),
+            plan,
         ),
         node_id,
         live.begin(node_id),
