@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..files.tensors import is_finite
 from ..formats import Format, GroupedFormat, GroupScales, Scale, ScaledFormat, scales
 from ..formats.granularity import PerTensor
 from ..formats.weight_rows import WeightRows
@@ -118,6 +119,8 @@ def _round_groups(task: LayerTask, fmt: GroupedFormat) -> RoundedWeight:
         task.check_cancelled()
         return load_unchecked_block(task, rows)
 
+    if not is_finite(task.weight.to(torch.float32) if task.weight.dtype == torch.float64 else task.weight):
+        raise not_finite(task)
     height, width = task.padded_shape
     shared = fmt.find_shared(WeightRows((height, width), load, row_blocks(task)))
     codes, found, sums = _round_rows(task, lambda block: fmt.find_row_scales(block, task.recipe.scale, shared))

@@ -129,7 +129,7 @@ def test_grouped_nearest_waits_little(fmt: str, monkeypatch: pytest.MonkeyPatch)
         source = {f"{LAYER}.weight": weight.to(DEVICE)}
         before = cuda.ledger.wait_count
         result, _ = quantize_state_dict(source, recipe, force=True)
-        assert cuda.ledger.wait_count - before <= 6, cuda.ledger
+        assert cuda.ledger.wait_count - before <= 7, cuda.ledger
         # Codes and scales of all rows, float32 values of a block, and what decides about a codebook.
         most = 3 * weight.nbytes + 4 * 16 * (1 << 14) + (16 * weight.numel() if fmt == "w4a8" else 0)
         assert cuda.ledger.memory.peak <= most, cuda.ledger
