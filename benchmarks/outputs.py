@@ -1,7 +1,7 @@
 """Errors of whole networks' outputs when calibrated rounding learns from other inputs, or chooses among more settings.
 
     python benchmarks/outputs.py [--json FILE] [--networks NAME,NAME...] [--formats NAME,NAME...]
-        [--variants NAME,NAME...]
+        [--variants "NAME;NAME..."]
 
 The shipped model, and three layers each of MiniLM and SmolLM2 (see _minilm.py and _smollm.py). They are quantized,
 dequantized and put back; the whole network then runs in float on inputs that neither calibration nor acceptance has
@@ -202,7 +202,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--networks", default=",".join(MODEL_LOADERS), help="names of networks")
     parser.add_argument("--formats", default="w6a8,w4a8,nvfp4,int8_convrot", help="names of formats")
-    parser.add_argument("--variants", help="names of variants, beside calibrated (default: all)", default="")
+    parser.add_argument(
+        "--variants", help="names of variants, with semicolons, beside calibrated (default: all)", default=""
+    )
     options = parser.parse_args()
     variants = options.variants.split(";") if options.variants else list(VARIANTS)
     models = [MODEL_LOADERS[name]() for name in options.networks.split(",")]
