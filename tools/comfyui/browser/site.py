@@ -187,6 +187,8 @@ class Site:
     def set_slow_rounding(self, node: int, iterations: int) -> None:
         """Select learned rounding, which takes a while, with a seed that no cache has."""
         seed = random.randrange(2**31)
+        if self.call("widgetValue", node, "format") == "recommended":  # which would decide the rounding
+            self.set(node, format="int8_convrot")
         self.set(node, rounding="svd", rounding__optimizer__iterations=iterations, rounding__random_seed=seed)
 
     def queue(self) -> None:
