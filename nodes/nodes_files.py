@@ -146,15 +146,15 @@ class QuantizeFile(io.ComfyNode):
         recipe = make_recipe(values)
         kind, source = folders.find_model(file)
         target = folders.choose_output_path(f"{folders.OUTPUT_NAMES.get(kind, kind)}/{name}")
-        where = running.device_name(device)
+        devices = running.choose_devices(device)
         with open_checkpoint(source) as checkpoint:
-            running.make_room(where, largest_peak(checkpoint.tensors, recipe, calibration or {}))
+            running.make_room(devices, largest_peak(checkpoint.tensors, recipe, calibration or {}))
         report = running.run_engine(
             lambda progress, cancel: quantize_file(
                 source,
                 target,
                 recipe,
-                device=where,
+                device=devices,
                 statistics=calibration,
                 overwrite=False,
                 progress=progress,

@@ -46,6 +46,7 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
         LayerError: a weight cannot be quantized, or a tensor not be held in its planned dtype.
         CheckpointError: the source cannot be read, or the sink not be written or not as planned.
         Cancelled: ``run.cancel`` asked to stop.
+        RankError: another rank failed.
     """
     warnings = () if run.is_loaded_model else check_source(source, force=run.force)
     floats = as_float(source, run.recipe.dequantize, rotation=run.recipe.conversion_rotation)
@@ -89,7 +90,7 @@ def plan_run(source: Source, run: Run) -> Plan:
         )
     evaluator = Evaluator(
         recipe=run.recipe,
-        device=run.device,
+        workers=run.workers,
         check_cancelled=run.check_cancelled,
         by_sensitivity=all(known.sensitivity is not None for known in inputs),
     )

@@ -21,6 +21,7 @@ from ...quant.files.tensors import Layout
 from ...quant.layer.memory import largest_peak
 from ...quant.notices import notice
 from ...quant.run import Run
+from ...quant.workers.workers import Workers
 from ..host import running
 from ..host.registration import refuse_unloadable
 from ..host.weights import LoadedWeights
@@ -54,7 +55,7 @@ def quantize_weights(
         weights: of the model.
         stamp: identifies the model's file; empty: every value is hashed.
         recipe: the settings.
-        device_choice: one of `running.DEVICES`.
+        device_choice: one of `running.list_choices`.
         node_id: of the node that shows the progress.
         calibration: of this model.
 
@@ -62,15 +63,15 @@ def quantize_weights(
         QuantError: before any work where ComfyUI could not run the result; else as `engine.quantize`.
     """
     refuse_unloadable(recipe)
-    device, store = running.device_name(device_choice), cache()
+    devices, store = running.choose_devices(device_choice), cache()
     live.begin(node_id)
     digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)
     calibrated = "" if calibration is None else f" {calibration.digest}"
-    path = store.path(f"{stamp} {digest}{calibrated}", recipe, device)
+    path = store.path(f"{stamp} {digest}{calibrated}", recipe, ",".join(devices))
     entry = store.find(path)
     if entry is not None:
         return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, from_disk=True)
-    running.make_room(device, largest_peak(weights.tensors, recipe, calibration or {}))
+    running.make_room(devices, largest_peak(weights.tensors, recipe, calibration or {}))
     sink = _CacheSink(path)
     report = running.run_engine(
         lambda progress, cancel: quantize(
@@ -78,7 +79,7 @@ def quantize_weights(
             sink,
             Run(
                 recipe=recipe,
-                device=device,
+                workers=Workers(devices),
                 statistics=calibration or {},
                 on_progress=progress,
                 cancel=cancel,

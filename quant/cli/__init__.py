@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from ..device import is_out_of_memory
-from ..errors import QuantError
+from ..errors import QuantError, RankError
 from .commands import compare, inspect, profiles
 from .console import UsageError, abandon_output, fail, tolerate_any_text
 from .convert import convert
 from .record import record
+from .signals import Interrupted
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
@@ -41,8 +43,16 @@ def _dispatch(arguments: Sequence[str]) -> int:
             return COMMANDS[arguments[0]](arguments[1:])
         return convert(arguments)
     except UsageError as error:
-        fail(error)
+        if os.environ.get("RANK", "0") == "0":  # all ranks have the same command line
+            fail(error)
         return USAGE
+    except Interrupted as error:
+        fail(error)
+        return 128 + error.number
+    except RankError as error:
+        if not error.reported:
+            fail(error)
+        return USER_ERROR
     except QuantError as error:
         fail(error)
         return USER_ERROR

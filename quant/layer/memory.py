@@ -59,7 +59,7 @@ def peak_bytes(
     """
     height, width = shape
     rows = 0 if inputs.rows is None else len(inputs.rows)
-    peak = PEAKS[_method(recipe, rows > 0)]
+    peak = PEAKS[name_method(recipe, rows > 0)]
     weights = peak.weights + (GROUPED_WEIGHTS if isinstance(fmt, GroupedFormat) else 0)
     values = peak.hessian * width**2 + weights * height * width + peak.rows * rows * (height + width)
     return FIXED_BYTES + int(4 * values)
@@ -80,7 +80,8 @@ def fits(nbytes: int, device: torch.device) -> bool:
     return free is None or WORKSPACE * nbytes <= free
 
 
-def _method(recipe: Recipe, has_rows: bool) -> str:
+def name_method(recipe: Recipe, has_rows: bool) -> str:
+    """Name of a layer's rounding in `PEAKS`."""
     if recipe.rounding == "calibrated" and has_rows:
         return "calibrated"
     if recipe.rounding == "svd":
