@@ -22,7 +22,7 @@ from .layer import bias
 from .layer.overflow import cast, refuse_overflow
 from .layer.quantize import explain_failures, quantize_layer
 from .layer.task import QuantizedLayer
-from .layer.work import COPIED_BYTE, estimate_work
+from .layer.work import COPIED_BYTE, HASHED_BYTE, estimate_work
 from .notices import Notice
 from .pipelining import ReadAhead, WriteBehind, write_behind
 from .planning.candidates import make_task
@@ -80,6 +80,9 @@ class Execution:
                     if isinstance(result, LayerReport):
                         tally.add(result)
 
+        if workers.ranks.size > 1 and workers.ranks.rank == 0:
+            self.source.sha256()  # while others compute; a process alone has hashed what it read
+
         def wait() -> None:
             self.run.check_cancelled()
             tally.refresh()
@@ -112,7 +115,8 @@ class Execution:
         """
         entries = {key: entry for key, entry in self.plan.entries.items() if not isinstance(entry, RemovedTensor)}
         costs = {key: self._estimate_work(entry) for key, entry in entries.items()}
-        own = self.run.workers.select_own(costs)
+        hashing = HASHED_BYTE * sum(spec.nbytes for spec in self.source.tensors.values())
+        own = self.run.workers.select_own(costs, fixed=hashing)
         if self.source.path is None and len(self.run.workers.devices) > 1:
             own.sort(key=lambda key: -costs[key])
         return [entries[key] for key in own]

@@ -17,8 +17,8 @@ from ..calibration.statistics import NO_STATISTICS, InputStatistics
 from ..recipe import Recipe
 from .memory import name_method
 
-COPIED_BYTE = 10.0
-"""Work of a byte that is read and written as it is."""
+COPIED_BYTE = HASHED_BYTE = 10.0
+"""Work of a byte that is read, and written as it is or hashed."""
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,15 @@ class Workers:
     """Where layers are computed; each computes one at a time."""
     ranks: Ranks = field(default_factory=Ranks)
 
-    def select_own(self, costs: Mapping[Key, float]) -> list[Key]:
-        """The keys of this rank's jobs, in the given order."""
+    def select_own(self, costs: Mapping[Key, float], fixed: float = 0.0) -> list[Key]:
+        """The keys of this rank's jobs, in the given order.
+
+        Args:
+            costs: of all jobs.
+            fixed: work that rank 0 has beside its jobs.
+        """
         keys = list(costs)
-        return [keys[index] for index in assign(list(costs.values()), self.ranks.size)[self.ranks.rank]]
+        return [keys[index] for index in assign(list(costs.values()), self.ranks.size, fixed)[self.ranks.rank]]
 
     def merge(self, results: Mapping[Key, Value], wait: Callable[[], None]) -> dict[Key, Value]:
         """The results of all ranks.

@@ -20,11 +20,12 @@ def test_each_job_is_assigned_once(costs: list[float], count: int) -> None:
     assert sorted(index for share in shares for index in share) == list(range(len(costs)))
 
 
-@given(COSTS, COUNTS)
-def test_no_worker_exceeds_the_bound(costs: list[float], count: int) -> None:
-    loads = [math.fsum(costs[index] for index in share) for share in assign(costs, count)]
-    bound = math.fsum(costs) / count + max(costs, default=0) * (1 - 1 / count)
-    assert max(loads) <= bound * (1 + 1e-12)
+@given(COSTS, COUNTS, st.floats(0, 1e15))
+def test_no_worker_exceeds_the_bound(costs: list[float], count: int, fixed: float) -> None:
+    loads = [math.fsum(costs[index] for index in share) for share in assign(costs, count, fixed)]
+    loads[0] += fixed
+    bound = (math.fsum(costs) + fixed) / count + max(costs, default=0) * (1 - 1 / count)
+    assert max(loads) <= max(bound, fixed) * (1 + 1e-12)
 
 
 @given(COSTS, COUNTS)
