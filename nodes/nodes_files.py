@@ -13,6 +13,7 @@ from ..quant.calibration.calibration import Calibration
 from ..quant.files import open_checkpoint
 from ..quant.layer.memory import largest_peak
 from ..quant.notices import Notice
+from ..quant.reports.markdown import to_markdown
 from .host import folders, running
 from .host.encoders import find_quantized_parts
 from .host.origin import PREFIX, read_kept_dtypes, read_provenance, read_source_metadata
@@ -164,4 +165,4 @@ class QuantizeFile(io.ComfyNode):
             live.begin(cls.hidden.unique_id),
         )
         ui = show_report(report, unused_note(recipe, calibration), file=str(target))
-        return io.NodeOutput(str(target), report.table(), ui=ui)
+        return io.NodeOutput(str(target), to_markdown(report), ui=ui)

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
+from ..quant.reports.markdown import to_markdown
 from ..quant.reports.provenance import Provenance
 from ..quant.reports.report import merge_reports
 from .host.bindings import refuse_bound
@@ -66,7 +67,7 @@ class QuantizeModel(io.ComfyNode):
         quantized = rebuild_model(rest, result.tensors, provenance)
         note_patches(result.report, patches, recipe, merged=merge_loras)
         ui = show_report(result.report, unused_note(recipe, calibration), from_disk=result.from_disk)
-        return io.NodeOutput(quantized, result.report.table(), ui=ui)
+        return io.NodeOutput(quantized, to_markdown(result.report), ui=ui)
 
 
 class QuantizeTextEncoder(io.ComfyNode):
@@ -125,4 +126,4 @@ class QuantizeTextEncoder(io.ComfyNode):
         )
         from_disk = all(result.from_disk for result in results.values())
         ui = show_report(report, unused_note(recipe, calibration), from_disk=from_disk)
-        return io.NodeOutput(quantized, report.table(), ui=ui)
+        return io.NodeOutput(quantized, to_markdown(report), ui=ui)

@@ -18,6 +18,19 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
     return ["  ".join(_cells(row, widths, right)).rstrip() for row in cells]
 
 
+def markdown_table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
+    """Rows of cells, the first of them the titles, as the lines of a Markdown table that is aligned as text as well.
+
+    Args:
+        rows: At least one; cells are escaped.
+        right: Columns that are aligned to the right.
+    """
+    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    rule = [f"{'-' * (width - 1)}:" if i in right else "-" * width for i, width in enumerate(widths)]
+    return [f"| {' | '.join(_cells(row, widths, right))} |" for row in (cells[0], rule, *cells[1:])]
+
+
 def printable(text: str) -> str:
     """``text`` as one line: line breaks and all that a terminal would obey as escapes."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""Draw the pictures of the README and the manual: `python tools/readme_pictures.py`.
+"""Draw the pictures of the README and the manual: `python tools/readme_pictures.py [NAME ...]`.
 
 Runs the pack in a ComfyUI, found as in the tests, and takes screenshots of its page. Needs the packages of the browser
 tests and Pillow. Writes into ``examples``.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ COLOURS = 192
 MARGIN = 24
 PLAIN = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
 MODEL = "digits_wan.safetensors"
+PICTURES_EACH = 4
+"""Pictures of each sampling in the templates."""
 
 Box = Mapping[str, float]
 
@@ -51,7 +54,7 @@ def draw_notice(site: Site) -> bytes:
 
 def draw_report(site: Site) -> bytes:
     """Draw the full report of a model quantized to a size, with a calibration."""
-    workflow = json.loads((FOLDER / "quantize_to_a_size.json").read_text(encoding="utf-8"))
+    workflow = json.loads((FOLDER / "7 Fit a size.json").read_text(encoding="utf-8"))
     quantize = next(node["id"] for node in workflow["nodes"] if "auto" in node.get("widgets_values", [])[:1])
     site.call("loadGraph", workflow)
     site.wait("hasNodes", len(workflow["nodes"]))
@@ -62,9 +65,25 @@ def draw_report(site: Site) -> bytes:
     return take_picture(site, dialog.bounding_box())
 
 
+def draw_calibration(site: Site) -> bytes:
+    """Draw the workflow that records, rounds and samples, after a run."""
+    workflow = json.loads((FOLDER / "5 Calibrate and quantize.json").read_text(encoding="utf-8"))
+    quantize = next(node["id"] for node in workflow["nodes"] if node["type"] == "CalibratedRoundingQuantizeModel")
+    site.page.set_viewport_size({"width": 2000, "height": 1000})
+    site.call("loadGraph", workflow)
+    site.wait("hasNodes", len(workflow["nodes"]))
+    site.queue()
+    site.watch_until(quantize, "done")
+    site.page.locator("[data-node-id] img").nth(2 * PICTURES_EACH - 1).wait_for(timeout=120_000)
+    site.call("fitView")
+    site.page.wait_for_timeout(1000)
+    return take_picture(site, bound_nodes(site))
+
+
 PICTURES: Mapping[str, Callable[[Site], bytes]] = {
     "quantize_model": draw_saved,
     "before_the_run": draw_notice,
+    "calibrate": draw_calibration,
     "report": draw_report,
 }
 
@@ -96,18 +115,19 @@ def reduce_colours(png: bytes) -> Image.Image:
 
 
 def main() -> None:
+    chosen = sys.argv[1:] or PICTURES
     if BASE.exists():
         raise SystemExit(f"{BASE} exists already; remove it first.")
     try:
         BASE.mkdir()
         with Server(find_host(), BASE) as server, sync_playwright() as playwright:
             browser = launch(playwright)
-            for name, draw in PICTURES.items():
+            for name in chosen:
                 context = browser.new_context(viewport={"width": 1400, "height": 900}, device_scale_factor=SCALE)
                 site = Site(server, context.new_page(), BASE / "shots", nodes2=True)
                 site.open(**PLAIN)
                 site.call("setView", [0, 120])
-                reduce_colours(draw(site)).save(FOLDER / f"{name}.png", optimize=True)
+                reduce_colours(PICTURES[name](site)).save(FOLDER / f"{name}.png", optimize=True)
                 context.close()
                 server.interrupt()
             browser.close()

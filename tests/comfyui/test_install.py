@@ -214,7 +214,7 @@ def test_templates_and_translations_are_found(started: Started) -> None:
     skip_unserved(started)
     folder, examples = started.install.folder, sorted(path.stem for path in (PACK / "examples").glob("*.json"))
     assert sorted(started.server.get("/workflow_templates")[folder]) == examples
-    path = f"/api/workflow_templates/{urllib.parse.quote(folder)}/{examples[0]}.json"
+    path = f"/api/workflow_templates/{urllib.parse.quote(folder)}/{urllib.parse.quote(examples[0])}.json"
     assert started.server.get_bytes(path) == (PACK / "examples" / f"{examples[0]}.json").read_bytes()
     assert started.server.get("/i18n")["fr"]["nodeDefs"].keys() >= NODES
 
@@ -229,7 +229,7 @@ def test_start_logs_at_most_one_line(started: Started, bare: list[str]) -> None:
 
 
 def test_quantized_model_samples_or_is_refused(started: Started) -> None:
-    graph = api_format(json.loads((PACK / "examples" / "quantize_and_sample.json").read_text(encoding="utf-8")))
+    graph = api_format(json.loads((PACK / "examples" / "1 Quantize and sample.json").read_text(encoding="utf-8")))
     if started.install.notice:
         with pytest.raises(
             HostError, match=r"QuantError: comfy-kitchen does not fit .* Quantize File works as it is\.\n"

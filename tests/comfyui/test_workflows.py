@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -19,11 +21,16 @@ from sklearn.datasets import load_digits
 
 EXAMPLES = PACK / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
-DIGIT = 7
 
 
-def read_workflow(name: str) -> dict[str, Any]:
-    return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+def read_workflow(title: str) -> dict[str, Any]:
+    (path,) = EXAMPLES.glob(f"? {title}.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digit_of(title: str) -> int:
+    """The digit that a template draws: its number."""
+    return next(int(name[0]) for name in NAMES if name[2:] == title)
 
 
 def shown_by(outputs: dict[str, Any], graph: dict[str, Any], class_type: str) -> list[dict[str, Any]]:
@@ -47,8 +54,8 @@ def classify_digits(server: Server, handwriting: np.ndarray, images: list[dict[s
 
 @pytest.fixture(scope="module")
 def saved(server: Server) -> Path:
-    """The file that quantize_and_save writes."""
-    graph = api_format(read_workflow("quantize_and_save"))
+    """The file that *Quantize and save* writes."""
+    graph = api_format(read_workflow("Quantize and save"))
     path, report = shown_by(server.execute(graph), graph, "PreviewAny")
     assert "layers quantized" in report["text"][0]
     return Path(path["text"][0])
@@ -57,40 +64,55 @@ def saved(server: Server) -> Path:
 def test_template_browser_lists_workflows_with_pictures(server: Server) -> None:
     assert sorted(server.get("/workflow_templates")[PACK_NAME]) == NAMES
     for name in NAMES:
-        assert json.loads(server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.json")) == read_workflow(name)
-        Image.open(io.BytesIO(server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.jpg"))).verify()
+        address = f"/api/workflow_templates/{PACK_NAME}/{quote(name)}"
+        assert json.loads(server.get_bytes(f"{address}.json")) == read_workflow(name[2:])
+        Image.open(io.BytesIO(server.get_bytes(f"{address}.jpg"))).verify()
+
+
+def test_no_two_thumbnails_are_alike() -> None:
+    pictures = [np.asarray(Image.open(EXAMPLES / f"{name}.jpg").convert("L").resize((64, 64)), float) for name in NAMES]
+    for one, other in combinations(pictures, 2):
+        assert np.abs(one - other).mean() > 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_template_has_note_and_groups(name: str) -> None:
+    workflow = read_workflow(name[2:])
+    (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    assert "**Change**" in note["widgets_values"][0]
+    assert len(workflow["groups"]) >= 2
 
 
 def test_quantize_and_sample_draws_digits(server: Server, handwriting: np.ndarray) -> None:
-    graph = api_format(read_workflow("quantize_and_sample"))
+    graph = api_format(read_workflow("Quantize and sample"))
     quantized, floats = shown_by(server.execute(graph), graph, "SaveImage")
     for images in (quantized["images"], floats["images"]):
         assert len(images) == 4
-        assert classify_digits(server, handwriting, images).count(DIGIT) >= 3
+        assert classify_digits(server, handwriting, images).count(digit_of("Quantize and sample")) >= 3
     different = [server.image(a) != server.image(b) for a, b in zip(quantized["images"], floats["images"], strict=True)]
     assert any(different), "the quantized model must not be the float model"
 
 
 def test_calibrate_quantize_sample_draws_digits(server: Server, handwriting: np.ndarray) -> None:
-    graph = api_format(read_workflow("calibrate_quantize_sample"))
+    graph = api_format(read_workflow("Calibrate and quantize"))
     outputs = server.execute(graph)
     floats, quantized = shown_by(outputs, graph, "SaveImage")
     for images in (floats["images"], quantized["images"]):
-        assert classify_digits(server, handwriting, images).count(DIGIT) >= 3
+        assert classify_digits(server, handwriting, images).count(digit_of("Calibrate and quantize")) >= 3
     (shown,) = shown_by(outputs, graph, "CalibratedRoundingQuantizeModel")
     layers = table(shown["calibrated_rounding"][0]["layers"])
     assert all(layer["errors"]["output_w8a8"] is not None for layer in layers)
 
 
 def test_calibrate_quantize_compare_gains_psnr(server: Server) -> None:
-    graph = api_format(read_workflow("calibrate_quantize_compare"))
+    graph = api_format(read_workflow("Compare nearest and calibrated"))
     nearest, calibrated = shown_by(server.execute(graph), graph, "CalibratedRoundingCompareModels")
     assert len(nearest["images"]) == len(calibrated["images"]) == 4
     assert mean_psnr(calibrated) >= mean_psnr(nearest) + 5
 
 
 def test_quantize_to_a_size_beats_profile(server: Server) -> None:
-    graph = api_format(read_workflow("quantize_to_a_size"))
+    graph = api_format(read_workflow("Fit a size"))
     outputs = server.execute(graph)
     profile, chosen = shown_by(outputs, graph, "CalibratedRoundingCompareModels")
     assert mean_psnr(chosen) >= mean_psnr(profile) + 1
@@ -106,11 +128,11 @@ def mean_psnr(shown: dict[str, Any]) -> float:
 
 
 def test_quantize_text_encoder_draws_digits(server: Server, handwriting: np.ndarray) -> None:
-    graph = api_format(read_workflow("quantize_text_encoder"))
+    graph = api_format(read_workflow("Quantize a text encoder"))
     outputs = server.execute(graph)
     quantized, floats = shown_by(outputs, graph, "SaveImage")
     for shown in (quantized, floats):
-        assert classify_digits(server, handwriting, shown["images"]).count(DIGIT) >= 3
+        assert classify_digits(server, handwriting, shown["images"]).count(digit_of("Quantize a text encoder")) >= 3
     assert (read_pixels(server, quantized) != read_pixels(server, floats)).any()
     path, report = shown_by(outputs, graph, "PreviewAny")
     assert "21 layers quantized" in report["text"][0]
@@ -146,29 +168,29 @@ def test_quantize_and_save_writes_listed_file(server: Server, saved: Path) -> No
 
 
 def test_quantize_a_file_draws_digits_with_stock_nodes(server: Server, handwriting: np.ndarray) -> None:
-    graph = api_format(read_workflow("quantize_a_file"))
+    graph = api_format(read_workflow("Quantize a file"))
     path, report = shown_by(server.execute(graph), graph, "PreviewAny")
     written = Path(path["text"][0])
     assert written.is_relative_to(server.output)
     assert "layers quantized" in report["text"][0]
-    sampling = api_format(read_workflow("sample_saved_file"))
+    sampling = api_format(read_workflow("Sample a saved file"))
     (loader,) = (node for node in sampling.values() if node["class_type"] == "UNETLoader")
     loader["inputs"]["unet_name"] = written.name
     (shown,) = shown_by(server.execute(sampling), sampling, "SaveImage")
-    assert classify_digits(server, handwriting, shown["images"]).count(DIGIT) >= 3
+    assert classify_digits(server, handwriting, shown["images"]).count(digit_of("Sample a saved file")) >= 3
 
 
 @pytest.mark.usefixtures("saved")
 def test_saved_file_draws_digits_with_stock_nodes(server: Server, handwriting: np.ndarray) -> None:
-    graph = api_format(read_workflow("sample_saved_file"))
+    graph = api_format(read_workflow("Sample a saved file"))
     (shown,) = shown_by(server.execute(graph), graph, "SaveImage")
-    assert classify_digits(server, handwriting, shown["images"]).count(DIGIT) >= 3
+    assert classify_digits(server, handwriting, shown["images"]).count(digit_of("Sample a saved file")) >= 3
 
 
 def test_workflows_store_every_widget(server: Server) -> None:
     """A node that gains a widget shifts the stored values; tools/example_workflows.py writes them again."""
     for name in NAMES:
-        for node in api_format(read_workflow(name)).values():
+        for node in api_format(read_workflow(name[2:])).values():
             info = server.object_info(node["class_type"])["input"]
             declared = {**info.get("required", {}), **info.get("optional", {})}
             assert node["inputs"].keys() >= {key for key, spec in declared.items() if "default" in spec_options(spec)}

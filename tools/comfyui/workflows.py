@@ -9,10 +9,14 @@ CONTROLS = ("fixed", "increment", "decrement", "randomize")
 """Values of the widget that the front end adds to a seed; it is stored, and never sent."""
 
 
+NOTE = "MarkdownNote"
+"""Type of a node that only the front end knows."""
+
+
 def api_format(workflow: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a workflow, whose nodes are all enabled and store all their widgets, to the API format."""
     sources = {link: [str(node), slot] for link, node, slot, *_ in workflow["links"]}
-    return {str(node["id"]): _convert_node(node, sources) for node in workflow["nodes"]}
+    return {str(node["id"]): _convert_node(node, sources) for node in workflow["nodes"] if node["type"] != NOTE}
 
 
 def table(columns: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -66,6 +66,18 @@ window.packPage = (() => {
         return [left, top, right, bottom];
       }),
 
+    /** Left, top, right and bottom of each node with its title, in the graph; in Nodes 2.0 as the page draws it. */
+    nodeFrames: () =>
+      graph().nodes.map((entry) => {
+        const [left, top, width, height] = entry.getBounding();
+        const drawn = document.querySelector(`[data-node-id="${entry.id}"]`)?.getBoundingClientRect();
+        const { scale } = window.app.canvas.ds;
+        return [left, top, left + (drawn ? drawn.width / scale : width), top + (drawn ? drawn.height / scale : height)];
+      }),
+    groupFrames: () =>
+      graph().groups.map(({ pos: [left, top], size: [width, height] }) => [left, top, left + width, top + height]),
+    fitView: () => execute("Comfy.Canvas.FitView"),
+
     // The pack's panel of a node
     panel,
     panelIsNarrower: (id, width) => panel(id).offsetWidth < width && panel(id).offsetWidth > width - 60,
