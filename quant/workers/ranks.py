@@ -32,10 +32,12 @@ LONGEST_RUN = timedelta(days=100)
 POLL_SECONDS = 0.05
 WORD_BYTES = 4096
 """A last word, in UTF-8 and filled with zeros."""
+INTERRUPTED = "\x18"
+"""Begins the last word of a rank that was asked to stop."""
 PATIENCE_SECONDS = 0.5
-"""How long a rank with an error waits for rank 0, which reports an error that all ranks have."""
-INTERRUPT_SECONDS = 2.0
-"""How long an interrupted rank waits for rank 0: longer than rank 0's own end takes."""
+"""How long a rank waits before its last word: rank 0 reports an error that all ranks have, and a launcher that stops
+the ranks does it because one has failed.
+"""
 LAST_SECONDS = 2.0
 """How long a rank waits at its end for the last words of others."""
 
@@ -86,8 +88,9 @@ class TorchRanks(Ranks):
         self._group = distributed.new_group(backend="gloo", timeout=LONGEST_RUN)
         self._store, self._round = _prefixed("counts", store), 0
         self._failure: RankError | None = None
-        self._heard = threading.Event()
-        """Set by a failure, and by rank 0's last word."""
+        self._settled = threading.Event()
+        """Set by a failure that is no interrupt, and by rank 0's last word."""
+        self._speaking = threading.Lock()
         self._others = list(range(1, size)) if rank == 0 else [0]
         self._ears = [threading.Thread(target=self._listen, args=(other,), daemon=True) for other in self._others]
         for ear in self._ears:
@@ -116,9 +119,12 @@ class TorchRanks(Ranks):
             raise self._failure
 
     def explain_stop(self) -> str:
-        if self._failure is not None:
-            return "" if self._failure.reported else str(self._failure)
-        return "" if self.rank else super().explain_stop()
+        """As of a process alone; other ranks hear it, as the process ends after this."""
+        failure, text = self._failure, super().explain_stop()
+        self._speak(self._make_word(Cancelled(text)))
+        if failure is not None and not failure.interrupted:
+            return "" if failure.reported else str(failure)
+        return "" if self.rank else text
 
     def end(self, error: BaseException | None) -> None:
         """Exchange last words, and leave the group.
@@ -128,31 +134,55 @@ class TorchRanks(Ranks):
         """
         consequence = isinstance(error, (Cancelled, RankError))
         if error is not None and (self.rank or consequence):
-            self._heard.wait(INTERRUPT_SECONDS if self.rank and consequence else PATIENCE_SECONDS)
-        own_word = self._own_word(error)
-        for other in self._others:
-            with suppress(RuntimeError):
-                distributed.send(_to_tensor(own_word), other, group=self._group)
-        deadline = time.monotonic() + (LAST_SECONDS if error is not None else LONGEST_RUN.total_seconds())
+            self._settled.wait(PATIENCE_SECONDS)
+        word = self._make_word(error)
+        self._speak(word)
+        self._leave(LAST_SECONDS if error is not None else LONGEST_RUN.total_seconds())
+        if error is None:
+            return
+        failure = self._failure
+        interrupted = isinstance(error, Cancelled) and (failure is None or failure.interrupted)
+        if failure is not None and (self.rank or (consequence and not interrupted)):
+            raise failure from None
+        if self.rank and isinstance(error, QuantError):
+            raise RankError(word, reported=True) from None
+
+    def _make_word(self, error: BaseException | None) -> str:
+        """The last word after an error; empty without one."""
+        if error is None:
+            return ""
+        failure, interrupted = self._failure, isinstance(error, Cancelled)
+        if failure is not None and not (interrupted and failure.interrupted):
+            return str(failure)
+        text = str(error) if isinstance(error, QuantError) else f"{type(error).__name__}: {error}"
+        named = text if self.rank == 0 else f"Rank {self.rank}: {text}"
+        return INTERRUPTED + named if interrupted else named
+
+    def _speak(self, word: str) -> None:
+        """Send the last word to whoever listens, once."""
+        if not self._speaking.acquire(blocking=False):
+            return
+
+        def send() -> None:
+            for other in self._others:
+                with suppress(RuntimeError):
+                    distributed.send(_to_tensor(word), other, group=self._group)
+
+        # A rank that cannot be reached does not hold this one up.
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        sender.join(LAST_SECONDS)
+
+    def _leave(self, seconds: float) -> None:
+        """Wait for the last words of others, and leave the group."""
+        deadline = time.monotonic() + seconds
         for ear in self._ears:
             ear.join(max(0.0, deadline - time.monotonic()))
         if any(ear.is_alive() for ear in self._ears):
             # torch cannot end a wait for a rank that is busy, and the interpreter cannot end with the wait.
             atexit.register(_end_process)
-        elif error is None and self._failure is None:
+        elif self._failure is None:
             distributed.destroy_process_group()
-        if error is not None and self._failure is not None and (self.rank or consequence):
-            raise self._failure from None
-        if self.rank and isinstance(error, QuantError):
-            raise RankError(own_word, reported=True) from None
-
-    def _own_word(self, error: BaseException | None) -> str:
-        if error is None:
-            return ""
-        if self._failure is not None:
-            return str(self._failure)
-        text = str(error) if isinstance(error, QuantError) else f"{type(error).__name__}: {error}"
-        return text if self.rank == 0 else f"Rank {self.rank}: {text}"
 
     def _listen(self, other: int) -> None:
         word = _to_tensor("")
@@ -166,14 +196,18 @@ class TorchRanks(Ranks):
             return
         text = bytes(word.numpy()).rstrip(b"\0").decode(errors="ignore")
         if text:
-            self._fail(RankError(text, reported=self.rank > 0))
-        elif other == 0:
-            self._heard.set()
+            interrupted = text.startswith(INTERRUPTED)
+            failure = RankError(text.removeprefix(INTERRUPTED), reported=self.rank > 0, interrupted=interrupted)
+            self._fail(failure)
+        if other == 0:
+            self._settled.set()
 
     def _fail(self, failure: RankError) -> None:
-        if self._failure is None:
+        """Remember the first failure; an interrupt may be the consequence of another's."""
+        if self._failure is None or (self._failure.interrupted and not failure.interrupted):
             self._failure = failure
-        self._heard.set()
+        if not failure.interrupted:
+            self._settled.set()
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -181,7 +215,7 @@ class TorchRanks(Ranks):
         try:
             yield
         except RuntimeError as error:
-            self._heard.wait(LAST_SECONDS)
+            self._settled.wait(PATIENCE_SECONDS)
             self.check()
             raise RankError(
                 f"Rank {self.rank} lost the connection to the others: {_first_line(error)}; nothing was written.",
