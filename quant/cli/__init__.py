@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..device import is_out_of_memory
 from ..errors import QuantError, RankError
+from ..workers.ranks import end_process
 from .commands import compare, inspect, profiles
 from .console import UsageError, abandon_output, fail, tolerate_any_text
 from .convert import convert
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
+        end_process(code)
         return code
     except BrokenPipeError:
         abandon_output()

@@ -1,8 +1,7 @@
 """The processes that work on one file together: ranks, as `torchrun` starts them.
 
 Ranks compute and write on their own. Results go through ``all_gather_object`` of `torch.distributed`, counts through
-its store. Each rank has one last word, for which rank 0 waits from the beginning, and all others for rank 0's: a death
-ends the connection and is noticed immediately. All of it runs on gloo, as no tensor of a GPU is exchanged.
+its store, and failures through last words (`last_words`). All of it runs on gloo, as no tensor of a GPU is exchanged.
 """
 
 from __future__ import annotations
@@ -10,18 +9,17 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import distributed
 
 from ..errors import Cancelled, QuantError, RankError
+from .last_words import LAST_SECONDS, LastWords
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -30,16 +28,6 @@ Value = TypeVar("Value")
 
 LONGEST_RUN = timedelta(days=100)
 POLL_SECONDS = 0.05
-WORD_BYTES = 4096
-"""A last word, in UTF-8 and filled with zeros."""
-INTERRUPTED = "\x18"
-"""Begins the last word of a rank that was asked to stop."""
-PATIENCE_SECONDS = 0.5
-"""How long a rank waits before its last word: rank 0 reports an error that all ranks have, and a launcher that stops
-the ranks does it because one has failed.
-"""
-LAST_SECONDS = 2.0
-"""How long a rank waits at its end for the last words of others."""
 
 
 class Ranks:
@@ -87,14 +75,7 @@ class TorchRanks(Ranks):
         distributed.init_process_group("gloo", store=_prefixed("gloo", store), rank=rank, world_size=size)
         self._group = distributed.new_group(backend="gloo", timeout=LONGEST_RUN)
         self._store, self._round = _prefixed("counts", store), 0
-        self._failure: RankError | None = None
-        self._settled = threading.Event()
-        """Set by a failure that is no interrupt, and by rank 0's last word."""
-        self._speaking = threading.Lock()
-        self._others = list(range(1, size)) if rank == 0 else [0]
-        self._ears = [threading.Thread(target=self._listen, args=(other,), daemon=True) for other in self._others]
-        for ear in self._ears:
-            ear.start()
+        self._words = LastWords(rank, size, self._group)
 
     def share(self, value: Value, wait: Callable[[], None] = lambda: None) -> list[Value]:
         values: list[Any] = [None] * self.size
@@ -115,13 +96,13 @@ class TorchRanks(Ranks):
             return int(self._store.add(f"{self._round} {what}", amount))
 
     def check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self._words.failure is not None:
+            raise self._words.failure
 
     def explain_stop(self) -> str:
         """As of a process alone; other ranks hear it, as the process ends after this."""
-        failure, text = self._failure, super().explain_stop()
-        self._speak(self._make_word(Cancelled(text)))
+        failure, text = self._words.failure, super().explain_stop()
+        self._words.speak(Cancelled(text))
         if failure is not None and not failure.interrupted:
             return "" if failure.reported else str(failure)
         return "" if self.rank else text
@@ -134,80 +115,20 @@ class TorchRanks(Ranks):
         """
         consequence = isinstance(error, (Cancelled, RankError))
         if error is not None and (self.rank or consequence):
-            self._settled.wait(PATIENCE_SECONDS)
-        word = self._make_word(error)
-        self._speak(word)
-        self._leave(LAST_SECONDS if error is not None else LONGEST_RUN.total_seconds())
+            self._words.wait()
+        word = self._words.speak(error)
+        if not self._words.hear_all(LAST_SECONDS if error is not None else LONGEST_RUN.total_seconds()):
+            _waiting.append(atexit.register(end_process, 1))
+        elif self._words.failure is None:
+            distributed.destroy_process_group()
         if error is None:
             return
-        failure = self._failure
+        failure = self._words.failure
         interrupted = isinstance(error, Cancelled) and (failure is None or failure.interrupted)
         if failure is not None and (self.rank or (consequence and not interrupted)):
             raise failure from None
         if self.rank and isinstance(error, QuantError):
             raise RankError(word, reported=True) from None
-
-    def _make_word(self, error: BaseException | None) -> str:
-        """The last word after an error; empty without one."""
-        if error is None:
-            return ""
-        failure, interrupted = self._failure, isinstance(error, Cancelled)
-        if failure is not None and not (interrupted and failure.interrupted):
-            return str(failure)
-        text = str(error) if isinstance(error, QuantError) else f"{type(error).__name__}: {error}"
-        named = text if self.rank == 0 else f"Rank {self.rank}: {text}"
-        return INTERRUPTED + named if interrupted else named
-
-    def _speak(self, word: str) -> None:
-        """Send the last word to whoever listens, once."""
-        if not self._speaking.acquire(blocking=False):
-            return
-
-        def send() -> None:
-            for other in self._others:
-                with suppress(RuntimeError):
-                    distributed.send(_to_tensor(word), other, group=self._group)
-
-        # A rank that cannot be reached does not hold this one up.
-        sender = threading.Thread(target=send, daemon=True)
-        sender.start()
-        sender.join(LAST_SECONDS)
-
-    def _leave(self, seconds: float) -> None:
-        """Wait for the last words of others, and leave the group."""
-        deadline = time.monotonic() + seconds
-        for ear in self._ears:
-            ear.join(max(0.0, deadline - time.monotonic()))
-        if any(ear.is_alive() for ear in self._ears):
-            # torch cannot end a wait for a rank that is busy, and the interpreter cannot end with the wait.
-            atexit.register(_end_process)
-        elif self._failure is None:
-            distributed.destroy_process_group()
-
-    def _listen(self, other: int) -> None:
-        word = _to_tensor("")
-        try:
-            work = distributed.irecv(word, other, group=self._group)
-            assert work is not None  # this rank is of the group
-            work.wait()
-        except RuntimeError:
-            # Without rank 0, rank 1 reports.
-            self._fail(RankError(_describe_loss(other), reported=self.rank > 1))
-            return
-        text = bytes(word.numpy()).rstrip(b"\0").decode(errors="ignore")
-        if text:
-            interrupted = text.startswith(INTERRUPTED)
-            failure = RankError(text.removeprefix(INTERRUPTED), reported=self.rank > 0, interrupted=interrupted)
-            self._fail(failure)
-        if other == 0:
-            self._settled.set()
-
-    def _fail(self, failure: RankError) -> None:
-        """Remember the first failure; an interrupt may be the consequence of another's."""
-        if self._failure is None or (self._failure.interrupted and not failure.interrupted):
-            self._failure = failure
-        if not failure.interrupted:
-            self._settled.set()
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -215,7 +136,7 @@ class TorchRanks(Ranks):
         try:
             yield
         except RuntimeError as error:
-            self._settled.wait(PATIENCE_SECONDS)
+            self._words.wait()
             self.check()
             raise RankError(
                 f"Rank {self.rank} lost the connection to the others: {_first_line(error)}; nothing was written.",
@@ -254,13 +175,6 @@ def join_ranks() -> Iterator[Ranks]:
     ranks.end(None)
 
 
-def _describe_loss(rank: int) -> str:
-    return (
-        f"Rank {rank} ended without a word: it was killed, its memory was exhausted, or its machine is gone; "
-        "nothing was written."
-    )
-
-
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
@@ -269,12 +183,13 @@ def _prefixed(name: str, store: Store) -> Store:
     return distributed.PrefixStore(f"calibrated rounding {name}", store)  # type: ignore[attr-defined]
 
 
-def _to_tensor(text: str) -> torch.Tensor:
-    data = text.encode()[:WORD_BYTES].ljust(WORD_BYTES, b"\0")
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+_waiting = list[Callable[[int], None]]()
+"""Not empty: a thread of torch waits for a busy rank. torch cannot end the wait, nor the interpreter with it."""
 
 
-def _end_process() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+def end_process(code: int) -> None:
+    """End the process with an exit code, if the interpreter could not; else nothing happens."""
+    if _waiting:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
