@@ -1,6 +1,6 @@
 """The INT8 layers against bfloat16, comfy-kitchen and PyTorch's own products, on one GPU, in one run.
 
-python benchmarks/kernels.py [--json FILE] [--tune] [--models NAME...] [--rows M...] [--rounds N] [--smoke]
+python benchmarks/kernels.py [--json FILE] [--tune] [--models NAME...] [--rows M...] [--rounds N] [--smoke | --host]
 
 The table has median milliseconds and TOPS (2 M N K operations) for each layer of the models and each number of rows M.
 Our layers include the quantization of the activation. They run in turn with bf16 ``torch.nn.functional.linear``, with
@@ -8,7 +8,7 @@ comfy-kitchen's ``int8_linear`` in every backend that is available, and with ``t
 on operands that are already quantized. The second-level cache is cleared before every call, and each output is compared
 with the float32 layer's. --tune measures the tiles first and writes the user's table; entries that exist are kept.
 Without a GPU nothing is measured, and the table says so; --smoke then runs one small layer on the CPU to check the
-benchmark itself.
+benchmark itself. --host measures the CPU's part of a block-wise layer instead, with Triton and without a GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import torch
 from _table import Row, arguments, emit
@@ -36,6 +37,10 @@ TALL = 4608
 ROW_TARGET, KITCHEN_TARGET, BLOCK_TARGET, QUANTIZATION_TARGET = 1.6, 1.15, 1.35, 0.10
 ERRORS = {"bf16": 0.01, "ours": 0.03, "comfy-kitchen": 0.03, "torch._int_mm": 0.03, "torch._scaled_mm": 0.06}
 """Largest relative error of an output, by the first word of a contestant's name."""
+
+HOST_CASE = "bfloat16, bias, without a GPU"
+HOST_TARGET = 80.0
+"""Most microseconds of CPU time that a block-wise layer may take."""
 
 CHECKED = 256
 """Number of rows of an output that are compared."""
@@ -63,7 +68,12 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), metavar="M", help="only these")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls of each (default 20)")
     parser.add_argument("--smoke", action="store_true", help="one small layer on the CPU")
+    parser.add_argument("--host", action="store_true", help="the CPU's part of a block-wise layer; needs no GPU")
     options = parser.parse_args()
+    if options.host:
+        rows = measure_host(options.rounds)
+        emit(rows, options.json, "CPU time of a block-wise layer", extra_versions={"triton": find_triton_version()})
+        return
     shapes = {f"{model} {name}": shape for model in options.models for name, shape in SHAPES[model].items()}
     device = "cpu"
     if options.smoke:
@@ -82,6 +92,26 @@ def main() -> None:
         ]
     title = "INT8 layers, a smoke run: nothing is measured" if options.smoke else "INT8 layers"
     emit(rows, options.json, title, device=device, extra_versions={"triton": find_triton_version()})
+
+
+def measure_host(rounds: int) -> list[Row]:
+    """Return microseconds of CPU time; nothing is measured without Triton."""
+    if find_spec("triton") is None:
+        return [Row(case=HOST_CASE, metric="all", value=None, unit="not measured: no Triton")]
+    import _host_time
+
+    targets = {_host_time.LAYER: HOST_TARGET}
+    return [
+        Row(
+            case=HOST_CASE,
+            metric=name,
+            value=microseconds,
+            unit="us",
+            target=targets.get(name),
+            reached=microseconds <= targets[name] if name in targets else None,
+        )
+        for name, microseconds in _host_time.measure(rounds).items()
+    ]
 
 
 def list_cases(shapes: Mapping[str, tuple[int, int]], rows: list[int]) -> Iterator[str]:

@@ -10,7 +10,8 @@ or ~/ComfyUI. "calibrated" was recorded by the pack's own node in two runs at ot
 and sensitivities select the layers instead of the profile, in no more bytes. "auto" mixes INT8, 6 and 4 bits in 0.65
 of the bytes of the FP8 file.
 
-Formats whose inputs a card with FP8 units quantizes are sampled a second time as this card samples them, with ComfyUI's
+int8_blockwise is multiplied in INT8, as on a GPU with Triton; a CPU by itself would dequantize its weights. Formats
+whose inputs a card with FP8 units quantizes are sampled a second time as this card samples them, with ComfyUI's
 --supports-fp8-compute ("FP8 units"), also with weights that are marked full_precision_matrix_mult.
 
 The table has the mean over seeds of each latent's PSNR, averaged over the classes, whose peak is the range of the float
@@ -21,6 +22,7 @@ convert-to-quant its values are.
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 import tempfile
@@ -31,6 +33,7 @@ from pathlib import Path
 import _convert_to_quant as converter
 from _process import race
 from _table import Row, arguments, emit
+from calibrated_rounding.kernels import backend
 from calibrated_rounding.nodes.compare.latents import measure_closeness, value_range
 from calibrated_rounding.quant import Recipe, SvdSettings, plan_file, quantize_file
 from calibrated_rounding.quant.calibration.calibration import Calibration
@@ -79,6 +82,7 @@ def main() -> None:
     converter.add_argument(parser)
     options = parser.parse_args()
     keep_methods(options.methods.split(","))
+    os.environ.setdefault(backend.VARIABLE, "reference")
     title = "Sampled latents against the float model's"
     try:
         host = find_host()

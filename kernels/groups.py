@@ -11,10 +11,12 @@ from types import ModuleType
 
 from torch import Tensor
 
+from . import cases
 from .backend import LDLQ, get_kernel_backend, runs_triton
 from .checks import check_group
 from .eager import groups as eager
 from .eager.groups import GroupGrid, RoundedGroup
+from .first_use import is_usable
 
 __all__ = ["GroupGrid", "RoundedGroup", "round_group"]
 
@@ -40,13 +42,18 @@ def round_group(
         KernelError: Operands do not fit each other, or the selected backend cannot run.
     """
     check_group(weight, targets, factor, pivots, scales)
-    result: RoundedGroup = _select_implementation(weight).round_group(grid, weight, targets, factor, pivots, scales)
+    result: RoundedGroup = _select_implementation(grid, weight).round_group(
+        grid, weight, targets, factor, pivots, scales
+    )
     return result
 
 
-def _select_implementation(weight: Tensor) -> ModuleType:
-    if weight.numel() and runs_triton(get_kernel_backend(), weight, LDLQ):
-        from .gpu import groups
+def _select_implementation(grid: GroupGrid, weight: Tensor) -> ModuleType:
+    backend, columns, device = get_kernel_backend(), len(weight), weight.device
+    if weight.numel() and runs_triton(backend, weight, LDLQ):
+        variant = columns, grid.integer
+        if is_usable("group ldlq", device, backend, variant, lambda: [cases.group_ldlq(*variant, device)]):
+            from .gpu import groups
 
-        return groups
+            return groups
     return eager

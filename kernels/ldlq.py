@@ -12,10 +12,12 @@ from types import ModuleType
 
 from torch import Tensor
 
+from . import cases
 from .backend import LDLQ, get_kernel_backend, runs_triton
 from .checks import check_columns
 from .eager import ldlq as eager
 from .eager.ldlq import ColumnBlock, Grid
+from .first_use import is_usable
 
 __all__ = ["ColumnBlock", "Grid", "descend_block", "ldlq_block"]
 
@@ -36,7 +38,7 @@ def ldlq_block(block: ColumnBlock, factor: Tensor, targets: Tensor, errors: Tens
         KernelError: Operands do not fit each other, or the selected backend cannot run.
     """
     check_columns(block, factor, targets, errors)
-    _select_implementation(errors).ldlq_block(block, factor, targets, errors)
+    _select_implementation(block, errors).ldlq_block(block, factor, targets, errors)
 
 
 def descend_block(block: ColumnBlock, hessian: Tensor, gradient: Tensor, errors: Tensor) -> None:
@@ -52,12 +54,15 @@ def descend_block(block: ColumnBlock, hessian: Tensor, gradient: Tensor, errors:
         KernelError: Operands do not fit each other, or the selected backend cannot run.
     """
     check_columns(block, hessian, gradient, errors)
-    _select_implementation(errors).descend_block(block, hessian, gradient, errors)
+    _select_implementation(block, errors).descend_block(block, hessian, gradient, errors)
 
 
-def _select_implementation(errors: Tensor) -> ModuleType:
-    if errors.numel() and runs_triton(get_kernel_backend(), errors, LDLQ):
-        from .gpu import ldlq
+def _select_implementation(block: ColumnBlock, errors: Tensor) -> ModuleType:
+    backend, grid, device = get_kernel_backend(), block.grid, errors.device
+    if errors.numel() and runs_triton(backend, errors, LDLQ):
+        variant = grid.maximum, grid.mantissa_bits
+        if is_usable("ldlq", device, backend, variant, lambda: cases.ldlq(grid, device)):
+            from .gpu import ldlq
 
-        return ldlq
+            return ldlq
     return eager

@@ -159,6 +159,9 @@ def rotate_quant(x: Tensor, group: int) -> Quantized:
 def block_linear(x: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | None, block: int) -> Tensor:
     """Run a linear layer with block scales; the activation is quantized in ``1 x block`` groups.
 
+    Where Triton does not run, the weight is dequantized to the dtype of ``x`` and multiplied instead: that takes less
+    time and memory, and the activation keeps its precision. The backend "reference" multiplies in INT8 everywhere.
+
     Args:
         x: Activation ``[..., K]``.
         w_codes: ``[N, K]``.
@@ -169,8 +172,7 @@ def block_linear(x: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | Non
     Returns:
         ``[..., N]`` in the dtype of ``x``.
     """
-    codes, scale = act_quant(x, block)
-    return _run_linear(x, codes, scale, w_codes, w_scale, bias, block)
+    return _as_tensor(custom_ops.block_linear(x, w_codes, w_scale, bias, block, get_kernel_backend()))
 
 
 def row_linear(x: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | None, group: int | None) -> Tensor:
@@ -187,17 +189,11 @@ def row_linear(x: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | None,
         ``[..., N]`` in the dtype of ``x``.
     """
     codes, scale = act_quant(x, None) if group is None else rotate_quant(x, group)
-    return _run_linear(x, codes, scale, w_codes, w_scale, bias, None)
-
-
-def _run_linear(
-    x: Tensor, codes: Tensor, scale: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | None, block: int | None
-) -> Tensor:
-    a, a_scale = codes.reshape(-1, codes.shape[-1]), scale.reshape(-1, scale.shape[-1])
+    a, a_scale = codes.reshape(-1, codes.shape[-1]), scale.reshape(-1, 1)
     if bias is None:
-        product = int8_gemm(a, a_scale, w_codes, w_scale, block, x.dtype)
+        product = int8_gemm(a, a_scale, w_codes, w_scale, None, x.dtype)
     else:
-        product = int8_addmm(bias, a, a_scale, w_codes, w_scale, block, x.dtype)
+        product = int8_addmm(bias, a, a_scale, w_codes, w_scale, None, x.dtype)
     return product.reshape(*x.shape[:-1], w_codes.shape[0])
 
 

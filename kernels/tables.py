@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .tiles import BACKENDS, DeviceInfo, GemmShape, Tile, choose_default_tile
+from .tiles import BACKENDS, ROW_STEP, DeviceInfo, GemmShape, Tile, choose_default_tile
 
 VERSION = 1
 MAX_ENTRIES = 4096
@@ -62,11 +62,14 @@ def choose_config(backend: str, shape: GemmShape, device: DeviceInfo) -> KernelC
     Returns:
         The tuned configuration, or the default tile if no table knows the shape.
     """
-    return _choose(backend, GemmShape(m=shape.bucket, n=shape.n, k=shape.k, block=shape.block), device, _user_folder())
+    # Finer than buckets: the number of waves depends on M in steps of the lowest tile.
+    m = shape.bucket if shape.m <= ROW_STEP else -(-shape.m // ROW_STEP) * ROW_STEP
+    return _choose(backend, m, shape.n, shape.k, shape.block, device, _user_folder())
 
 
 @lru_cache(maxsize=MAX_ENTRIES)
-def _choose(backend: str, shape: GemmShape, device: DeviceInfo, folder: Path) -> KernelConfig:
+def _choose(backend: str, m: int, n: int, k: int, block: int | None, device: DeviceInfo, folder: Path) -> KernelConfig:
+    shape = GemmShape(m=m, n=n, k=k, block=block)
     tuned = _find_nearest(load_configs(device.arch, folder), shape)
     usable = [config for config in tuned if config.tile.fits(shape.block) and backend in ("auto", config.backend)]
     if usable:
@@ -97,6 +100,7 @@ def clear_caches() -> None:
     """Have tables read again, after one was written."""
     load_configs.cache_clear()
     _choose.cache_clear()
+    _user_folder.cache_clear()
 
 
 def user_table_path(arch: str) -> Path:
@@ -104,6 +108,7 @@ def user_table_path(arch: str) -> Path:
     return _user_folder() / f"{arch}.json"
 
 
+@lru_cache(maxsize=1)
 def _user_folder() -> Path:
     """Return the folder of the environment variable `FOLDER_VARIABLE`, else the platform's cache folder."""
     if chosen := os.environ.get(FOLDER_VARIABLE):

@@ -1,7 +1,8 @@
 """How a product is cut into tiles for the GPU, and which tile is used for a shape that no table knows.
 
-The defaults are not measured. They were chosen by what the compiler makes of them for compute capabilities 8.0, 8.9,
-9.0 and 12.0: no spilled registers (or a few bytes outside the inner loop), and operands that fit into shared memory.
+The defaults are not measured. Their sizes were chosen by what the compiler makes of them for compute capabilities 8.0,
+8.9, 9.0 and 12.0: no spilled registers (or a few bytes outside the inner loop), and operands that fit into shared
+memory. Among them the tile is chosen whose waves cost least, counted in what a processor multiplies and loads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,20 @@ STAGES = ((200_000, 4), (100_000, 3), (0, 2))
 
 SPILLING = ("sm100",)
 """Architectures on which a tile 256 columns wide spills registers: 288 bytes a thread with a bias."""
+
+PRODUCTS_PER_CLOCK = {"sm80": 2048, "sm87": 2048, "sm90": 4096, "sm100": 8192}
+"""INT8 products that a processor adds up in a clock: NVIDIA's dense INT8 rates over 2 x processors x clock (A100: 624
+TOPS, 108 processors, 1.41 GHz; H100 SXM: 1979 TOPS, 132, 1.83 GHz; B200: 4.5 POPS, 148, 1.85 GHz)."""
+
+OTHER_PRODUCTS_PER_CLOCK = 1024
+"""The same of all others: RTX 3090 284 TOPS, 82 processors, 1.70 GHz; 4090 661, 128, 2.52; 5090 838, 170, 2.41."""
+
+BYTES_PER_CLOCK = 47.4
+"""Bytes that a processor loads from the second-level cache in a clock: 5120 for the 108 processors of an A100 (NVIDIA
+A100 whitepaper). Not published for the others, for which it is taken to be alike."""
+
+ROW_STEP = 64
+"""Rows of the lowest default tiles for more than 16 rows; every bucket above it is a multiple."""
 
 SMALLEST_BUCKET, LARGEST_BUCKET = 16, 65_536
 
@@ -82,14 +97,21 @@ class DeviceInfo:
 
 
 def choose_default_tile(shape: GemmShape, device: DeviceInfo) -> Tile:
-    """Return the largest tile of which there are enough to keep every processor busy."""
+    """Return the tile whose waves cost least, the largest of equals."""
     if shape.m <= 16:
         return _make_narrow_tile(shape.block)
-    *others, smallest = _list_tiles(shape.block, device)
-    for tile in others:
-        if 2 * shape.m > tile.rows and tile.count(shape.m, shape.n) >= device.processors:
-            return tile
-    return smallest
+    return min(_list_tiles(shape.block, device), key=lambda tile: estimate_cost(tile, shape, device))
+
+
+def estimate_cost(tile: Tile, shape: GemmShape, device: DeviceInfo) -> float:
+    """Return the clocks that the busiest processor takes for each column of K, as if nothing overlapped.
+
+    Multiplying and loading are added because a kernel overlaps them in part: with the longer of the two alone, small
+    tiles, which load more for each product, would cost as much as large ones.
+    """
+    waves = -(-tile.count(shape.m, shape.n) // device.processors)
+    products = PRODUCTS_PER_CLOCK.get(device.arch, OTHER_PRODUCTS_PER_CLOCK)
+    return waves * (tile.rows * tile.columns / products + (tile.rows + tile.columns) / BYTES_PER_CLOCK)
 
 
 def _make_narrow_tile(block: int | None) -> Tile:

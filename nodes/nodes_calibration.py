@@ -14,6 +14,7 @@ from .host.probing import SamplingProbe
 from .host.recording import SamplingRecorder, attach_recorder
 from .host.sampling import Sampling, SamplingBar, condition_inputs, step_inputs
 from .host.server import send_text
+from .page.shown import show_calibration
 from .prompts import PROMPTS
 from .recipe.values import lines
 from .schema import CATEGORY, calibration_outputs, to_node_output
@@ -96,7 +97,8 @@ class CollectCalibration(io.ComfyNode):
 
     @classmethod
     def execute(cls, recorder: SamplingRecorder, after: Any) -> io.NodeOutput:
-        return to_node_output(recorder.calibration())
+        calibration = recorder.calibration()
+        return to_node_output(calibration, show_calibration(calibration))
 
 
 class CalibrateModel(io.ComfyNode):
@@ -155,7 +157,7 @@ class CalibrateModel(io.ComfyNode):
             probing = replace(sampling, steps=probe_steps)
             sensitivities = cls._measure_sensitivities(model, list(calibration), probing, seed)
             calibration = replace(calibration, sensitivities=sensitivities)
-        return to_node_output(calibration)
+        return to_node_output(calibration, show_calibration(calibration))
 
     @classmethod
     def _measure_sensitivities(cls, model: Any, layers: list[str], sampling: Sampling, seed: int) -> dict[str, float]:
@@ -201,4 +203,5 @@ class CalibrateTextEncoder(io.ComfyNode):
         texts = lines(prompts)
         if not texts:
             raise QuantError("There is no prompt to calibrate with; write some, one per line.")
-        return to_node_output(calibrate_encoder(clip, texts, rows, int(budget_gib * GIB), cls.hidden.unique_id))
+        calibration = calibrate_encoder(clip, texts, rows, int(budget_gib * GIB), cls.hidden.unique_id)
+        return to_node_output(calibration, show_calibration(calibration))

@@ -8,8 +8,15 @@ from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
 from .host import folders
+from .page.saved import show_files
+from .page.shown import show_calibration
+from .pipeline import saving
+from .pipeline.naming import check_name, describe_tokens, find_model_name
 from .recipe.inputs import QuantCalibration
 from .schema import CATEGORY, calibration_outputs, to_node_output
+
+TOKENS = ("model",)
+"""The pack's own tokens in the name of a calibration."""
 
 
 class SaveCalibration(io.ComfyNode):
@@ -26,19 +33,28 @@ class SaveCalibration(io.ComfyNode):
                 QuantCalibration.Input("calibration", tooltip="From any of the calibration nodes."),
                 io.String.Input(
                     "name",
-                    default="calibration",
-                    tooltip=f"Name of the file in output/{folders.CALIBRATIONS}; a number is added.",
+                    default="%model%_calibration",
+                    tooltip=f"Name of the file in output/{folders.CALIBRATIONS}; a number is added. "
+                    + describe_tokens(TOKENS),
                 ),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return check_name(name, TOKENS)
+
+    @classmethod
     def execute(cls, calibration: Calibration, name: str) -> io.NodeOutput:
-        path = folders.choose_output_path(f"{folders.CALIBRATIONS}/{name}")
+        words = {"model": find_model_name(cls.hidden.prompt, cls.hidden.unique_id) or "model"}
+        path = folders.choose_output_path(f"{folders.CALIBRATIONS}/{saving.fill(name, words, cls.hidden)}")
         calibration.save(path, overwrite=False)
-        return io.NodeOutput(str(path), ui={"text": [f"{path}\n{calibration.summary()}"]})
+        file = saving.describe_file(path, folders.CALIBRATIONS)
+        ui = show_files([file], calibration.warnings(), text="\n".join(calibration.facts()))
+        return io.NodeOutput(str(path), ui=ui)
 
 
 class LoadCalibration(io.ComfyNode):
@@ -67,4 +83,5 @@ class LoadCalibration(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return to_node_output(Calibration.load(folders.find_calibration(file)))
+        calibration = Calibration.load(folders.find_calibration(file))
+        return to_node_output(calibration, show_calibration(calibration))

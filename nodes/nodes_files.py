@@ -8,7 +8,7 @@ from typing import Any
 import comfy.model_management
 from comfy_api.latest import io
 
-from ..quant import QuantError, quantize_file
+from ..quant import QuantError, plan_file, quantize_file
 from ..quant.calibration.calibration import Calibration
 from ..quant.files import open_checkpoint
 from ..quant.layer.memory import largest_peak
@@ -16,12 +16,16 @@ from ..quant.notices import Notice
 from ..quant.reports.markdown import to_markdown
 from .host import folders, running
 from .host.encoders import find_quantized_parts
+from .host.machine import describe_machine
 from .host.origin import PREFIX, read_kept_dtypes, read_provenance, read_source_metadata
-from .page import live
-from .page.shown import show_files, show_report
+from .page import durations, live
+from .page.saved import SavedFile, show_files
+from .page.shown import show_report
 from .pipeline import saving
+from .pipeline.naming import DEFAULT_NAME, check_name, describe_tokens, make_words, name_model
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
-from .recipe.values import make_recipe, unused_note
+from .recipe.layout import NONE
+from .recipe.values import choose_recipe, note_unused
 from .schema import CATEGORY, SEARCH_WORDS, device_input, report_output
 
 CHECKPOINT_PREFIX = "model.diffusion_model."
@@ -31,15 +35,17 @@ def _prefix_input(default: str) -> io.Input:
     return io.String.Input(
         "filename_prefix",
         default=default,
-        tooltip="Name in the output folder; a number is added. Keep its folder, so that the loaders list the file.",
+        tooltip="Name in the output folder; a number is added. Keep its folder, so that the loaders list the file. "
+        + describe_tokens(),
     )
 
 
 def _name_input() -> io.Input:
     return io.String.Input(
         "name",
-        default="quantized",
-        tooltip="Name of the new file, in the output folder that the loaders list; a number is added.",
+        default=DEFAULT_NAME,
+        tooltip="Name of the new file, in the output folder that the loaders list; a number is added. "
+        + describe_tokens(),
     )
 
 
@@ -55,16 +61,21 @@ class SaveQuantizedModel(io.ComfyNode):
             search_aliases=["save model", "export quantized", "save fp8", "save int8"],
             inputs=[
                 io.Model.Input("model", tooltip="A quantized diffusion model."),
-                _prefix_input("diffusion_models/quantized"),
+                _prefix_input(f"diffusion_models/{DEFAULT_NAME}"),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written.")],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return check_name(filename_prefix)
+
+    @classmethod
     def execute(cls, model: Any, filename_prefix: str) -> io.NodeOutput:
-        path = folders.choose_output_path(filename_prefix)
+        words = saving.find_words(model, cls.hidden)
+        path = folders.choose_output_path(saving.fill(filename_prefix, words, cls.hidden))
         comfy.model_management.load_models_gpu([model])
         tensors = {key.removeprefix(CHECKPOINT_PREFIX): t for key, t in model.state_dict_for_saving().items()}
         dtypes = {key.removeprefix(PREFIX): dtype for key, dtype in read_kept_dtypes(model).items()}
@@ -72,7 +83,8 @@ class SaveQuantizedModel(io.ComfyNode):
         workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         saving.write_tensors(path, tensors, metadata | workflow, dtypes)
         notices = saving.loading_notices(path, "diffusion_models", metadata)
-        return io.NodeOutput(str(path), ui=show_files([str(path)], notices))
+        file = saving.describe_file(path, "diffusion_models", saving.list_formats(tensors))
+        return io.NodeOutput(str(path), ui=show_files([file], notices))
 
 
 class SaveQuantizedTextEncoder(io.ComfyNode):
@@ -87,12 +99,16 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
             search_aliases=["save clip", "save t5", "export quantized text encoder"],
             inputs=[
                 io.Clip.Input("clip", tooltip="A quantized text encoder."),
-                _prefix_input("clip/quantized"),
+                _prefix_input(f"clip/{DEFAULT_NAME}"),
             ],
             outputs=[io.String.Output("path", tooltip="The files that were written, one per line.")],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return check_name(filename_prefix)
 
     @classmethod
     def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
@@ -103,17 +119,18 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
         clip.load_model()
         tensors, dtypes = clip.patcher.model_state_dict_for_saving(), read_kept_dtypes(clip.patcher)
         workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        written, notices = list[str](), list[Notice]()
+        name = saving.fill(filename_prefix, saving.find_words(clip.patcher, cls.hidden), cls.hidden)
+        written, notices = list[SavedFile](), list[Notice]()
         for part in parts:
-            path = folders.choose_output_path(filename_prefix if len(parts) == 1 else f"{filename_prefix}_{part.name}")
+            path = folders.choose_output_path(name if len(parts) == 1 else f"{name}_{part.name}")
             own = {key.removeprefix(part.prefix): t for key, t in tensors.items() if key.startswith(part.prefix)}
             own |= clip.tokenizer.state_dict()
             metadata = saving.make_header(own, provenance, source, len(clip.patcher.patches))
             kept = {key.removeprefix(part.prefix): d for key, d in dtypes.items() if key.startswith(part.prefix)}
             saving.write_tensors(path, own, metadata | workflow, kept)
-            written.append(str(path))
+            written.append(saving.describe_file(path, "text_encoders"))
             notices = saving.loading_notices(path, "text_encoders", metadata)
-        return io.NodeOutput("\n".join(written), ui=show_files(written, notices))
+        return io.NodeOutput("\n".join(file.path for file in written), ui=show_files(written, notices))
 
 
 class QuantizeFile(io.ComfyNode):
@@ -121,31 +138,44 @@ class QuantizeFile(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CalibratedRoundingQuantizeFile",
-            display_name="Quantize File",
+            display_name="Quantize",
             category=CATEGORY,
-            description="Quantizes a model file into another one, layer by layer, without loading the model: for "
-            "models larger than memory.",
+            description="Quantizes a model file into a file that ComfyUI's own loaders take: pick a file and run. The "
+            "model is not loaded but read layer by layer, so that it may be larger than the memory.",
             search_aliases=["quantize checkpoint", "convert model", *SEARCH_WORDS],
             inputs=[
                 io.Combo.Input("file", options=folders.list_model_files(), tooltip="The model file in 16 or 32 bits."),
-                *recipe_inputs(then=(_name_input(), device_input(), recipe_link(), calibration_link())),
+                *recipe_inputs(
+                    then=(_name_input(), device_input(), recipe_link(), calibration_link(), _calibration_file_input()),
+                    recommends=True,
+                ),
             ],
             outputs=[io.String.Output("path", tooltip="The file that was written."), report_output()],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> Any:
-        stat = os.stat(folders.find_model(file)[1]) if file else None
-        return stat and (stat.st_mtime_ns, stat.st_size)
+    def fingerprint_inputs(cls, file: str | None = None, calibration_file: str = NONE, **_: Any) -> Any:
+        paths = [folders.find_model(file)[1]] if file else []
+        paths += [str(folders.find_calibration(calibration_file))] if calibration_file != NONE else []
+        return [(stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, paths)]
 
     @classmethod
     def execute(
-        cls, file: str, name: str, device: str = "auto", calibration: Calibration | None = None, **values: Any
+        cls,
+        file: str,
+        name: str,
+        device: str = "auto",
+        calibration: Calibration | None = None,
+        calibration_file: str = NONE,
+        **values: Any,
     ) -> io.NodeOutput:
-        recipe = make_recipe(values)
+        live.begin(cls.hidden.unique_id)
         kind, source = folders.find_model(file)
+        calibration = _load_calibration(calibration, calibration_file)
+        recipe, reasons = choose_recipe(values, lambda tried: plan_file(source, tried), describe_machine(), calibration)
+        name = saving.fill(name, make_words(name_model(file), recipe.to_dict()), cls.hidden)
         target = folders.choose_output_path(f"{folders.OUTPUT_NAMES.get(kind, kind)}/{name}")
         devices = running.choose_devices(device)
         with open_checkpoint(source) as checkpoint:
@@ -164,5 +194,29 @@ class QuantizeFile(io.ComfyNode):
             cls.hidden.unique_id,
             live.begin(cls.hidden.unique_id),
         )
-        ui = show_report(report, unused_note(recipe, calibration), file=str(target))
+        durations.remember(recipe, devices, [layer.shape for layer in report.layers], report.seconds)
+        notices = [*reasons, *note_unused(recipe, calibrated=calibration is not None)]
+        ui = show_report(report, notices, file=str(target))
         return io.NodeOutput(str(target), to_markdown(report), ui=ui)
+
+
+def _calibration_file_input() -> io.Input:
+    return io.Combo.Input(
+        "calibration_file",
+        options=[NONE, *folders.list_calibrations()],
+        default=NONE,
+        optional=True,
+        tooltip=f"A calibration of this model, from output/{folders.CALIBRATIONS}; recommended rounding is then "
+        "calibrated.",
+    )
+
+
+def _load_calibration(linked: Calibration | None, name: str) -> Calibration | None:
+    """The calibration of a link or a file. Raises QuantError for both."""
+    if name == NONE:
+        return linked
+    if linked is not None:
+        raise QuantError(
+            f"There are two calibrations: remove the link, or set calibration_file to {NONE} in place of {name}."
+        )
+    return Calibration.load(folders.find_calibration(name))

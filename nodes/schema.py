@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
@@ -54,7 +56,6 @@ def calibration_outputs() -> list[io.Output]:
     ]
 
 
-def to_node_output(calibration: Calibration) -> io.NodeOutput:
-    """The values of `calibration_outputs`; the node shows the summary."""
-    text = calibration.summary()
-    return io.NodeOutput(calibration, text, ui={"text": [text]})
+def to_node_output(calibration: Calibration, ui: dict[str, Any]) -> io.NodeOutput:
+    """The values of `calibration_outputs`, and what the node shows."""
+    return io.NodeOutput(calibration, calibration.summary(), ui=ui)

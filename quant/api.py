@@ -19,6 +19,7 @@ from .files.tensors import WEIGHT, is_layer
 from .planning.builder import make_plan
 from .planning.loading import check_source
 from .planning.plan import Plan
+from .planning.size_range import refuse_unreachable
 from .recipe import Recipe
 from .reports.progress import Cancel, OnProgress
 from .reports.report import Report
@@ -106,14 +107,25 @@ def quantize_tensor(
     return {key.removeprefix(f"{name}."): t for key, t in tensors.items()}, floats.read(f"{name}{WEIGHT}")
 
 
-def plan_file(source: str | os.PathLike[str], recipe: Recipe | None = None, *, force: bool = False) -> Plan:
-    """Plan `quantize_file` from the header alone, without the choices that the recipe leaves to measurement."""
+def plan_file(
+    source: str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    *,
+    statistics: Statistics | None = None,
+    force: bool = False,
+) -> Plan:
+    """Plan `quantize_file` from the header alone, without the choices that the recipe leaves to measurement.
+
+    Raises:
+        QuantError: as `quantize_file`, for what the header and the settings tell.
+    """
     recipe = recipe or Recipe()
     with open_checkpoint(source) as checkpoint:
         warnings = check_source(checkpoint, force=force)
         floats = as_float(checkpoint, recipe.dequantize, rotation=recipe.conversion_rotation)
-        plan = make_plan(floats.tensors, recipe)
-    return replace(plan, warnings=(*warnings, *list_conversions(floats, plan, recipe)))
+        plan = make_plan(floats.tensors, recipe, statistics)
+    refuse_unreachable(plan, recipe)
+    return replace(plan, warnings=(*warnings, *list_conversions(floats, plan, recipe), *plan.warnings))
 
 
 def _find_device(tensors: Mapping[str, Tensor]) -> str:

@@ -4,18 +4,20 @@ collects what it cost. It serves files, state dicts and the nodes alike.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from .calibration.calibration import Calibration
-from .calibration.statistics import NO_STATISTICS
+from .calibration.calibration import Calibration, note_thin
+from .calibration.statistics import NO_STATISTICS, Statistics
 from .errors import ProfileError, RecipeError
 from .execution import Execution
 from .files.dequantized import DequantizedSource, as_float
 from .files.sinks import Sink
 from .files.sources import Source
+from .files.tensors import TensorSpec
 from .files.verification import verify_planned
 from .formats import pack_notice
 from .notices import Notice, notice
@@ -24,6 +26,7 @@ from .planning.candidates import Evaluator
 from .planning.loading import check_source
 from .planning.mixed_precision import settle_plan
 from .planning.plan import KeptTensor, LayerPlan, Plan
+from .planning.size_range import refuse_unreachable
 from .recipe import AUTO, OFF, Recipe
 from .reports.provenance import Provenance, build_header
 from .reports.report import Report
@@ -51,7 +54,7 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
     warnings = () if run.is_loaded_model else check_source(source, force=run.force)
     floats = as_float(source, run.recipe.dequantize, rotation=run.recipe.conversion_rotation)
     plan = plan_run(floats, run)
-    plan = replace(plan, warnings=(*warnings, *list_conversions(floats, plan, run.recipe)))
+    plan = replace(plan, warnings=(*warnings, *list_conversions(floats, plan, run.recipe), *plan.warnings))
     with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
         report = Execution(run=run, plan=plan, source=floats, output=output).execute(_notes(plan, run))
         run.check_cancelled()
@@ -94,7 +97,13 @@ def plan_run(source: Source, run: Run) -> Plan:
         check_cancelled=run.check_cancelled,
         by_sensitivity=all(known.sensitivity is not None for known in inputs),
     )
+    refuse_unreachable(plan, run.recipe, evaluator.can_weigh)
     return settle_plan(plan, source, evaluator)
+
+
+def refuse_impossible(tensors: Mapping[str, TensorSpec], recipe: Recipe, statistics: Statistics) -> None:
+    """Raise what `quantize` would raise of a plan and of its size, before any weight is read."""
+    refuse_unreachable(make_plan(tensors, recipe, statistics), recipe)
 
 
 def _header(plan: Plan, source: Source, run: Run, source_sha256: str | None) -> dict[str, str]:
@@ -117,6 +126,7 @@ def _notes(plan: Plan, run: Run) -> list[Notice]:
         notes.append(notice("sensitivities_unused", layers=unprobed))
     if run.recipe.bias_correction == "measured" and all(s.mean is None for s in run.statistics.values()):
         notes.append(notice("no_bias_corrected"))
+    notes += note_thin(layer.inputs for layer in layers)
     unrecorded = _find_unrecorded(plan, run)
     if unrecorded:
         notes.append(notice("layers_unrecorded", layers=shortened(unrecorded)))

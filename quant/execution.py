@@ -240,7 +240,16 @@ def _layer_report(layer: LayerPlan, result: QuantizedLayer) -> LayerReport:
         errors=result.errors,
         reason=layer.reason,
         notes=(*layer.notes, *result.notes),
+        effect=_estimate_effect(layer, result),
     )
+
+
+def _estimate_effect(layer: LayerPlan, result: QuantizedLayer) -> float | None:
+    """`LayerReport.effect` of a layer."""
+    sensitivity, power, output = layer.inputs.sensitivity, result.output_power, result.errors.output_w8a8
+    if sensitivity is None or power is None or output is None:
+        return None
+    return sensitivity * power * output.error**2
 
 
 def _kept_report(entry: KeptTensor) -> KeptReport:

@@ -48,10 +48,16 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "shape_misfit": ("info", "{rows} x {columns} does not divide by {multiple}, as {format} needs"),
     "no_lookup": ("info", "ComfyUI cannot look up embedding rows in {format}"),
     "rotation_chosen": ("info", "rotation chosen: {candidate}"),
-    "format_chosen": ("info", "chosen among {candidates}"),
+    "format_chosen": ("info", "chosen for the target, of {candidates}"),
+    "format_closest": ("info", "the closest of {candidates}"),
     "upgraded": ("info", "upgraded: {format} exceeds a weight error of {limit}"),
     # The rounding of one layer.
     "nearest_without_inputs": ("warning", "rounded to nearest: no inputs were recorded"),
+    "nearest_few_rows": ("info", "rounded to nearest: {rows} calibration rows, and {needed} are needed"),
+    "directions_few_rows": (
+        "info",
+        "learned from the weight's own directions: {rows} calibration rows, and {needed} are needed",
+    ),
     "directions_of_weight": ("warning", "learned from the weight's own directions: no inputs were recorded"),
     "scale_chosen": ("info", "scale: {scale}"),
     "rows_kept_nearest": ("info", "{nearest} of {rows} rows kept nearest"),
@@ -81,6 +87,11 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "Quantized without recorded inputs: {layers}. These layers did not run during the recording, or their inputs "
         "were not finite.",
     ),
+    "calibration_thin": (
+        "warning",
+        "The calibration is too thin: {layers} of {total} layers have fewer than {needed} rows ({rows} at the fewest), "
+        "so they are treated as if nothing was recorded. Calibrate with more prompts, steps or runs.",
+    ),
     "patches_merged": ("info", "LoRAs and other patches of {weights} weights were merged before quantizing."),
     "patches_requantize": (
         "warning",
@@ -89,7 +100,38 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     ),
     "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
     "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),
+    # A recommendation.
+    "recommended_fits": (
+        "info",
+        "Recommended: {format}, {rounding}. It is the closest format that leaves a fifth of {memory} free.",
+    ),
+    "recommended_too_large": (
+        "warning",
+        "Recommended: {format}, {rounding}. No format leaves a fifth of {memory} free, so parts of the model may "
+        "stay in the computer's memory.",
+    ),
+    "recommended_small": (
+        "info",
+        "Recommended: {format}, {rounding}. It is the closest format of about 4 bits a weight.",
+    ),
+    "recommended_best": ("info", "Recommended: {format}, {rounding}. It is the closest format of all."),
+    "recommended_layers": (
+        "info",
+        "Recommended: auto with {format}, {rounding}. The most sensitive layers stay in float, at the same size.",
+    ),
+    "recommended_later": ("info", "The format is chosen during the run: the model is not known before."),
+    "float_fits": ("info", "Without quantization the model takes {size} of {memory}, so it fits as it is."),
+    "calibration_helps": (
+        "info",
+        "A calibration brings it closer: {calibrated} dB, not {nearest} dB, on the shipped model.",
+    ),
+    "fp8_less_close": (
+        "info",
+        "FP8 also rounds inputs on this card: {fp8} dB on the shipped model, {format} {closeness} dB.",
+    ),
     # Settings.
+    "pattern_unmatched": ("warning", "{setting}: {pattern} matches no layer of this model, so it has no effect."),
+    "needs_calibration": ("warning", "{option} has no effect without a calibration."),
     "calibration_only_measures": (
         "info",
         "The calibration only measures the error: {rounding} rounding learns nothing from it.",

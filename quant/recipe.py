@@ -15,7 +15,8 @@ from typing import ClassVar
 from .errors import RecipeError
 from .formats import ALIASES, FLOATS, FORMATS, Format
 from .formats.rotation import GROUP_SIZES
-from .settings import ALWAYS, Alternatives, NodeInput, Settings, When, section, setting
+from .notices import Notice, notice
+from .settings import ALWAYS, Alternatives, NodeInput, Setting, Settings, When, section, setting
 from .settings.kinds import Choice, Many, Name, Pair, Pattern, Real, Switch, Whole
 
 SOURCE, AUTO, OFF = "source", "auto", "off"
@@ -40,10 +41,10 @@ METRICS: Mapping[str, str] = {
 SCALES: Mapping[str, str] = {
     "absmax": "the largest weight fits",
     "mse": "smallest squared weight error",
-    AUTO: "for each layer the one with the smallest measured error",
+    AUTO: "absmax, but mse for layers where it is significantly better",
 }
 INPUT_SCALES: Mapping[str, str] = {
-    AUTO: "only where inputs near or above 448 were recorded, which saturate without one",
+    AUTO: "only for FP8 layers where inputs near or above 448 were recorded, which saturate without one",
     OFF: "none",
     "absmax": "the largest recorded input fits",
     "percentile": "one input in ten thousand is clipped",
@@ -87,6 +88,13 @@ TARGET = Alternatives(
     "A limit for auto. none: every layer is quantized, in its best format. Otherwise layers may also stay in floating "
     "point: you get the smallest error for a size, or the smallest size for an error.",
 )
+CALIBRATED_VALUES: Mapping[str, tuple[str, ...]] = {
+    "svd.metric": ("inputs",),
+    "bias_correction": ("measured",),
+    "input_scale": ("absmax", "percentile", "mse"),
+}
+"""Values of settings that need a calibration."""
+
 WITH_AUTO = When(setting="format", values=(AUTO,))
 FOR_AUTO = When(setting="format", values=(AUTO,), implied=True)
 """As `WITH_AUTO`; the option alone chooses ``auto``."""
@@ -250,7 +258,7 @@ class Recipe(Settings):
         GROUP_SIZES[0],
         Choice(
             options=dict.fromkeys(GROUP_SIZES, "")
-            | {AUTO: "for each layer the one with the smallest measured error, or none"}
+            | {AUTO: "256, but another group or none for layers where it is significantly better"}
         ),
         "Largest group of inputs that the Hadamard rotation of rotated formats mixes.",
         level="advanced",
@@ -328,7 +336,7 @@ class Recipe(Settings):
     input_scale: str = setting(
         AUTO,
         Choice(options=INPUT_SCALES),
-        "Write static scales for FP8 inputs (W8A8), from a calibration.",
+        "Write static scales for FP8 and NVFP4 inputs, from a calibration.",
         level="advanced",
         group="format",
         bare="absmax",
@@ -378,8 +386,23 @@ class Recipe(Settings):
     def learns(self) -> bool:
         """Whether anything is made from measured inputs; if not, a calibration only measures."""
         chosen = AUTO in (self.format, self.scale, self.rotation_group)
-        measured = (self.bias_correction == "measured", self.input_scale not in (AUTO, OFF), chosen)
-        return self.rounding == "calibrated" or self.svd.metric == "inputs" or any(measured)
+        return self.rounding == "calibrated" or chosen or bool(self.list_calibrated())
+
+    def list_calibrated(self) -> list[Setting]:
+        """The settings that have no effect without a calibration, `rounding` aside, which is refused without one."""
+        declared = self.declarations()
+        return [declared[name] for name, values in CALIBRATED_VALUES.items() if self.get(name) in values]
+
+    def list_unmet(self) -> list[tuple[Setting, When]]:
+        """The settings that are not as by default and have no effect, with the condition that they lack."""
+        changed = [declared for name, declared in self.declarations().items() if self.get(name) != declared.default]
+        return [(declared, when) for declared in changed if (when := self.find_unmet(declared)) is not None]
+
+    def note_unused(self, option: str, when: When) -> Notice:
+        """A notice that an option has no effect, because a condition is not met."""
+        if when.notice:
+            return notice(when.notice, option=option)
+        return notice("option_unused", option=option, setting=when.setting, value=str(self.get(when.setting)))
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), sort_keys=True)

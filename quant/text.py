@@ -60,6 +60,11 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.2f}"
 
 
+def percent(share: float, digits: int = 2) -> str:
+    """An error or another share: ``2.10%``."""
+    return f"{share:.{digits}%}"
+
+
 def counted(count: int, noun: str) -> str:
     """``1 layer``, ``2 layers``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

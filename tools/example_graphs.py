@@ -248,8 +248,8 @@ TEMPLATES = (
     ),
     Template(
         title="Quantize a file",
-        note="**For models larger than memory**: the file is read, quantized and written layer by layer, and the model "
-        "is never loaded.\n\n**Change**: the *file*, the *format*, the *name*. A linked calibration makes it closer.",
+        note="**One node makes a file**: pick a file and run. It is read, quantized and written layer by layer; the "
+        "model is never loaded.\n\n**Change**: the *file*, the *preset*, the *name*. A calibration makes it closer.",
         columns=(
             (
                 Group(
@@ -260,8 +260,6 @@ TEMPLATES = (
                             size=(WIDE, 640),
                             values={
                                 "file": "diffusion_models/digits_wan.safetensors",
-                                "name": "digits_int8_from_file",
-                                **ROTATED,
                             },
                         )
                     },

@@ -1,7 +1,7 @@
 // The axes that the charts share: sizes in bytes across, relative errors upwards.
 
 import { s } from "./dom.mjs";
-import { bytes, number } from "./text.mjs";
+import { bytes, share } from "./text.mjs";
 
 export const HEIGHT = 230;
 const EDGE = { left: 50, right: 14, top: 26, bottom: 34 };
@@ -28,7 +28,7 @@ export class Axes {
 
   #line(value) {
     const y = this.y(value);
-    return s("g", {}, this.#rule(y), s("text", { x: EDGE.left - 8, y: y + 4, "text-anchor": "end" }, number(value)));
+    return s("g", {}, this.#rule(y), s("text", { x: EDGE.left - 8, y: y + 4, "text-anchor": "end" }, share(value)));
   }
 
   #sizes() {

@@ -4,15 +4,19 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Watch, question } from "./check.mjs";
+import { TargetDefault } from "./defaults.mjs";
 import { loadStyle } from "./dom.mjs";
-import { executionId, nodeAt, source, walk, workflowId } from "./graph.mjs";
+import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
+import { failure } from "./notices.mjs";
 import { Panel } from "./panel.mjs";
 import { openReport } from "./report.mjs";
 import { fold, folding, makeRoom, turnAdvanced, zoom } from "./room.mjs";
 import * as runs from "./runs.mjs";
+import { refreshLists } from "./saved.mjs";
+import { differs } from "./settings.mjs";
 import { TextPanel } from "./text_panel.mjs";
-import { loadWords } from "./text.mjs";
+import { loadWords, text } from "./text.mjs";
 
 /** loads: the type of the input whose file is to be checked. whole: the node reads the file itself. */
 const QUANTIZING = {
@@ -22,18 +26,18 @@ const QUANTIZING = {
 };
 
 /**
- * Nodes that say a few words. over: the input through which they show what a quantize node before them knows. table:
- * their words are a table.
+ * Nodes that say a few words. over: the input through which they show what a quantize node before them knows. kind: what
+ * their words are (text_panel.mjs). name: the widget with the name of a file to write.
  */
 const TALKING = {
-  CalibratedRoundingSaveModel: { over: "model" },
-  CalibratedRoundingSaveTextEncoder: { over: "clip" },
+  CalibratedRoundingSaveModel: { over: "model", kind: "files", name: "filename_prefix" },
+  CalibratedRoundingSaveTextEncoder: { over: "clip", kind: "files", name: "filename_prefix" },
   CalibratedRoundingCollectCalibration: {},
   CalibratedRoundingCalibrateModel: {},
   CalibratedRoundingCalibrateTextEncoder: {},
-  CalibratedRoundingSaveCalibration: {},
+  CalibratedRoundingSaveCalibration: { kind: "files", name: "name" },
   CalibratedRoundingLoadCalibration: {},
-  CalibratedRoundingCompareModels: { table: true },
+  CalibratedRoundingCompareModels: { kind: "table" },
 };
 
 const LOOKING = 250; // milliseconds between looks at the settings
@@ -43,6 +47,7 @@ const WIDGET = "calibrated_rounding";
 
 const panels = new WeakMap();
 const watches = new WeakMap();
+const defaults = new WeakMap();
 const ours = (node) => node.comfyClass in QUANTIZING || node.comfyClass in TALKING;
 
 function* ourNodes() {
@@ -56,7 +61,7 @@ function addPanel(node) {
         (report) => openReport(report, node.title),
         () => turnAdvanced(node),
       )
-    : new TextPanel(TALKING[node.comfyClass].table);
+    : new TextPanel(TALKING[node.comfyClass].kind ?? "words", node);
   const height = panel.height + 2 * MARGIN;
   const widget = node.addDOMWidget(WIDGET, "CALIBRATED_ROUNDING_PANEL", panel.element, {
     serialize: false,
@@ -70,6 +75,7 @@ function addPanel(node) {
   panel.element.addEventListener("wheel", zoom);
   panels.set(node, panel);
   if (quantizes) watches.set(node, new Watch((check) => panel.showCheck(check)));
+  if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
 }
@@ -90,8 +96,11 @@ function show(workflow, id, state) {
 }
 
 function executed(node, output) {
-  const state = runs.finished(output);
-  if (state) show(workflowId(), executionId(node), runs.keep(workflowId(), executionId(node), state));
+  const id = executionId(node);
+  const seen = panels.get(node)?.state?.files?.map(({ path }) => path);
+  const state = runs.executed(workflowId(), id, output);
+  if (state?.files?.some(({ path }) => !seen?.includes(path))) refreshLists();
+  show(workflowId(), id, state);
 }
 
 let refreshing = null;
@@ -120,9 +129,13 @@ async function recallAll() {
   }
 }
 
-/** A node whose output came while the page was loading has it in the history when the prompt has ended. */
+/**
+ * When the prompt has ended, the history has what the page lacks: an output that came while the page was loading, and the
+ * settings of an output from a cache.
+ */
 function succeeded() {
-  if (Array.from(ourNodes()).some(([, node]) => panels.get(node).state?.phase === "rounded")) refresh();
+  const lacks = (node, { phase, graph }) => phase === "rounded" || (phase === "done" && !graph && watches.has(node));
+  if (Array.from(ourNodes()).some(([, node]) => lacks(node, panels.get(node).state ?? {}))) refresh();
 }
 
 function progressed({ detail }) {
@@ -137,26 +150,39 @@ const stopped =
   ({ detail }) => {
     const node = nodeAt(String(detail.node_id));
     if (!node || node.comfyClass !== detail.node_type || !panels.has(node)) return;
-    show(workflowId(), detail.node_id, runs.ended(workflowId(), detail.node_id, phase, detail.exception_message));
+    const { node_id: id, exception_message: message, prompt_id: prompt } = detail;
+    show(workflowId(), id, runs.ended(workflowId(), id, phase, message, prompt));
   };
 
 let looking = null;
 
 function look() {
   if (document.hidden) return;
-  for (const [, node] of ourNodes()) {
+  for (const [id, node] of ourNodes()) {
     const kind = QUANTIZING[node.comfyClass];
-    const over = TALKING[node.comfyClass]?.over;
-    if (kind) fold(node);
-    if (kind) watches.get(node).look(question(node, kind));
-    if (over) panels.get(node).showCheck(toSave(source(node, over)));
+    const saves = TALKING[node.comfyClass]?.kind === "files";
+    if (kind) lookAt(id, node, kind);
+    if (saves) panels.get(node).showCheck(toSave(node, TALKING[node.comfyClass]));
   }
 }
 
-/** What a node that saves should say of what a quantize node gives it. */
-function toSave(node) {
-  const notices = panels.get(node ?? {})?.check?.notices ?? [];
-  return { notices: notices.filter(({ kind }) => kind === "needs_pack") };
+/** What may have changed around a quantize node. */
+function lookAt(id, node, kind) {
+  const panel = panels.get(node);
+  fold(node);
+  watches.get(node).look(question(node, kind));
+  defaults.get(node).look(panel.check?.plan);
+  panel.showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
+  panel.compare((graph) => differs(id, graph));
+}
+
+/** What a node that saves should say of its name, and of what a quantize node gives it. */
+function toSave(node, { over, name }) {
+  const before = over && source(node, over);
+  const notices = panels.get(before ?? {})?.check?.notices ?? [];
+  const empty = !linked(node, name) && !String(values(node)[name] ?? "").trim();
+  const refused = empty ? [failure(text("name_empty"))] : [];
+  return { notices: [...refused, ...notices.filter(({ kind }) => kind === "needs_pack")] };
 }
 
 /** An event handler that waits for the graph; what comes before, `refresh` finds on the server. */

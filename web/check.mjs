@@ -16,8 +16,21 @@ export function question(node, kind) {
     values: { ...values(recipe), ...own },
     file: kind.loads ? loadedFile(node, kind.loads) : null,
     whole: Boolean(kind.whole),
-    calibration: linked(node, "calibration"),
+    calibration: linked(node, "calibration") || Boolean(calibrationFile(node)),
+    recorded: calibrationFile(node) ?? recorded(source(node, "calibration")),
   };
+}
+
+/** The calibration file that the node itself names, null for none. */
+function calibrationFile(node) {
+  const { calibration_file: name } = values(node);
+  return name && name !== "none" ? name : null;
+}
+
+/** What is known of a linked calibration: its file, or whether it will have sensitivities. */
+function recorded(node) {
+  if (node?.comfyClass === "CalibratedRoundingLoadCalibration") return values(node).file;
+  return node?.comfyClass === "CalibratedRoundingCalibrateModel" && values(node).probe_steps > 0;
 }
 
 async function ask(asked) {

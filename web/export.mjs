@@ -22,9 +22,9 @@ function cells({ errors, notes, shape, ...layer }) {
   const { fell_back, seconds } = errors;
   const named = (name) => ["error", "nearest"].map((figure) => [`${name}.${figure}`, errors[name]?.[figure]]);
   const pairs = Object.fromEntries(PAIRS.flatMap(named));
-  const { name, format, group, bytes_before, bytes_after, reason } = layer;
+  const { name, format, group, bytes_before, bytes_after, reason, effect } = layer;
   const first = { name, shape: shape.join("x"), format, group, bytes_before, bytes_after };
-  return { ...first, ...pairs, fell_back, seconds, reason, notes: notes.map(sentence).join("; ") };
+  return { ...first, ...pairs, effect, fell_back, seconds, reason, notes: notes.map(sentence).join("; ") };
 }
 
 function quote(value) {

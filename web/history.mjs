@@ -35,7 +35,7 @@ function* lastOutcomes(history, workflow, nodes) {
       const state = outcome(entry, node);
       if (!state) continue;
       seen.add(node);
-      yield [node, { ...state, prompt }];
+      yield [node, { ...state, prompt, graph }];
     }
   }
 }

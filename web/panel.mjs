@@ -1,14 +1,15 @@
 // What a quantize node shows of its run: before, while it goes on, and afterwards. Every line keeps its place and height.
 
 import { h, tail } from "./dom.mjs";
-import { primaryError } from "./errors.mjs";
+import { primaryError, verdict } from "./errors.mjs";
 import { failure, line, merge } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { secondsLeft } from "./runs.mjs";
 import { Strip } from "./strip.mjs";
-import { bytes, change, duration, error, percent, text, whole } from "./text.mjs";
+import { bytes, change, duration, error, keptLayers, percent, range, text, whole } from "./text.mjs";
 
 const TICK = 1000;
+const ENDED = ["done", "interrupted", "failed"];
 
 export class Panel {
   /** openReport(report) and turnAdvanced() are called by the buttons. */
@@ -28,6 +29,8 @@ export class Panel {
     this.element = h("div", { class: "calro calro-panel", role: "group", "aria-label": text("panel") }, ...parts);
     this.state = { phase: "idle", layers: [] };
     this.check = null;
+    this.changed = false;
+    this.calibration = [];
     this.#draw();
   }
 
@@ -42,6 +45,22 @@ export class Panel {
     this.#later();
   }
 
+  /** What the node that the calibration comes from says of it. */
+  showCalibration(notices = []) {
+    if (JSON.stringify(notices) === JSON.stringify(this.calibration)) return;
+    this.calibration = notices;
+    this.#later();
+  }
+
+  /** Look whether the settings are still the ones of the run that is shown; differs(graph) says so. */
+  compare(differs) {
+    const { phase, graph } = this.state;
+    const changed = ENDED.includes(phase) && Boolean(graph) && differs(graph);
+    if (changed === this.changed) return;
+    this.changed = changed;
+    this.#later();
+  }
+
   remove() {
     clearInterval(this.timer);
   }
@@ -53,13 +72,18 @@ export class Panel {
     });
   }
 
+  get #phase() {
+    return this.changed ? "changed" : this.state.phase;
+  }
+
   #draw() {
     const { phase, layers, run, report } = this.state;
-    const view = VIEWS[phase](this.state, this.check);
-    this.element.dataset.phase = phase;
+    const view = VIEWS[this.#phase](this.state, this.check);
+    this.element.dataset.phase = this.#phase;
     this.head.replaceChildren(h("b", {}, view.title), ...(view.detail ? [tail(view.detail)] : []));
     this.facts.replaceChildren(...view.facts.map(fact));
-    this.strip.show(layers, Math.max(run?.total ?? 0, layers.length));
+    if (this.#phase === "changed") this.strip.show([], 0);
+    else this.strip.show(layers, Math.max(run?.total ?? 0, layers.length));
     this.bar.firstChild.style.width = `${100 * (view.share ?? 0)}%`;
     this.notices.replaceChildren(...this.#notices());
     this.button.disabled = !report;
@@ -74,17 +98,18 @@ export class Panel {
   }
 
   #notices() {
-    const { phase, message, report } = this.state;
-    const before = this.check?.notices ?? [];
-    const failed = phase === "failed";
+    const { message, report, layers } = this.changed ? { layers: [] } : this.state;
+    const said = new Set(report?.notes.map(({ kind }) => kind));
+    const before = [...this.calibration.filter(({ kind }) => !said.has(kind)), ...(this.check?.notices ?? [])];
+    const failed = this.#phase === "failed";
     // The error that made the run fail takes the place of errors that would.
     const notices = failed
       ? [failure(message), ...before.filter(({ level }) => level !== "error")]
       : merge(report?.notices, report?.notes, before);
     const file = report?.file ? [tail(report.file)] : [];
     if (file.length + notices.length) return [...file, ...notices.map(line)];
-    if (phase === "idle" && !this.check?.plan) return [h("p", {}, text("hint"))];
-    const formats = new Set(this.state.layers.map((layer) => layer.format));
+    if (this.#phase === "idle" && !this.check?.plan) return [h("p", {}, text("hint"))];
+    const formats = new Set(layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);
   }
 }
@@ -101,10 +126,10 @@ const most = (layers, figure) => layers.reduce((best, layer) => (figure(layer) >
 const sum = (layers, key) => layers.reduce((total, layer) => total + layer[key], 0);
 
 function saved(layers) {
-  const last = layers.at(-1);
+  const output = layers.at(-1)?.errors.output_w8a8;
   return [
     [text("saved"), bytes(sum(layers, "bytes_before") - sum(layers, "bytes_after"))],
-    [text("last_error"), last ? error(primaryError(last)) : "–"],
+    ...(output ? [[text("last_error"), error(output.error)]] : []),
   ];
 }
 
@@ -113,29 +138,59 @@ function count({ run }) {
   return [text("layers"), text("done_of", { done: whole(done), total: whole(run?.total ?? 0) })];
 }
 
-function worst(layers) {
-  if (!layers.length) return [];
-  const seconds = (layer) => layer.errors.seconds;
-  const [slow, bad] = [most(layers, seconds), most(layers, primaryError)];
+/** The output error (W8A8), nearest's beside it, and the layer with the largest. */
+function outputErrors({ totals, layers }) {
+  const output = totals.output_w8a8;
+  if (!output) return [pairFact(text("error_output_w8a8"), text("not_measured"), "")];
+  const beside = output.error === output.nearest ? "" : text("with_nearest", { error: error(output.nearest) });
+  const worst = most(
+    layers.filter(({ errors }) => errors.output_w8a8),
+    primaryError,
+  );
   return [
-    pairFact(text("worst"), bad.name, error(primaryError(bad))),
-    pairFact(text("slowest"), slow.name, duration(seconds(slow))),
+    pairFact(text("error_output_w8a8"), beside, error(output.error)),
+    pairFact(text("worst"), worst.name, error(primaryError(worst))),
   ];
 }
 
-/** The headline of a run with a calibration: the output error (W8A8), nearest's beside it. */
-function headline({ output_w8a8: output }) {
-  if (!output) return [];
-  return [pairFact(text("error_output_w8a8"), `nearest ${error(output.nearest)}`, error(output.error))];
+/** Size and number of what is quantized and kept, of a plan or of a report's totals. */
+function sizes(counts) {
+  const { bytes_before: before, bytes_after: after, reachable } = counts;
+  if (reachable) return choices(reachable, before, after);
+  return [
+    [text("size"), change(before, after)],
+    [text("of_float"), percent(after / (before || 1))],
+    [text("layers"), whole(counts.layers)],
+    [text("kept_layers"), keptLayers(counts)],
+    [text("others"), bytes(counts.other_bytes)],
+  ];
 }
 
-function planned(plan) {
+/** What is known before `auto` chooses: the target's size if it has one, and the sizes that it can reach. */
+function choices({ smallest, largest, layers }, before, after) {
+  const size = after == null ? bytes(before) : change(before, after);
+  const share = (value) => percent(value / (before || 1));
+  const shares = `${share(smallest)} – ${share(largest)}`;
   return [
-    [text("file"), change(plan.bytes_before, plan.bytes_after)],
-    [text("of_float"), percent(plan.bytes_after / plan.bytes_before)],
-    [text("layers"), whole(plan.layers)],
-    [text("kept_layers"), whole(plan.kept_layers)],
+    [text("size"), size],
+    [text("of_float"), after == null ? "–" : share(after)],
+    [text("layers"), text("to_choose", { count: whole(layers) })],
+    pairFact(text("reachable"), shares, range(smallest, largest)),
   ];
+}
+
+/** What a plan says of its run: memory, and time where such a run has ended here before. */
+function costs({ peak, seconds }) {
+  return [[text("peak_memory"), bytes(peak)], ...(seconds == null ? [] : [[text("time_before"), duration(seconds)]])];
+}
+
+const planned = ({ plan }) => [...sizes(plan), ...costs(plan)];
+
+/** What the last run came to, beside settings that it did not have. */
+function lastRun({ phase, report }) {
+  if (phase !== "done") return text(phase).toLocaleLowerCase();
+  const { bytes_after: after, output_w8a8: output } = report.totals;
+  return [bytes(after), ...(output ? [text("output_error", { error: error(output.error) })] : [])].join(", ");
 }
 
 function stopped(title, { run, layers }) {
@@ -147,7 +202,12 @@ const VIEWS = {
   idle: (_, check) => ({
     title: text(check?.plan ? "planned" : "idle"),
     detail: check?.plan?.title,
-    facts: check?.plan ? planned(check.plan) : [],
+    facts: check?.plan ? planned(check) : [],
+  }),
+  changed: (state, check) => ({
+    title: text(check?.plan ? "planned" : "changed"),
+    detail: text("last_run", { run: lastRun(state) }),
+    facts: check?.plan ? planned(check) : [],
   }),
   preparing: () => ({ title: text("preparing"), facts: [] }),
   running: (state) => {
@@ -167,13 +227,8 @@ const VIEWS = {
   }),
   done: ({ report }) => ({
     title: report.from_disk ? text("done_from_disk") : text("done", { time: duration(report.seconds) }),
-    detail: report.profile,
-    facts: [
-      ...headline(report.totals),
-      [text("size"), change(report.totals.bytes_before, report.totals.bytes_after)],
-      [text("error_weight"), error(report.totals.weight.error)],
-      ...worst(report.layers),
-    ],
+    detail: (report.totals.output_w8a8 && verdict(report.totals.output_w8a8)) ?? report.profile,
+    facts: [...outputErrors(report), ...sizes(report.totals)],
     share: 1,
   }),
   interrupted: (state) => stopped(text("interrupted"), state),

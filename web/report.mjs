@@ -3,12 +3,12 @@
 
 import { Chart } from "./chart.mjs";
 import { h, tail } from "./dom.mjs";
-import { PAIRS, toDecibels } from "./errors.mjs";
+import { PAIRS, toDecibels, verdict } from "./errors.mjs";
 import { download, toCsv, toJson } from "./export.mjs";
 import { sentence } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { Table } from "./table.mjs";
-import { bytes, change, decibels, duration, error, percent, text, whole } from "./text.mjs";
+import { bytes, change, decibels, duration, error, keptLayers, percent, share, text, whole } from "./text.mjs";
 import { Tradeoff } from "./tradeoff.mjs";
 
 const pairs = (layers, name) => layers.map((layer) => layer.errors[name]).filter((pair) => pair != null);
@@ -64,6 +64,10 @@ const COLUMNS = [
   ...measured("output_w8a16"),
   ...measured("output_w8a8"),
   ...measured("projected", LESS),
+  numeric("effect", share, {
+    about: "about_effect",
+    given: (layers) => layers.some(({ effect }) => effect != null),
+  }),
   numeric("seconds", duration, { figure: ({ errors }) => errors.seconds }),
   worded("notes", notes, {
     given: (layers) => layers.some(notes),
@@ -100,7 +104,7 @@ export function openReport(report, title) {
 
 class View {
   constructor(report) {
-    this.report = report;
+    this.report = { ...report, layers: withShares(report.layers) };
     this.columns = COLUMNS.filter((column) => column.given(report.layers)).map(named);
     this.table = new Table(this.columns, (layer) => this.#mark(layer));
     this.chart = new Chart((layer) => this.#mark(layer));
@@ -114,7 +118,7 @@ class View {
     this.search.addEventListener("input", () => this.#filter());
     this.format.addEventListener("change", () => this.#filter());
     this.measure.addEventListener("change", () => this.#chart());
-    this.parts = [tiles(report), this.#charts(), this.#tools(), this.#layers(), ...more(report)];
+    this.parts = [tiles(report), this.#charts(), this.#tools(report), this.#layers(), ...more(report)];
     this.#chart();
     this.#filter();
   }
@@ -125,8 +129,8 @@ class View {
     return h("div", { class: "calro-charts" }, this.chart.element, tradeoff?.element);
   }
 
-  #tools() {
-    const name = `quantization_${this.report.profile}_${this.report.recipe.format}`.replace(/[^\w.-]+/g, "_");
+  #tools(report) {
+    const name = `quantization_${report.profile}_${report.recipe.format}`.replace(/[^\w.-]+/g, "_");
     const file = (label, type, content) =>
       h(
         "button",
@@ -137,8 +141,8 @@ class View {
       "div",
       { class: "calro-tools" },
       ...[this.search, this.format, this.measure, this.count],
-      file("CSV", "text/csv", () => toCsv(this.report.layers)),
-      file("JSON", "application/json", () => toJson(this.report)),
+      file("CSV", "text/csv", () => toCsv(report.layers)),
+      file("JSON", "application/json", () => toJson(report)),
     );
   }
 
@@ -165,6 +169,12 @@ class View {
   }
 }
 
+/** The layers with `effect` as a share of all layers' effect on the model's output. */
+function withShares(layers) {
+  const total = layers.reduce((sum, { effect }) => sum + (effect ?? 0), 0);
+  return layers.map((layer) => ({ ...layer, effect: total && layer.effect != null ? layer.effect / total : null }));
+}
+
 const named = ({ key, label = `column_${key}`, about, ...column }) => ({
   ...column,
   key,
@@ -180,12 +190,13 @@ function choice(label, options) {
 }
 
 function tiles({ totals, seconds, profile }) {
-  const share = percent(totals.bytes_after / (totals.bytes_before || 1));
+  const ratio = percent(totals.bytes_after / (totals.bytes_before || 1));
   const shown = [
-    [text("size"), change(totals.bytes_before, totals.bytes_after), share],
+    [text("size"), change(totals.bytes_before, totals.bytes_after), ratio],
     ...PAIRS.flatMap((name) => against(totals, name)),
     [text("layers"), whole(totals.layers)],
-    [text("kept_layers"), whole(totals.kept_layers)],
+    [text("kept_layers"), keptLayers(totals)],
+    [text("others"), bytes(totals.other_bytes)],
     [text("time"), duration(seconds)],
     [text("profile"), profile],
     ...(totals.fell_back ? [[text("fell_back"), whole(totals.fell_back)]] : []),
@@ -199,11 +210,13 @@ function tiles({ totals, seconds, profile }) {
 
 const small = (words) => words && h("small", {}, words);
 
-/** A mean error, beside nearest's if rounding made a difference. */
+/** A mean error, beside nearest's if rounding made a difference; only the error that judges is judged in words. */
 function against(totals, name) {
   const pair = totals[name];
   if (pair == null) return [];
-  const beside = pair.error === pair.nearest ? null : `nearest ${error(pair.nearest)}`;
+  const words = verdict(pair);
+  const nearest = text("with_nearest", { error: error(pair.nearest) });
+  const beside = words && (name === "output_w8a8" ? `${words} (${error(pair.nearest)})` : nearest);
   return [[text(`error_${name}`), error(pair.error), beside]];
 }
 
@@ -214,9 +227,9 @@ function more({ kept, removed, notes: noted, recipe, versions, from_disk: fromDi
   const made = h("pre", {}, JSON.stringify({ recipe, versions }, null, 1));
   const dropped = Object.entries(removed).map(([name, reason]) => h("p", {}, `${name}: ${reason}`));
   return [
-    folded(`${text("kept")}: ${whole(kept.length)}`, () => {
+    folded(`${text("kept")}: ${text("tensors", { count: whole(kept.length) })}`, () => {
       const table = new Table(KEPT.map(named), () => {});
-      table.show(kept);
+      table.show([...kept].sort((a, b) => b.bytes_after - a.bytes_after));
       return [table.element];
     }),
     ...(dropped.length ? [folded(`${text("removed")}: ${whole(dropped.length)}`, () => dropped)] : []),

@@ -14,13 +14,26 @@ export function makeRoom(node) {
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
 }
 
-/** On the canvas advanced inputs are folded away as Nodes 2.0 does by itself, unless something is linked to them. */
+/**
+ * On the canvas advanced inputs are folded away as Nodes 2.0 does by itself, unless something is linked to them. In both
+ * modes a recommended format hides the inputs that it decides.
+ */
 export function fold(node, folds = !window.LiteGraph?.vueNodesMode && !node.showAdvanced) {
-  for (const widget of node.widgets.filter(({ options }) => options?.advanced)) {
-    const hidden = folds && !linked(node, widget.name);
-    if (Boolean(widget.hidden) !== hidden) widget.hidden = hidden;
+  const recommended = node.widgets.find(({ name }) => name === "format")?.value === "recommended";
+  let changed = false;
+  for (const widget of node.widgets.filter(({ name, options }) => options?.advanced || isDecided(name))) {
+    const folded = folds && Boolean(widget.options?.advanced) && !linked(node, widget.name);
+    const hidden = folded || (recommended && isDecided(widget.name));
+    if (Boolean(widget.hidden) === hidden) continue;
+    widget.hidden = hidden;
+    if (widget.options) widget.options.hidden = hidden;
+    changed ||= isDecided(widget.name);
   }
+  return changed;
 }
+
+/** Whether a recommendation decides a widget's value (nodes/recipe/values.py, DECIDED). */
+const isDecided = (name) => ["rounding", "upgrade"].includes(name.split(".")[0]);
 
 /** In both modes a node is as high as what it shows, also where the front end measures it by all its widgets. */
 export function folding(node) {

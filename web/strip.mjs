@@ -3,7 +3,7 @@
 import { h, s } from "./dom.mjs";
 import { primaryError } from "./errors.mjs";
 import { color } from "./palette.mjs";
-import { error } from "./text.mjs";
+import { error, text } from "./text.mjs";
 
 const MOST = 160; // bars; of more layers, several share one, which shows the worst
 const HEIGHT = 1000; // of the highest bar in the drawing's own units
@@ -26,9 +26,15 @@ export class Strip {
   #name(event) {
     const box = this.element.getBoundingClientRect();
     const layer = this.bars[Math.floor(((event.clientX - box.left) / box.width) * this.count)];
-    this.element.title = layer ? `${layer.name}\n${layer.format}, ${error(primaryError(layer))}` : "";
+    this.element.title = layer ? `${layer.name}\n${layer.format}, ${described(layer)}` : "";
   }
 }
+
+/** The error that a bar is as high as, by its name. */
+const described = ({ errors }) => {
+  const name = errors.output_w8a8 ? "output_w8a8" : "weight";
+  return `${text(`error_${name}`)} ${error(errors[name].error)}`;
+};
 
 /** The layer with the largest error of each bar; of bars whose layers are not done, nothing. */
 export function bars(layers, total) {

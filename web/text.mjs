@@ -28,9 +28,13 @@ export function number(value, digits = 3) {
   return value.toLocaleString(locale, { maximumSignificantDigits: digits });
 }
 
+/** A share in percent, with two digits. */
+export const share = (value) => value.toLocaleString(locale, { style: "percent", maximumSignificantDigits: 2 });
+
 export const whole = (value) => Math.round(value).toLocaleString(locale);
 export const percent = (share) => share.toLocaleString(locale, { style: "percent", maximumFractionDigits: 0 });
-export const error = (value) => value.toLocaleString(locale, { minimumFractionDigits: 4, maximumFractionDigits: 4 });
+export const error = (value) =>
+  value.toLocaleString(locale, { style: "percent", minimumFractionDigits: 2, maximumFractionDigits: 2 });
 export const decibels = (value) => value.toLocaleString(locale, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
 const UNITS = ["B", "kB", "MB", "GB", "TB"];
@@ -44,6 +48,10 @@ export function bytes(value) {
   return `${number(value / 1000 ** step)} ${UNITS[step]}`;
 }
 
+/** Number and size of the layers that are kept in floating point. */
+export const keptLayers = ({ kept_layers: layers, kept_bytes: size }) =>
+  layers ? `${whole(layers)} (${bytes(size)})` : whole(0);
+
 /** Two sizes in the larger one's unit, with as many digits. */
 export function change(before, after) {
   const step = unit(Math.max(before, after));
@@ -51,6 +59,9 @@ export function change(before, after) {
   const [from, to] = [before, after].map((value) => (value / 1000 ** step).toLocaleString(locale, digits));
   return `${from} → ${to} ${UNITS[step]}`;
 }
+
+/** Two sizes as the ends of a range. */
+export const range = (least, most) => change(least, most).replace("→", "–");
 
 export function duration(seconds) {
   if (seconds < 10) return `${number(Math.max(seconds, 0.01), seconds < 1 ? 1 : 2)} s`;

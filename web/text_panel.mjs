@@ -2,13 +2,20 @@
 
 import { h } from "./dom.mjs";
 import { line, merge } from "./notices.mjs";
+import { fileLines } from "./saved.mjs";
 import { text } from "./text.mjs";
 
+const HEIGHTS = { words: 64, files: 88, table: 132 };
+
 export class TextPanel {
-  constructor(table = false) {
-    this.height = table ? 132 : 64;
-    this.words = h("div", { class: table ? "calro-words calro-figures" : "calro-words", role: "status", tabindex: 0 });
-    this.element = h("div", { class: "calro calro-panel calro-text", "aria-label": text("panel") }, this.words);
+  /** kind: one of HEIGHTS. node: whose panel it is. */
+  constructor(kind, node) {
+    this.node = node;
+    this.height = HEIGHTS[kind];
+    const style = `min-height: ${this.height}px`;
+    const figures = kind === "table" && "calro-figures";
+    this.words = h("div", { class: ["calro-words", figures].filter(Boolean).join(" "), role: "status", tabindex: 0 });
+    this.element = h("div", { class: "calro calro-panel calro-text", style, "aria-label": text("panel") }, this.words);
     this.notices = [];
     this.show(null);
   }
@@ -30,10 +37,15 @@ export class TextPanel {
 
   #draw() {
     const phase = this.state?.phase ?? "idle";
-    const { files, notices, text: words, message } = this.state ?? {};
-    const said = files?.join("\n") ?? words ?? text(phase === "idle" ? "nothing_yet" : phase);
-    const shown = [said, message].filter(Boolean).join("\n");
     this.element.dataset.phase = phase;
-    this.words.replaceChildren(...merge(notices, this.notices).map(line), h("p", {}, shown));
+    const notices = merge(this.state?.notices, this.notices).map(line);
+    this.words.replaceChildren(...this.#results(phase), ...notices);
+  }
+
+  #results(phase) {
+    const { files, more, text: words, message } = this.state ?? {};
+    if (files?.length) return [...fileLines(files, this.node), ...(more ? [h("p", {}, more)] : [])];
+    const said = words ?? text(phase === "idle" ? "nothing_yet" : phase);
+    return [h("p", {}, [said, message].filter(Boolean).join("\n"))];
   }
 }

@@ -13,6 +13,9 @@ from torch.nn.functional import gelu, pad
 MAXIMUM = 127.0
 SMALLEST = 2.0**-126
 
+CHUNK_ELEMENTS = 1 << 22
+"""Weights that are dequantized at a time."""
+
 
 def compute_scale(amax: Tensor) -> Tensor:
     """Return the scale of each float32 absolute maximum, in the same shape."""
@@ -67,8 +70,16 @@ def weight_quant(w: Tensor, block: int) -> tuple[Tensor, Tensor]:
 def weight_dequant(codes: Tensor, scale: Tensor, block: int, dtype: torch.dtype) -> Tensor:
     """Return ``codes * scale`` in ``dtype``; shapes as `weight_quant` returns them."""
     n, k = codes.shape
-    rows = scale.repeat_interleave(block, 0)[:n]
-    return (codes.to(torch.float32) * rows.repeat_interleave(block, 1)[:, :k]).to(dtype)
+    out = torch.empty((n, k), dtype=dtype, device=codes.device)
+    # Some rows of blocks at a time, because their products are float32.
+    height = max(1, CHUNK_ELEMENTS // max(block * k, 1))
+    for first in range(0, scale.shape[0], height):
+        rows = slice(first * block, (first + height) * block)
+        wide = scale[first : first + height, :, None].expand(-1, -1, block).flatten(1)[:, :k]
+        wide = wide[:, None].expand(-1, block, -1).flatten(0, 1)
+        part = codes[rows].to(torch.float32)
+        out[rows] = part.mul_(wide[: len(part)])
+    return out
 
 
 def int8_gelu(codes: Tensor, scale: Tensor, block: int | None, approximate: str) -> tuple[Tensor, Tensor]:

@@ -10,15 +10,52 @@ import torch
 from torch import Tensor
 from triton.runtime import OutOfResources
 
+from .. import cases
+from ..cases import ProductOutputs
+from ..checks import BLOCKS
 from ..eager.quantize import count_groups
+from ..first_use import is_usable
 from ..tables import KernelConfig, choose_config
-from ..tiles import GemmShape, Tile
+from ..tiles import DeviceInfo, GemmShape, Tile
 from .device import get_device_info, make_descriptor, make_rows_contiguous, row_stride, supports_descriptor, use_device
 from .jit.product import fixed, persistent
-from .quantize import act_quant
+
+KERNEL_NAMES = {
+    (backend, block): f"{title} product, {'row scales' if block is None else f'block {block}'}"
+    for backend, title in (("triton", "fixed"), ("triton_v2", "persistent"))
+    for block in (None, *BLOCKS)
+}
+"""Names in the log, by backend and scale block."""
+
+
+def choose_product(
+    backend: str, shape: GemmShape, outputs: ProductOutputs, device: torch.device
+) -> KernelConfig | None:
+    """Choose how to run a product, and check the kernel at its first use.
+
+    Args:
+        backend: "triton", "triton_v2", or "auto" for the fastest in the tables.
+        shape: Of the product.
+        outputs: How its results are stored.
+        device: A GPU, or the CPU for Triton's interpreter.
+
+    Returns:
+        The configuration; None if its kernel is disabled.
+
+    Raises:
+        KernelError: The kernel is wrong, and Triton was asked for by name.
+    """
+    config = choose_config(backend, shape, get_device_info(device))
+    if outputs.quantized and shape.block and config.tile.columns < shape.block:
+        config = replace(config, tile=replace(config.tile, columns=shape.block))
+    name = KERNEL_NAMES[config.backend, shape.block]
+    variant = config.tile, outputs, shape.k % config.tile.depth == 0
+    usable = is_usable(name, device, backend, variant, lambda: [cases.product(config, shape, outputs, device)])
+    return config if usable else None
 
 
 def gemm(
+    config: KernelConfig,
     a: Tensor,
     a_scale: Tensor,
     b: Tensor,
@@ -26,28 +63,27 @@ def gemm(
     bias: Tensor | None,
     block: int | None,
     dtype: torch.dtype,
-    backend: str,
 ) -> Tensor:
-    """See `eager.product.gemm`; ``backend`` is "triton", "triton_v2", or "auto" for the fastest in the tables."""
+    """See `eager.product.gemm`; ``config`` from `choose_product`."""
     shape = GemmShape(m=a.shape[0], n=b.shape[0], k=a.shape[1], block=block)
     out = torch.empty((shape.m, shape.n), dtype=dtype, device=a.device)
-    config = choose_config(backend, shape, get_device_info(a.device))
     run_product(config, shape, a, a_scale, b, b_scale, bias, out, None)
     return out
 
 
 def gemm_quant(
-    a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, block: int | None, backend: str
+    config: KernelConfig,
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    block: int,
 ) -> tuple[Tensor, Tensor]:
-    """See `eager.product.gemm_quant`. Blocks take one pass; a row's scale needs the whole row, so rows take two."""
-    if block is None:
-        return act_quant(gemm(a, a_scale, b, b_scale, bias, None, torch.float32, backend), None)
+    """See `eager.product.gemm_quant`; with block scales only, because a row's scale needs the whole row."""
     shape = GemmShape(m=a.shape[0], n=b.shape[0], k=a.shape[1], block=block)
     codes = torch.empty((shape.m, shape.n), dtype=torch.int8, device=a.device)
     scale = torch.empty((shape.m, count_groups(shape.n, block)), dtype=torch.float32, device=a.device)
-    config = choose_config(backend, shape, get_device_info(a.device))
-    if config.tile.columns < block:
-        config = replace(config, tile=replace(config.tile, columns=block))
     run_product(config, shape, a, a_scale, b, b_scale, bias, codes, scale)
     return codes, scale
 
@@ -62,6 +98,7 @@ def run_product(
     bias: Tensor | None,
     out: Tensor,
     out_scale: Tensor | None,
+    device: DeviceInfo | None = None,
 ) -> None:
     """Compute a product in a given configuration.
 
@@ -75,11 +112,12 @@ def run_product(
         bias: ``[N]`` or None.
         out: Receives the result, ``[M, N]``, contiguous.
         out_scale: Receives the scales of a quantized result; None: the result is not quantized.
+        device: Facts about the GPU; None: as `get_device_info` has them.
 
     Raises:
         OutOfResources: The tile does not fit into the GPU's shared memory, even with one stage.
     """
-    device, tile = get_device_info(a.device), config.tile
+    device, tile = device or get_device_info(a.device), config.tile
     a, b = make_rows_contiguous(a), make_rows_contiguous(b)
     strides = row_stride(a), row_stride(b)
     kernel, programs, use_descriptors = fixed, tile.count(shape.m, shape.n), False

@@ -55,7 +55,7 @@ def find_runnable_parts(clip: Any) -> list[Part]:
         if any(_has_merged_weights(clip.cond_stage_model.get_submodule(part.name)) for part in parts):
             raise QuantError(
                 f"This ComfyUI has merged layers of the text encoder {names} that are separate in its file; quantize "
-                "the file with Quantize File."
+                "the file with the node Quantize."
             )
         raise QuantError(
             f"The text encoder {names} cannot be quantized: ComfyUI's loaders run only T5-XXL and llama-style "

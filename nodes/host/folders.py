@@ -11,7 +11,7 @@ import folder_paths
 from ...quant import QuantError
 
 FOLDERS = ("diffusion_models", "text_encoders", "checkpoints")
-"""Kinds of model folders that Quantize File reads from."""
+"""Kinds of model folders that the node Quantize reads from."""
 
 OUTPUT_NAMES = {"text_encoders": "clip"}
 """Kind of model folder -> folder of the output folder that ComfyUI lists with it, where the two names differ."""
@@ -50,9 +50,11 @@ def _normalize_prefix(text: str) -> str:
     return "/".join([*kept, name.strip()])
 
 
-def is_listed(path: Path, kind: str) -> bool:
-    """Whether the stock loaders for a kind of model list the file at ``path``."""
-    return any(path.is_relative_to(os.path.abspath(folder)) for folder in folder_paths.get_folder_paths(kind))
+def find_listed_name(path: Path, kind: str) -> str | None:
+    """The name under which the stock loaders for a kind of model list the file at ``path``; None if they do not."""
+    folders = (os.path.abspath(folder) for folder in folder_paths.get_folder_paths(kind))
+    inside = next((folder for folder in folders if path.is_relative_to(folder)), None)
+    return None if inside is None else os.path.relpath(path, inside)
 
 
 def list_model_files() -> list[str]:
@@ -93,6 +95,12 @@ def find_calibration(name: str) -> Path:
     if name not in list_calibrations():
         raise QuantError(f"There is no calibration '{name}' in {_calibrations_folder()}; it was moved or deleted.")
     return _calibrations_folder() / name
+
+
+def name_calibration(path: Path) -> str | None:
+    """The name of one of `list_calibrations`, by its full path; None for a path elsewhere."""
+    folder = _calibrations_folder()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else None
 
 
 def _calibrations_folder() -> Path:

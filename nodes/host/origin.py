@@ -23,6 +23,8 @@ METADATA = "calibrated_rounding_metadata"
 """Key of the attachment with the header fields of the source file."""
 KEPT_DTYPES = "calibrated_rounding_dtypes"
 """Key of the attachment with the dtypes that kept tensors have in a saved file."""
+FILES = "calibrated_rounding_files"
+"""Key of the attachment with the names of the source files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,12 @@ def read_source_metadata(patcher: Any) -> dict[str, str]:
         return dict(read_header(paths[0]).metadata) if len(paths) == 1 else {}
     except QuantError:
         return {}
+
+
+def read_source_names(patcher: Any) -> tuple[str, ...]:
+    """Names of the files that a MODEL or CLIP comes from; empty where unknown."""
+    names: tuple[str, ...] | None = patcher.get_attachment(FILES)
+    return tuple(path.name for path in _find_source_files(patcher)) if names is None else names
 
 
 def read_source_dtypes(patcher: Any) -> dict[str, torch.dtype]:

@@ -20,6 +20,7 @@ from ...quant.reports.provenance import Provenance
 from .bindings import rebind
 from .compiled import recompile
 from .origin import (
+    FILES,
     KEPT_DTYPES,
     METADATA,
     PREFIX,
@@ -29,6 +30,7 @@ from .origin import (
     read_origin,
     read_original_tensors,
     read_source_metadata,
+    read_source_names,
 )
 from .recording import RECORDING
 
@@ -150,5 +152,6 @@ def clone_onto(fresh: Any, patcher: Any, provenance: Provenance, reload: Reload,
     rebind(clone, read_origin(patcher))
     clone.set_attachments(PROVENANCE, provenance)
     clone.set_attachments(METADATA, read_source_metadata(patcher))
+    clone.set_attachments(FILES, read_source_names(patcher))
     clone.cached_patcher_init = (reload, (replace(read_origin(clone), options=options),))
     return clone

@@ -98,7 +98,7 @@ def no_quantized_models() -> str:
         return ""
     return (
         "comfy-kitchen does not fit this ComfyUI, which therefore runs no quantized model (the start of the log says "
-        "more); install ComfyUI's requirements.txt and start it again. Quantize File works as it is."
+        "more); install ComfyUI's requirements.txt and start it again. The node Quantize works as it is."
     )
 
 
@@ -111,7 +111,7 @@ def refuse_unloadable(recipe: Recipe) -> None:
     if own and not is_loadable():
         raise QuantError(
             f"This ComfyUI cannot be taught {own[0].name}, so no model can be built with it here; make a file with "
-            "Quantize File and load it with Load Block-wise Model."
+            "the node Quantize and load it with Load Block-wise Model."
         )
     unknown = [fmt for fmt in formats if fmt.comfyui_name not in comfy.quant_ops.QUANT_ALGOS]
     if unknown:

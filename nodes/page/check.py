@@ -6,36 +6,38 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy_api.latest import io
 
 from ...quant import AlreadyQuantizedError, CheckpointError, QuantError, Recipe
+from ...quant.calibration.collector import ROWS
+from ...quant.calibration.statistics import InputStatistics
 from ...quant.files import open_checkpoint
 from ...quant.files.dequantized import as_float
 from ...quant.files.quantized import quantized_layers
-from ...quant.files.tensors import is_layer
 from ...quant.formats import FORMATS, Format, needs_notices, pack_notice
+from ...quant.layer.memory import largest_peak
 from ...quant.notices import Notice, notice
 from ...quant.planning.builder import make_plan
 from ...quant.planning.loading import check_source
 from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
+from ...quant.planning.recommendation import Situation, recommend
+from ...quant.planning.size_curve import GIGABYTE
+from ...quant.planning.size_range import find_size_range, refuse_unreachable
 from ...quant.recipe import AUTO
+from ..host import running
+from ..host.machine import computes, describe_machine, device_title
 from ..host.registration import refuse_unloadable
 from ..recipe.inputs import recipe_inputs
-from ..recipe.values import make_recipe
+from ..recipe.values import make_recipe, note_unused, read_preset
+from . import durations
 
-COMPUTE: Mapping[str, str] = {
-    "float8_e4m3fn": "supports_fp8_compute",
-    "mxfp8": "supports_mxfp8_compute",
-    # Since 0.38; older versions compute INT8 on every device.
-    "int8_tensorwise": "supports_int8_compute",
-    "asym_w4a8_int8": "supports_int8_compute",
-    "w6a8_int8": "supports_int8_compute",
-    "nvfp4": "supports_nvfp4_compute",
-}
-"""Marker's format -> the function of ComfyUI's model_management that says whether a device computes in it."""
+FULL_SAMPLE = {"": InputStatistics(rows=torch.empty(ROWS, 0, device="meta"))}
+"""Stands for a calibration that is not recorded yet: as many rows as the calibration nodes keep by default."""
+
+DEFAULT_SHARE: float = Recipe.declarations()["target_share"].node.default
+"""Share of the model's size that a target in gigabytes starts at: the same as of a target that is a share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,9 @@ class Question:
     whole: bool
     """The node reads the file itself, so that every tensor of the file and every error is the node's."""
     calibration: bool
-    """A calibration is linked."""
+    """A calibration is linked or named."""
+    sensitivities: bool = False
+    """It has sensitivities."""
 
 
 def check(question: Question) -> dict[str, Any]:
@@ -59,12 +63,14 @@ def check(question: Question) -> dict[str, Any]:
         ``plan``: what the settings make of the file, None if that is not known. ``notices``: as `Notice.to_dict`.
     """
     try:
-        recipe = make_recipe(nest_values(question.values))
+        recipe, reasons = _choose_recipe(question)
     except QuantError as error:
         return _answer(None, [notice("refused", text=str(error))])
     plan, notices = _plan_file(question, recipe)
+    notices = [*reasons, *notices, *([] if plan is None else _unreachable(plan, recipe, question))]
     if recipe.rounding == "calibrated" and not question.calibration:
         notices.append(notice("no_calibration"))
+    notices += note_unused(recipe, calibrated=question.calibration)
     formats = _formats(plan, recipe)
     needed = pack_notice(fmt.comfyui_name for fmt in formats)
     notices += [needed] if needed is not None else []
@@ -72,7 +78,48 @@ def check(question: Question) -> dict[str, Any]:
     if not question.whole:
         notices += _refusal(recipe)
     notices += [entry for fmt in formats if (entry := _hardware_notice(fmt, recipe)) is not None]
-    return _answer(plan, notices)
+    return _answer(None if plan is None else describe_plan(plan, recipe, question), notices)
+
+
+def _describe_cost(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
+    """Memory and time of the run: ``peak`` bytes, and ``seconds`` where such a run has ended here before, else None."""
+    devices = running.choose_devices(str(question.values.get("device", running.AUTO)))
+    tensors = {name: entry.source for name, entry in plan.entries.items()}
+    shapes = [layer.shape for layer in plan.layers.values()]
+    return {
+        "peak": largest_peak(tensors, recipe, FULL_SAMPLE if question.calibration else {}),
+        "seconds": durations.expect(recipe, devices, shapes),
+    }
+
+
+def _choose_recipe(question: Question) -> tuple[Recipe, list[Notice]]:
+    """The recipe of the settings, or the recommended one with its reasons. Raises QuantError for bad settings."""
+    values = nest_values(question.values)
+    recipe, preset, file = make_recipe(values), read_preset(values), question.file
+    if preset is None:
+        return recipe, []
+    if file is None:
+        return recipe, [notice("recommended_later")]
+    situation = Situation(
+        machine=describe_machine(),
+        preset=preset,
+        calibrated=question.calibration,
+        sensitivities=question.sensitivities,
+    )
+    try:
+        result = recommend(lambda tried: _plan(file, tried, question.whole), recipe, situation)
+    except QuantError:  # `_plan_file` says why
+        return recipe, []
+    return result.recipe, [*result.reasons]
+
+
+def _unreachable(plan: Plan, recipe: Recipe, question: Question) -> list[Notice]:
+    """Why no choice of formats meets the recipe's target."""
+    try:
+        refuse_unreachable(plan, recipe, lambda _: question.calibration)
+    except QuantError as error:
+        return [notice("refused", text=str(error))]
+    return []
 
 
 def _refusal(recipe: Recipe) -> list[Notice]:
@@ -84,14 +131,13 @@ def _refusal(recipe: Recipe) -> list[Notice]:
     return []
 
 
-def _answer(plan: Plan | None, notices: list[Notice]) -> dict[str, Any]:
-    described = None if plan is None else describe_plan(plan)
-    return {"plan": described, "notices": [entry.to_dict() for entry in notices]}
+def _answer(plan: dict[str, Any] | None, notices: list[Notice]) -> dict[str, Any]:
+    return {"plan": plan, "notices": [entry.to_dict() for entry in notices]}
 
 
 def nest_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a node gets them: ``a`` and, brought by its choice, ``a.b`` become ``{"a": {"a": ..., "b": ...}}``."""
-    parents = set(_parents(recipe_inputs()))
+    parents = set(_parents(recipe_inputs(recommends=True)))
     result: dict[str, Any] = {}
     for name, value in sorted(values.items()):
         *above, own = name.split(".")
@@ -114,42 +160,54 @@ def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
 def _hardware_notice(fmt: Format, recipe: Recipe) -> Notice | None:
     """A notice about how the present device runs a format, if the user should know before the run."""
     if is_emulated(fmt):
-        return notice("emulated", format=fmt.name, device=_device_title())
+        return notice("emulated", format=fmt.name, device=device_title())
     if rounds_inputs(fmt) and not recipe.full_precision_matrix_mult:
-        return notice("inputs_rounded", format=fmt.name, device=_device_title())
+        return notice("inputs_rounded", format=fmt.name, device=device_title())
     return None
 
 
 def is_emulated(fmt: Format) -> bool:
     """Whether the present device lacks the format, so that ComfyUI computes in 16 or 32 bits."""
-    return fmt.needs_full_precision or _computes(fmt) is False
+    return fmt.needs_full_precision or computes(fmt) is False
 
 
 def rounds_inputs(fmt: Format) -> bool:
     """Whether the present device rounds inputs with one scale for the whole tensor, which loses the most."""
-    return fmt.static_input and _computes(fmt) is True
+    return fmt.static_input and not fmt.measures_inputs and computes(fmt) is True
 
 
-def _computes(fmt: Format) -> bool | None:
-    """Whether the present device multiplies in the format; None if this ComfyUI cannot tell."""
-    native = getattr(comfy.model_management, COMPUTE.get(fmt.comfyui_name, ""), None)
-    return None if native is None else bool(native(comfy.model_management.get_torch_device()))
-
-
-def describe_plan(plan: Plan) -> dict[str, Any]:
-    """The part of a plan that the page shows."""
-    kept_layers = sum(is_layer(entry.name, entry.source.shape) for entry in plan.kept.values())
+def describe_plan(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
+    """The part of a plan that the page shows; ``bytes_after`` is None where only a range is known."""
+    kept = plan.kept_layers
+    kept_bytes = sum(entry.nbytes for entry in kept)
     return {
         "profile": plan.profile,
         "title": get_profile(plan.profile).title,
         "certain": plan.certain,
         "layers": len(plan.layers),
-        "kept_layers": kept_layers,
-        "other_tensors": len(plan.kept) - kept_layers,
+        "kept_layers": len(kept),
+        "kept_bytes": kept_bytes,
+        "other_tensors": len(plan.kept) - len(kept),
+        "other_bytes": sum(entry.nbytes for entry in plan.kept.values()) - kept_bytes,
         "bytes_before": plan.source_nbytes,
         "bytes_after": plan.nbytes,
+        "reachable": None,
         "formats": [fmt.name for fmt in _used(plan)],
+        **_describe_choice(plan, recipe, question),
+        **_describe_cost(plan, recipe, question),
     }
+
+
+def _describe_choice(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
+    """What is known of a plan whose formats `auto` chooses: the sizes that it can reach, and the target."""
+    reachable = find_size_range(plan, recipe, lambda _: question.calibration)
+    if reachable is None:
+        return {}
+    target = reachable.target(recipe)
+    size = None if target is None else min(target.nbytes, reachable.largest)
+    sizes = {"smallest": reachable.smallest, "largest": reachable.largest, "layers": reachable.layers}
+    default = round(DEFAULT_SHARE * reachable.source / GIGABYTE, 3)
+    return {"bytes_after": size, "reachable": sizes, "default_gb": default, "formats": list(recipe.candidates)}
 
 
 def _plan_file(question: Question, recipe: Recipe) -> tuple[Plan | None, list[Notice]]:
@@ -180,7 +238,8 @@ def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
             else checkpoint.tensors
         )
         inside = {key.removeprefix(prefix): spec for key, spec in tensors.items() if key.startswith(prefix)}
-        return replace(make_plan(inside, recipe), warnings=warnings)
+        plan = make_plan(inside, recipe)
+        return replace(plan, warnings=(*warnings, *plan.warnings))
 
 
 def _formats(plan: Plan | None, recipe: Recipe) -> list[Format]:
@@ -191,8 +250,3 @@ def _formats(plan: Plan | None, recipe: Recipe) -> list[Format]:
 
 def _used(plan: Plan) -> list[Format]:
     return list(dict.fromkeys(layer.format for layer in plan.layers.values()))
-
-
-def _device_title() -> str:
-    device = comfy.model_management.get_torch_device()
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

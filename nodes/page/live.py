@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...quant import LayerReport, Progress
-from ..host.server import current_prompt, running_server
+from ..host.server import Graph, current_graph, current_prompt, running_server
 from .columns import columns
 
 EVENT = "calibrated_rounding.progress"
@@ -32,6 +32,8 @@ class NodeProgress:
     def __init__(self, node: str) -> None:
         prompt, workflow = current_prompt()
         self.place = {"node": node, "prompt": prompt, "workflow": workflow, "run": next(_numbers)}
+        self.graph = select_upstream(current_graph(), node)
+        """The settings of the run."""
         self.state = "preparing"
         """preparing, running, rounded, interrupted or failed."""
         self.message = ""
@@ -57,20 +59,24 @@ class NodeProgress:
         self._send(len(self.layers))
 
     def since(self, start: int) -> dict[str, Any]:
-        """The whole state as JSON, with the finished layers from number ``start`` on."""
+        """The whole state as JSON, with the finished layers from number ``start`` on; from 0 on also with the graph."""
         now = self.progress or Progress()
-        return self.place | {
-            "state": self.state,
-            "message": self.message,
-            "seconds": time.monotonic() - self._started if self._seconds is None else self._seconds,
-            "done": now.done,
-            "total": now.total,
-            "weights_done": now.weights_done,
-            "weights_total": now.weights_total,
-            "next": now.next_layer,
-            "start": start,
-            "layers": columns([_row(layer) for layer in self.layers[start:]]),
-        }
+        return (
+            self.place
+            | ({} if start else {"graph": self.graph})
+            | {
+                "state": self.state,
+                "message": self.message,
+                "seconds": time.monotonic() - self._started if self._seconds is None else self._seconds,
+                "done": now.done,
+                "total": now.total,
+                "weights_done": now.weights_done,
+                "weights_total": now.weights_total,
+                "next": now.next_layer,
+                "start": start,
+                "layers": columns([_row(layer) for layer in self.layers[start:]]),
+            }
+        )
 
     def _send(self, start: int) -> None:
         server = running_server()
@@ -88,6 +94,20 @@ def begin(node: str | None) -> NodeProgress:
             del _latest[old]
         progress._send(0)
     return progress
+
+
+def select_upstream(graph: Graph, node: str) -> dict[str, dict[str, Any]]:
+    """The part of a graph that decides what a node does: the node and the nodes before it, calibrations aside."""
+    selected: dict[str, dict[str, Any]] = {}
+    waiting = [node]
+    while waiting:
+        name = waiting.pop()
+        if name in selected or name not in graph:
+            continue
+        inputs = graph[name]["inputs"]
+        selected[name] = {"class_type": graph[name]["class_type"], "inputs": inputs}
+        waiting += [str(value[0]) for key, value in inputs.items() if isinstance(value, list) and key != "calibration"]
+    return selected
 
 
 def list_latest() -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import folder_paths
 from aiohttp import web
 
 from ...quant import QuantError
+from ...quant.calibration.file import has_sensitivities
 from ..host import folders
 from ..host.server import running_server
 from . import live
@@ -39,10 +40,21 @@ async def _check(request: web.Request) -> web.Response:
 
 
 def _answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """asked: {"values", "file": [kind of folder, name] or null, "whole", "calibration"}; see `Question`."""
+    """asked: {"values", "file": [kind of folder, name] or null, "whole", "calibration", "recorded"}; see `Question`.
+
+    recorded, of the calibration: the name of its file, or whether it has sensitivities.
+    """
     values = dict(asked["values"])
     if asked["whole"] and "file" in values:
         file: str | None = folders.find_model(values["file"])[1]
     else:
         file = folder_paths.get_full_path(*asked["file"]) if asked["file"] else None
-    return check(Question(values=values, file=file, whole=bool(asked["whole"]), calibration=bool(asked["calibration"])))
+    recorded = asked.get("recorded", False)
+    question = Question(
+        values=values,
+        file=file,
+        whole=bool(asked["whole"]),
+        calibration=bool(asked["calibration"]),
+        sensitivities=recorded if isinstance(recorded, bool) else has_sensitivities(folders.find_calibration(recorded)),
+    )
+    return check(question)

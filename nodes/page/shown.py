@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...quant import Report
+from ...quant.calibration.calibration import Calibration
 from ...quant.notices import Notice, notice, render
 from .columns import columns
 
@@ -32,10 +33,11 @@ def show_report(
     return {UI_KEY: [data], "text": ["\n".join(lines)]}
 
 
-def show_files(paths: Sequence[str], notices: Sequence[Notice]) -> dict[str, Any]:
-    """The files that were written."""
-    data = {"files": list(paths), "notices": _as_data(notices)}
-    return {UI_KEY: [data], "text": ["\n".join([*paths, *map(render, notices)])]}
+def show_calibration(calibration: Calibration) -> dict[str, Any]:
+    """What is in a calibration."""
+    facts, notices = calibration.facts(), calibration.warnings()
+    data = {"text": "\n".join(facts), "notices": _as_data(notices)}
+    return {UI_KEY: [data], "text": ["\n".join([*facts, *map(render, notices)])]}
 
 
 def pack_report(report: Report) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The pipeline of a loaded model: quantized tensors from its weights, the disk cache, and saved files."""
+"""The pipeline of a loaded model: quantized tensors from its weights, the disk cache, saved files and their names."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...quant import Recipe, Report
 from ...quant.calibration.calibration import Calibration
-from ...quant.engine import quantize
+from ...quant.engine import quantize, refuse_impossible
 from ...quant.errors import CheckpointError
 from ...quant.files.sinks import FileSink, Output, StateDictSink
 from ...quant.files.tensors import Layout
@@ -25,7 +25,7 @@ from ...quant.workers.workers import Workers
 from ..host import running
 from ..host.registration import refuse_unloadable
 from ..host.weights import LoadedWeights
-from ..page import live
+from ..page import durations, live
 from .cache import Cache
 
 
@@ -63,6 +63,7 @@ def quantize_weights(
         QuantError: before any work where ComfyUI could not run the result; else as `engine.quantize`.
     """
     refuse_unloadable(recipe)
+    refuse_impossible(weights.tensors, recipe, calibration or {})
     devices, store = running.choose_devices(device_choice), cache()
     live.begin(node_id)
     digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)
@@ -89,6 +90,7 @@ def quantize_weights(
         node_id,
         live.begin(node_id),
     )
+    durations.remember(recipe, devices, [layer.shape for layer in report.layers], report.seconds)
     if sink.obstacle:
         report.notes.append(notice("not_kept_on_disk", reason=sink.obstacle))
         return Result(sink.memory.tensors, report, from_disk=False)

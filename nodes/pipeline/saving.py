@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,28 @@ from torch import Tensor
 from ...quant import QuantError
 from ...quant.files import CheckpointWriter
 from ...quant.files.verification import verify_layers
-from ...quant.formats import pack_notice
+from ...quant.formats import BLOCKWISE, pack_notice
 from ...quant.formats.marker import SUFFIX, Marker, from_header
 from ...quant.layer.overflow import cast
 from ...quant.notices import Notice, notice
 from ...quant.reports.provenance import Provenance, build_header
-from ..host.folders import OUTPUT_NAMES, is_listed
+from ..host import registration
+from ..host.folders import CALIBRATIONS, OUTPUT_NAMES, find_listed_name, name_calibration
+from ..host.origin import read_provenance, read_source_names
 from ..host.weights import prefer_dtype
+from ..page.saved import Loader, SavedFile
+from .naming import fill_name, find_model_name, make_words, name_model
+
+LOADERS: Mapping[str, tuple[str, str]] = {
+    "diffusion_models": ("UNETLoader", "unet_name"),
+    "text_encoders": ("CLIPLoader", "clip_name"),
+    "checkpoints": ("CheckpointLoaderSimple", "ckpt_name"),
+    CALIBRATIONS: ("CalibratedRoundingLoadCalibration", "file"),
+}
+"""Kind of file -> the node that loads it and the widget that names the file."""
+
+BLOCKWISE_LOADER = ("CalibratedRoundingLoadBlockwiseModel", "file")
+"""Loads diffusion models that ComfyUI's own loader cannot be taught to load."""
 
 
 def write_tensors(
@@ -95,6 +110,46 @@ def loading_notices(path: Path, kind: str, metadata: Mapping[str, str]) -> list[
         kind: The kind of model folder that its loader lists.
         metadata: The file's header fields.
     """
-    unlisted = [] if is_listed(path, kind) else [notice("not_listed", folder=OUTPUT_NAMES.get(kind, kind))]
+    listed = find_listed_name(path, kind) is not None
+    unlisted = [] if listed else [notice("not_listed", folder=OUTPUT_NAMES.get(kind, kind))]
     needed = pack_notice(marker.format for marker in from_header(metadata).values())
     return unlisted if needed is None else [*unlisted, needed]
+
+
+def find_words(patcher: Any, hidden: Any) -> dict[str, str]:
+    """The words for the tokens in a file's name.
+
+    Args:
+        patcher: Of the MODEL or CLIP that is saved.
+        hidden: The node's hidden inputs.
+    """
+    files, provenance = read_source_names(patcher), read_provenance(patcher)
+    known = name_model(files[0]) if len(files) == 1 else find_model_name(hidden.prompt, hidden.unique_id)
+    formats = () if provenance else list_formats(patcher.model.state_dict())
+    return make_words(known or "model", provenance and provenance.recipe, formats)
+
+
+def fill(name: str, words: Mapping[str, str], hidden: Any) -> str:
+    """`fill_name` with the prompt and the workflow of a node's hidden inputs."""
+    return fill_name(name, words, hidden.prompt, (hidden.extra_pnginfo or {}).get("workflow"))
+
+
+def list_formats(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Formats of the quantized layers in a state dict, by their names in markers."""
+    markers = ((key.removesuffix(SUFFIX), t) for key, t in tensors.items() if key.endswith(SUFFIX))
+    formats = {Marker.from_tensor(layer, tensor.to("cpu")).format for layer, tensor in markers}
+    return sorted(name for name in formats if name is not None)
+
+
+def describe_file(path: Path, kind: str, formats: Collection[str] = ()) -> SavedFile:
+    """A file that was written, with the loader that takes it.
+
+    Args:
+        path: The file.
+        kind: One of `LOADERS`.
+        formats: Formats of its layers, by their names in markers.
+    """
+    own = kind == "diffusion_models" and BLOCKWISE in formats and registration.needs_own_loader()
+    node, widget = BLOCKWISE_LOADER if own else LOADERS[kind]
+    name = name_calibration(path) if kind == CALIBRATIONS else find_listed_name(path, kind)
+    return SavedFile.describe(path, None if name is None else Loader(node=node, widget=widget, value=name))

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ...quant.planning.profiles import get_profile, profile_names
 from ...quant.settings import Setting
 from ...quant.settings.kinds import Choice, Many, Name, Real, Switch, Whole
-from .layout import Entry, arrange, describe_number, list_options
+from .layout import Entry, arrange, describe_number, list_options, recommend_first
 
 QuantRecipe = io.Custom("QUANT_RECIPE")
 QuantCalibration = io.Custom("QUANT_CALIBRATION")
@@ -19,15 +19,17 @@ Kinds = tuple[str, ...]
 """Kinds of profiles, such as ``diffusion``; empty: all."""
 
 
-def recipe_inputs(*kinds: str, then: Iterable[io.Input] = ()) -> list[io.Input]:
+def recipe_inputs(*kinds: str, then: Iterable[io.Input] = (), recommends: bool = False) -> list[io.Input]:
     """Build the inputs of a recipe.
 
     Args:
         *kinds: Kinds of models that the node takes (``diffusion``, ``text_encoder``); none: any model.
         then: The node's own inputs that follow. They stand before the inputs of settings that came later, because
             saved workflows hold values by position.
+        recommends: The node knows the model and the calibration, so that it can recommend a format.
     """
-    first, later = (_make_inputs(arrange(later=later), kinds) for later in (False, True))
+    entries = [arrange(later=later) for later in (False, True)]
+    first, later = (_make_inputs(recommend_first(group) if recommends else group, kinds) for group in entries)
     return [*first, *then, *later]
 
 

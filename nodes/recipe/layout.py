@@ -5,14 +5,20 @@ Knows the structure of declarations only: no single setting, and no ComfyUI.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...quant.planning.recommendation import PRESET, RECOMMENDED
 from ...quant.recipe import Recipe
 from ...quant.settings import Alternatives, Setting, When
 from ...quant.settings.kinds import Choice, Real, Whole
 
+FORMAT = "format"
+RECOMMENDED_HELP = (
+    "How weights are stored.",
+    f"{RECOMMENDED}: chosen for this machine, the model and the calibration, with the rounding",
+)
 NONE = "none"
 """The option of a choice that leaves a setting without a value."""
 
@@ -36,6 +42,17 @@ class Entry:
 def arrange(*, later: bool = False) -> tuple[Entry, ...]:
     """The inputs that are always shown, of the first release or of later ones."""
     return tuple(entry for entry in _arrange_option() if (entry.setting is not None and entry.setting.later) == later)
+
+
+def recommend_first(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Offer a recommendation as the first of the formats, with its presets."""
+    return tuple(_with_recommendation(entry) if entry.name == FORMAT else entry for entry in entries)
+
+
+def _with_recommendation(entry: Entry) -> Entry:
+    _, *lines = entry.help.split("\n")
+    options = {RECOMMENDED: (_make_entry(PRESET, top=False),), **entry.options}
+    return replace(entry, help="\n".join([*RECOMMENDED_HELP, *lines]), options=options)
 
 
 def list_options(setting: Setting) -> list[str]:

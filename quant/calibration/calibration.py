@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..notices import Notice, notice, render
 from ..text import shortened
 from .file import read_calibration, write_calibration
-from .statistics import InputStatistics
+from .statistics import FEWEST_ROWS, InputStatistics
 
 T = TypeVar("T")
 
@@ -69,7 +70,11 @@ class Calibration(Mapping[str, InputStatistics]):
         )
 
     def summary(self) -> str:
-        """Layers, rows and size in a sentence, then what is missing, a line for each."""
+        """`facts` and `warnings`, a line for each."""
+        return "\n".join([*self.facts(), *map(render, self.warnings())])
+
+    def facts(self) -> list[str]:
+        """Layers, rows and size in a sentence, then what is missing, a sentence for each."""
         samples = self.samples.values()
         rows = [0 if sample.rows is None else len(sample.rows) for sample in samples]
         size = sum(0 if sample.rows is None else sample.rows.nbytes for sample in samples)
@@ -81,7 +86,11 @@ class Calibration(Mapping[str, InputStatistics]):
             self._unrecorded_line(),
             self._sensitivity_line(),
         ]
-        return "\n".join(line for line in lines if line)
+        return [line for line in lines if line]
+
+    def warnings(self) -> list[Notice]:
+        """What is wrong with the calibration, whatever is made with it."""
+        return note_thin(self.values())
 
     @cached_property
     def digest(self) -> str:
@@ -142,6 +151,15 @@ class Calibration(Mapping[str, InputStatistics]):
             "patched_fingerprints": self.patched_fingerprints,
         }
         return json.dumps(fields | {name: value for name, value in optional.items() if value}, sort_keys=True)
+
+
+def note_thin(statistics: Iterable[InputStatistics]) -> list[Notice]:
+    """A notice if layers have calibration rows, but too few; else empty."""
+    counts = [len(inputs.rows) for inputs in statistics if inputs.rows is not None]
+    thin = [count for count in counts if count < FEWEST_ROWS]
+    if not thin:
+        return []
+    return [notice("calibration_thin", layers=len(thin), total=len(counts), rows=min(thin), needed=FEWEST_ROWS)]
 
 
 def _select(table: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:

@@ -64,6 +64,17 @@ def is_calibration(path: str | os.PathLike[str]) -> bool:
         return CALIBRATION_KEY in checkpoint.metadata
 
 
+def has_sensitivities(path: str | os.PathLike[str]) -> bool:
+    """Whether a calibration file holds sensitivities, by its header alone.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or is no calibration.
+    """
+    with open_checkpoint(path) as checkpoint:
+        text = checkpoint.metadata.get(CALIBRATION_KEY, "")
+    return bool(parse_object(text.encode(), Path(path), "the calibration's description").get("sensitivities"))
+
+
 def read_calibration(path: str | os.PathLike[str]) -> tuple[Fields, str | None]:
     """Read a calibration file and check every value of it.
 

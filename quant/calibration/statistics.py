@@ -14,6 +14,9 @@ from ..errors import QuantError
 FINGERPRINT_VALUES = 1024
 """About how many values of a weight its fingerprint is made of."""
 
+FEWEST_ROWS = 8
+"""Fewer calibration rows of a layer are not used: no codes are learned from them, and no output error is measured."""
+
 LARGEST = float(torch.finfo(torch.float32).max)
 """Limit of every measured number: what float32 holds."""
 
@@ -49,6 +52,11 @@ class InputStatistics:
                 raise QuantError(f"A layer's {name} is {value}, which is no measured value; record the inputs again.")
         if self.mean is not None and not bool(self.mean.isfinite().all()):
             raise QuantError("The mean of a layer's inputs holds NaN or infinity; record the inputs again.")
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there are enough calibration rows to use."""
+        return self.rows is not None and len(self.rows) >= FEWEST_ROWS
 
     def fits(self, weight: Tensor) -> bool:
         """Whether ``weight [N, K]`` is the recorded layer's, with or without the patches that it ran with.

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from ..device import is_out_of_memory
 from ..errors import QuantError, RankError
 from ..workers.ranks import end_process
-from .commands import compare, inspect, profiles
+from .commands import compare, formats, inspect, profiles
 from .console import UsageError, abandon_output, fail, tolerate_any_text
 from .convert import convert
 from .record import record
 from .signals import Interrupted
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "formats": formats,
     "inspect": inspect,
     "compare": compare,
     "profiles": profiles,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from ..reports.progress import Progress
+from ..text import percent
 from .console import say
 
 BAR = "{percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"
@@ -50,7 +51,7 @@ class _Lines:
 def _state(progress: Progress) -> str:
     parts = [f"{progress.done}/{progress.total}"]
     if progress.last is not None:
-        parts.append(f"{progress.last.name} error {progress.last.errors.primary.error:.4f}")
+        parts.append(f"{progress.last.name} error {percent(progress.last.errors.primary.error)}")
     elif progress.next_layer is not None:
         parts.append(progress.next_layer)
     return ", ".join(parts)

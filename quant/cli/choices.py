@@ -8,9 +8,10 @@ from typing import Any
 from ..errors import RecipeError
 from ..formats import FORMATS
 from ..notices import Notice, notice
+from ..planning.recommendation import DECIDED
 from ..recipe import AUTO, Recipe
-from ..settings import Setting, When
-from .aliases import ALIASES, Preset, choose_default_format, find_aliased_format
+from ..settings import Setting
+from .aliases import ALIASES, FormatPart, Preset, choose_default_format, find_aliased_format, get_target
 from .options import name_option
 
 
@@ -34,12 +35,27 @@ def make_recipe(args: Mapping[str, Any]) -> Recipe:
 def list_unused(args: Mapping[str, Any], recipe: Recipe) -> list[Notice]:
     """Notices of the options that were used and change nothing."""
     unmet = {name_option(declared): recipe.find_unmet(declared) for declared in _select_used(args).values()}
-    notes = [_explain(name, when, recipe) for name, when in unmet.items() if when is not None]
+    notes = [recipe.note_unused(name, when) for name, when in unmet.items() if when is not None]
     if "block_size" in args and not any(FORMATS[name].group_size for name in recipe.candidates):
         notes.append(notice("block_size_unused", format=recipe.format))
-    if "calibration" in args and not recipe.learns:
+    if "calibration" not in args:
+        notes += [notice("needs_calibration", option=name_option(declared)) for declared in recipe.list_calibrated()]
+    elif not recipe.learns:
         notes.append(notice("calibration_only_measures", rounding=recipe.rounding))
     return notes
+
+
+def refuse_decided(args: Mapping[str, Any]) -> None:
+    """Raise RecipeError for options that contradict ``--recommended``."""
+    named = [name_option(Recipe.declarations()[name]) for name in DECIDED if name in args]
+    named += [
+        spelling
+        for spelling, alias in ALIASES.items()
+        if get_target(spelling) in args
+        and (isinstance(alias, FormatPart) or (isinstance(alias, Preset) and alias.setting in DECIDED))
+    ]
+    if named:
+        raise RecipeError(f"--recommended decides what {named[0]} would; give one of them.")
 
 
 def _select_used(args: Mapping[str, Any]) -> dict[str, Setting]:
@@ -79,9 +95,3 @@ def _settle(setting: str, claims: Mapping[str, Any]) -> Any:
         if different != value:
             raise RecipeError(f"{first} contradicts {other}: {setting} would be {value} and {different}.")
     return value
-
-
-def _explain(option: str, when: When, recipe: Recipe) -> Notice:
-    if when.notice:
-        return notice(when.notice, option=option)
-    return notice("option_unused", option=option, setting=when.setting, value=str(recipe.get(when.setting)))

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 
 from ..calibration.calibration import Calibration
 from ..calibration.file import is_calibration
+from ..device import AUTO_DEVICE, choose_device
 from ..formats import BLOCKWISE
+from ..planning.machine import WAYS, Machine, detect_machine
 from ..planning.profiles import get_profile, profile_names
+from ..planning.recommendation import FormatRow, list_formats
 from ..reports.comparison import Comparison, Difference, compare_files
 from ..reports.inspection import Entry, Inspection, inspect_file
-from ..text import clipped, dimensions, megabytes, shortened, table
+from ..text import clipped, dimensions, megabytes, percent, shortened, table
 from .bar import progress_bar
 from .console import PROGRAM, Parser, say_lines
 
@@ -53,6 +56,28 @@ def profiles(argv: Sequence[str]) -> int:
     given = parser.given(argv)
     say_lines(_profile_lines(given["name"]) if "name" in given else _profile_list())
     return 0
+
+
+def formats(argv: Sequence[str]) -> int:
+    """``formats [--device NAME]``; gives the exit code."""
+    parser = Parser(prog=f"{PROGRAM} formats", description="List the formats, and how this machine runs them.")
+    parser.add_argument("--device", metavar="NAME", help="the device of PyTorch that models run on (default: auto)")
+    given = parser.given(argv)
+    say_lines(_format_lines(detect_machine(choose_device(given.get("device", AUTO_DEVICE)))))
+    return 0
+
+
+def _format_lines(machine: Machine) -> Iterator[str]:
+    head = ("format", "bytes", "nearest", "calibrated", machine.title)
+    yield from table([head, *map(_format_row, list_formats(machine))], right=frozenset({1, 2, 3}))
+    yield ""
+    yield "bytes: of a weight. nearest, calibrated: closeness in dB on the shipped model."
+
+
+def _format_row(row: FormatRow) -> tuple[str, ...]:
+    known = row.closeness
+    closeness = ("-", "-") if known is None else (f"{known.nearest:.1f}", f"{known.calibrated:.1f}")
+    return row.name, f"{row.bytes_per_weight:.2f}", *closeness, WAYS[row.way]
 
 
 def _calibration_lines(calibration: Calibration, as_json: bool) -> list[str]:
@@ -129,13 +154,14 @@ def _comparison_lines(found: Comparison) -> Iterator[str]:
     yield from (f"{what} ({len(names)}): {shortened(names)}" for what, names in lists.items() if names)
     worst = max(found.layers, key=lambda layer: layer.error, default=None)
     text = f"{len(found.layers)} layers quantized, {found.same} tensors the same; "
-    text += f"weight error {found.mean_error:.4f} (root mean square of layers), {found.total_error:.4f} (all weights)"
-    yield text + (f", at worst {worst.error:.4f} ({worst.name})" if worst else "")
+    mean, total = percent(found.mean_error), percent(found.total_error)
+    text += f"weight error {mean} (root mean square of layers), {total} (all weights)"
+    yield text + (f", at worst {percent(worst.error)} ({worst.name})" if worst else "")
 
 
 def _difference_row(row: Difference) -> tuple[str, ...]:
     noise = "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
-    return row.name, row.format, dimensions(row.shape), f"{row.error:.5f}", noise
+    return row.name, row.format, dimensions(row.shape), percent(row.error, 3), noise
 
 
 def _profile_list() -> Iterator[str]:

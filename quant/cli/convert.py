@@ -10,6 +10,7 @@ from typing import Any
 
 from ..api import plan_file, quantize_file
 from ..calibration.calibration import Calibration
+from ..calibration.file import has_sensitivities
 from ..device import AUTO_DEVICE, choose_device, list_devices, name_accelerator
 from ..errors import (
     AlreadyQuantizedError,
@@ -23,13 +24,15 @@ from ..files.shards import INDEX_SUFFIX
 from ..files.targets import list_files, refuse_same_file
 from ..files.text_file import try_target, write_text
 from ..formats import needs_notices
-from ..notices import render
+from ..notices import Notice, render
+from ..planning.machine import detect_machine
+from ..planning.recommendation import Situation, recommend
 from ..recipe import Recipe
 from ..reports.report import Report
 from ..text import counted
 from ..workers.ranks import Ranks, is_launched, join_ranks
 from .bar import progress_bar
-from .choices import list_unused, make_recipe
+from .choices import list_unused, make_recipe, refuse_decided
 from .console import say, say_lines
 from .ending import result_lines
 from .launch import launch
@@ -58,13 +61,15 @@ def convert(argv: Sequence[str]) -> int:
 
 
 def _convert(args: Mapping[str, Any], ranks: Ranks) -> int:
-    recipe = make_recipe(args)
+    recipe, reasons = make_recipe(args), list[Notice]()
     source, quiet = args["input"], args.get("quiet", False)
-    target = output_path(source, args.get("output"), recipe)
-    if not quiet:
-        for note in [*list_unused(args, recipe), *needs_notices(recipe.usable_formats)]:
-            say(f"note: {render(note)}", sys.stderr)
     try:
+        if "recommended" in args:
+            recipe, reasons = _recommend(args, recipe)
+        target = output_path(source, args.get("output"), recipe)
+        if not quiet:
+            for note in [*reasons, *list_unused(args, recipe), *needs_notices(recipe.usable_formats)]:
+                say(f"note: {render(note)}", sys.stderr)
         if "dry_run" in args:
             return _dry_run(args, recipe, source, target) if ranks.rank == 0 else 0
         return _run(args, recipe, source, target, ranks)
@@ -73,6 +78,20 @@ def _convert(args: Mapping[str, Any], ranks: Ranks) -> int:
         raise AlreadyQuantizedError(f"{source}: {error}{hint}") from None
     except UnloadableError as error:
         raise UnloadableError(f"{source}: {error} (--force quantizes it for code of your own.)") from None
+
+
+def _recommend(args: Mapping[str, Any], base: Recipe) -> tuple[Recipe, list[Notice]]:
+    """The recommended recipe, and why."""
+    refuse_decided(args)
+    file = args.get("calibration")
+    situation = Situation(
+        machine=detect_machine(choose_device(args.get("device", AUTO_DEVICE))),
+        preset=args["recommended"],
+        calibrated=file is not None,
+        sensitivities=file is not None and has_sensitivities(file),
+    )
+    result = recommend(lambda tried: plan_file(args["input"], tried, force="force" in args), base, situation)
+    return result.recipe, [*result.reasons]
 
 
 def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
@@ -95,7 +114,9 @@ def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
 def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
     if "report" in args:
         raise RecipeError("--dry-run writes nothing, so --report cannot go with it.")
-    say(plan_text(plan_file(source, recipe, force="force" in args)))
+    calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
+    plan = plan_file(source, recipe, statistics=calibration, force="force" in args)
+    say(plan_text(plan, recipe))
     if recipe.upgrade is not None:
         say(f"Layers above an error of {recipe.max_error} will take {recipe.upgrade}; that is measured in the run.")
     say(f"Nothing was written; the output would be {target}")

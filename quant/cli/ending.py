@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..layer.layer_errors import ErrorPair
 from ..planning.profiles import Kind, get_profile
-from ..reports.report import TITLES, Report
+from ..reports.report import Report
+from ..reports.wording import describe_errors
 from ..text import counted, megabytes
 
 LOADERS: dict[Kind, str] = {
@@ -28,37 +28,12 @@ def result_lines(report: Report, target: Path) -> Iterator[str]:
     share = f", {totals.bytes_after / totals.bytes_before:.0%} of {megabytes(totals.bytes_before)} MB"
     yield f"{target}: {megabytes(totals.bytes_after)} MB{share if totals.bytes_before else ''}"
     formats = Counter(layer.format for layer in report.layers)
+    yield report.count_layers()
     yield f"{report.profile}: " + ", ".join(f"{counted(count, 'layer')} in {name}" for name, count in formats.items())
-    yield "; ".join(_rest(report))
-    yield from _errors(report)
+    yield from describe_errors(totals.pairs)
+    if totals.fell_back:
+        yield f"{counted(totals.fell_back, 'layer')} fell back to nearest"
     yield f"{report.seconds:.1f} s. Next: {_next_step(report)}."
-
-
-def _rest(report: Report) -> Iterator[str]:
-    layers = [kept for kept in report.kept if kept.is_layer]
-    if layers:
-        yield f"{counted(len(layers), 'layer')} kept ({megabytes(sum(kept.bytes_after for kept in layers))} MB)"
-    others = sum(kept.bytes_after for kept in report.kept if not kept.is_layer)
-    yield f"norms and biases {megabytes(others)} MB"
-
-
-def _errors(report: Report) -> Iterator[str]:
-    totals = report.totals
-    if totals.output_w8a8 is not None:
-        yield f"{TITLES['output_w8a8']} {_against_nearest(totals.output_w8a8)}"
-        if totals.fell_back:
-            yield f"{counted(totals.fell_back, 'layer')} fell back to nearest"
-    elif totals.projected is not None:
-        yield f"{TITLES['projected']} {_against_nearest(totals.projected)}"
-    elif totals.weight is not None:
-        yield f"{TITLES['weight']} {_against_nearest(totals.weight)}"
-
-
-def _against_nearest(pair: ErrorPair) -> str:
-    if pair.error == pair.nearest or not pair.nearest:
-        return f"{pair.error:.4f}"
-    change = pair.error / pair.nearest - 1
-    return f"{pair.error:.4f}, {abs(change):.0%} {'below' if change < 0 else 'above'} nearest's {pair.nearest:.4f}"
 
 
 def _next_step(report: Report) -> str:

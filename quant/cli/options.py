@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..device import AUTO_DEVICE
+from ..planning.recommendation import PRESET, PRESETS
 from ..recipe import Recipe
 from ..settings import Setting
 from ..settings.kinds import Invalid, Kind, Many, Switch
@@ -35,6 +36,10 @@ class Option:
         text = self.help + (f" (default: {self.default})" if self.default else "")
         text = text.replace("%", "%%")
         parser.add_argument(*self.names, dest=self.target, default=None, help=text, **self.arguments)
+
+
+def _join(explanations: Mapping[str, str]) -> str:
+    return "; ".join(f"{value}: {text}" for value, text in explanations.items()) + "."
 
 
 FLAG: Mapping[str, Any] = {"action": "store_true"}
@@ -93,6 +98,15 @@ FILES = (
     ),
 )
 
+RECOMMEND = Option(
+    names=("--recommended",),
+    target="recommended",
+    help=f"Choose format and rounding for this machine and model. {_join(PRESETS)} Without a value: {PRESET.default}.",
+    values=PRESET.kind.values,
+    default="off",
+    arguments={"nargs": "?", "const": PRESET.default, "choices": tuple(PRESETS)},
+)
+
 RUNNING = (
     Option(
         names=("--device",),
@@ -138,7 +152,7 @@ def make_option(setting: Setting) -> Option:
 def _write_help(setting: Setting) -> str:
     sentences = [setting.help]
     if setting.explanations:
-        sentences.append("; ".join(f"{value}: {text}" for value, text in setting.explanations.items()) + ".")
+        sentences.append(_join(setting.explanations))
     if setting.bare is not None:
         sentences.append(f"Without a value: {setting.bare}.")
     if setting.repeated:
@@ -208,6 +222,7 @@ def _make_part_option(names: tuple[str, ...], alias: FormatPart) -> Option:
 def list_options() -> dict[str, tuple[Option, ...]]:
     """All options of the converter, by group."""
     groups = list_recipe_options()
+    groups["format"] = (RECOMMEND, *groups["format"])
     return (
         {"files": (*FILES, *groups.pop("files", ()))}
         | groups
@@ -220,11 +235,12 @@ Quantize a diffusion model or text encoder into a file that ComfyUI's own
 loaders take.
 
 examples:
-  {PROGRAM} -i model.safetensors
+  {PROGRAM} -i model.safetensors --recommended
   {PROGRAM} -i model.safetensors --fp8 --calibration rows.safetensors
   {PROGRAM} -i model.safetensors --target-gb 12
 
 other commands:
+  {PROGRAM} formats
   {PROGRAM} inspect FILE
   {PROGRAM} compare FLOAT QUANTIZED
   {PROGRAM} profiles [NAME]

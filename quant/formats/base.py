@@ -42,6 +42,8 @@ class Format(ABC):
     """Whether the marker of a rotated layer has ``convrot``."""
     static_input: bool = False
     """Whether ComfyUI can quantize the layer's input with a measured ``input_scale``."""
+    measures_inputs: bool = False
+    """Whether ComfyUI measures the scale of inputs without an ``input_scale`` in each call; otherwise it takes 1."""
     obeys_full_precision: bool = False
     """Whether every supported ComfyUI keeps the inputs in float if the marker asks for it (INT8: from 0.38 on only)."""
     needs_full_precision: bool = False
@@ -72,6 +74,11 @@ class Format(ABC):
     @abstractmethod
     def scale_methods(self) -> tuple[str, ...]:
         """The methods that `find_scale` knows."""
+
+    @property
+    @abstractmethod
+    def input_maximum(self) -> float:
+        """Largest input that is not clipped at an ``input_scale`` of 1, of formats with `static_input`."""
 
     @abstractmethod
     def layout(self, shape: Shape) -> Layout:

@@ -76,6 +76,10 @@ class GroupedFormat(Format):
     def scale_methods(self) -> tuple[str, ...]:
         return tuple(self.find)
 
+    @property
+    def input_maximum(self) -> float:
+        return self.table[self.order[-1]] * torch.finfo(E4M3).max
+
     def layout(self, shape: Shape) -> Layout:
         rows, columns = self.padded_shape(shape)
         groups = (rows, columns // self.group)

@@ -39,6 +39,12 @@ class Nvfp4Format(GroupedFormat):
         codes = torch.searchsorted(magnitudes, nearest.abs()) + 8 * torch.signbit(scaled)
         return codes.to(torch.uint8).flatten(1)
 
+    def round_inputs(self, rows: Tensor, input_scale: float | None = None) -> Tensor:
+        """As `Format.round_inputs`; without an ``input_scale`` ComfyUI takes the largest input of each call."""
+        channel = find_channel(rows) if input_scale is None else rows.new_tensor(input_scale)
+        scale = GroupScales(group=_relate(rows, self, channel, SEARCHED[0]), channel=channel)
+        return self.dequantize(self.round(rows, scale), scale)
+
 
 def round_e2m1(x: Tensor) -> Tensor:
     """Nearest E2M1 number of float32 ``x``, halves to even, saturating."""

@@ -48,6 +48,10 @@ class ScaledFormat(Format):
     def scale_methods(self) -> tuple[str, ...]:
         return tuple(SCALE_METHODS)
 
+    @property
+    def input_maximum(self) -> float:
+        return self.grid.maximum
+
     def layout(self, shape: Shape) -> Layout:
         stored = self.padded_shape(shape)
         scales = self.granularity.scale_shape(stored)

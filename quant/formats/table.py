@@ -144,6 +144,8 @@ FORMATS: Mapping[str, Format] = {
             channel_name="weight_scale_2",
             swizzled=True,
             padded=(16, 16),
+            static_input=True,
+            measures_inputs=True,
             obeys_full_precision=True,
             needs="ComfyUI 0.27",
         ),

@@ -10,5 +10,6 @@ The files in the order in which a layer passes through them:
 6. `acceptance`: each weight row keeps its learned codes only if held-out rows show them better than nearest.
 7. `validator` measures output errors on the held-out rows; `measurement` makes the result, with all errors as one value
    (`layer_errors`) that travels to the report, the page and JSON.
-8. `bias`: the layer's bias may absorb the mean of the output error that is left.
+8. `choice`: where a setting is left to measurement, an alternative replaces the default only if it is surely better.
+9. `bias`: the layer's bias may absorb the mean of the output error that is left.
 """

@@ -104,7 +104,8 @@ def add_output_errors(result: QuantizedLayer, errors: OutputErrors, nearest: Out
     """The result with its output errors and nearest's; an error that overflowed is left out, and a notice says so."""
     w8a16, w8a8 = ErrorPair.of(errors.w8a16, nearest.w8a16), ErrorPair.of(errors.w8a8, nearest.w8a8)
     power = errors.power if math.isfinite(errors.power) else None
-    measured = replace(result.add_errors(output_w8a16=w8a16, output_w8a8=w8a8), output_power=power)
+    result = result.add_errors(output_w8a16=w8a16, output_w8a8=w8a8)
+    measured = replace(result, output_power=power, output_squares=errors.squares)
     return measured if w8a16 and w8a8 else measured.add_notes(notice("output_error_overflow"))
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from ..notices import notice
 from ..rounding import round_calibrated, round_svd
+from .choice import Alternative, choose_alternative
 from .layer_errors import ErrorPair
 from .measurement import Measurement, fall_back
 from .nearest import quantize_nearest
-from .operands import hold_out, load_input_rows
+from .operands import hold_out, load_input_rows, note_missing_rows
 from .task import LayerTask, QuantizedLayer
 
 Method = Callable[[LayerTask], QuantizedLayer]
@@ -34,14 +35,16 @@ def quantize_svd(task: LayerTask) -> QuantizedLayer:
     result = result.add_errors(projected=ErrorPair.of(found.error, found.nearest_error))
     if found.fell_back and not result.errors.fell_back:
         result = fall_back(result)
-    return result.add_notes(notice("directions_of_weight")) if by_inputs and learned is None else result
+    if by_inputs and learned is None:
+        return result.add_notes(note_missing_rows(task, "directions_of_weight", "directions_few_rows"))
+    return result
 
 
 def quantize_calibrated(task: LayerTask) -> QuantizedLayer:
     """Minimize the output error on recorded inputs (GPTQ/LDLQ); without recorded inputs, round to nearest."""
     rows = load_input_rows(task)
     if rows is None:
-        return quantize_nearest(task).add_notes(notice("nearest_without_inputs"))
+        return quantize_nearest(task).add_notes(note_missing_rows(task, "nearest_without_inputs", "nearest_few_rows"))
     learned, measurement = hold_out(task, rows)[1].rows, Measurement.prepare(task, rows)
     codes, scale = round_calibrated(
         measurement.weight,
@@ -62,8 +65,8 @@ ROUNDING_METHODS: Mapping[str, Method] = {
 
 
 def quantize_with_best_scale(task: LayerTask, method: Method) -> QuantizedLayer:
-    """The result of ``method`` with the scale method that leaves the smallest `LayerErrors.primary`."""
+    """The result of ``method`` with the first scale method, or with another one that is surely better."""
     names = task.format.scale_methods
-    results = {name: method(replace(task, recipe=replace(task.recipe, scale=name))) for name in names}
-    name = min(results, key=lambda name: results[name].errors.primary.error)
-    return results[name].add_notes(notice("scale_chosen", scale=name))
+    results = [method(replace(task, recipe=replace(task.recipe, scale=name))) for name in names]
+    index = choose_alternative([Alternative.of(result) for result in results])
+    return results[index].add_notes(notice("scale_chosen", scale=names[index]))

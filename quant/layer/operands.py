@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..calibration.statistics import FEWEST_ROWS
 from ..errors import LayerError
 from ..files.tensors import is_finite
 from ..formats.rotation import rotate
+from ..notices import Notice, notice
 from ..parallel import blocks, run_all
 from .activations import InputRows
 from .task import LayerTask
@@ -20,9 +22,6 @@ CPU_BLOCK_ELEMENTS = 1 << 18
 core's own cache and a layer needs little memory beside its codes, enough that calling torch costs little."""
 BLOCK_ELEMENTS = 1 << 20
 """The same for other devices, where a block is a launch of each kernel."""
-
-FEWEST_ROWS = 8
-"""A sample of fewer input rows is ignored."""
 
 
 def row_blocks(task: LayerTask) -> Sequence[slice]:
@@ -88,7 +87,7 @@ def load_input_rows(task: LayerTask) -> InputRows | None:
         LayerError: they hold NaN or infinity, which the recorder leaves out.
     """
     recorded = task.inputs.rows
-    if recorded is None or len(recorded) < FEWEST_ROWS:
+    if recorded is None or not task.inputs.has_rows:
         return None
     rows = recorded.to(task.weight.device)
     if not _is_finite(rows):
@@ -101,6 +100,13 @@ def load_input_rows(task: LayerTask) -> InputRows | None:
         input_scale=task.input_scale,
         full_precision=task.full_precision and task.format.obeys_full_precision,
     )
+
+
+def note_missing_rows(task: LayerTask, without: str, too_few: str) -> Notice:
+    """A notice of the kind ``without`` if no rows were recorded, else of the kind ``too_few``."""
+    if task.inputs.rows is None:
+        return notice(without)
+    return notice(too_few, rows=len(task.inputs.rows), needed=FEWEST_ROWS)
 
 
 def hold_out(task: LayerTask, rows: InputRows) -> tuple[InputRows, InputRows]:

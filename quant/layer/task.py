@@ -67,6 +67,8 @@ class QuantizedLayer:
     errors: LayerErrors
     output_power: float | None = None
     """Mean over held-out rows of ``||W x||^2``; None without recorded inputs."""
+    output_squares: Tensor | None = None
+    """Squared output error (W8A8) of each held-out row, float64 ``[R]``; None without recorded inputs."""
     notes: tuple[Notice, ...] = ()
 
     def add_errors(self, **errors: Any) -> QuantizedLayer:

@@ -14,7 +14,7 @@ from .activations import InputRows
 from .layer_errors import relative_error, square_sum
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputErrors:
     """Relative errors of a layer's output, ``||Y_q - Y|| / ||Y||``."""
 
@@ -24,6 +24,8 @@ class OutputErrors:
     """With inputs quantized as ComfyUI quantizes them."""
     power: float
     """Mean over rows of ``||y||^2``, of the float layer."""
+    squares: Tensor
+    """Squared error of each row's output with inputs quantized, float64 ``[R]``."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ class Validator:
             squares: its `squared_errors`, if they are known.
         """
         w8a16 = float((self.squared_errors(dequantized) if squares is None else squares).sum())
-        outputs = self._multiply(lambda part: dequantized[part], self.rows.quantized)
-        w8a8 = square_sum(outputs.sub_(self.reference))
-        power = self.square / len(self.rows)
-        return OutputErrors(relative_error(w8a16, self.square), relative_error(w8a8, self.square), power)
+        errors = self._multiply(lambda part: dequantized[part], self.rows.quantized).sub_(self.reference)
+        return OutputErrors(
+            w8a16=relative_error(w8a16, self.square),
+            w8a8=relative_error(square_sum(errors), self.square),
+            power=self.square / len(self.rows),
+            squares=torch.linalg.vector_norm(errors, dim=1, dtype=torch.float64).square_(),
+        )
 
     def _multiply(self, load: Callable[[slice], Tensor], rows: Tensor) -> Tensor:
         """Return ``rows W^T``, ``[R, N]``, of a weight that ``load`` gives in blocks of rows."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +17,7 @@ from ..formats.rotation import GROUP_SIZES, largest_group
 from ..notices import Notice, notice, render
 from ..patterns import PatternSearch
 from ..recipe import SOURCE, Recipe
+from ..text import counted
 from . import heuristics
 from .plan import Entry, KeptTensor, LayerPlan, Plan, RemovedTensor
 from .profiles import Recognition, match, recognise
@@ -45,13 +47,31 @@ def make_plan(tensors: Mapping[str, TensorSpec], recipe: Recipe, statistics: Sta
         prefix=found.prefix,
         certain=found.certain,
         entries={name: builder.decide(name, spec) for name, spec in tensors.items()},
+        warnings=tuple(builder.note_unmatched(tensors)),
     )
     if not plan.layers:
-        raise ProfileError(
-            f"The profile '{plan.profile}' leaves no layer of this model to quantize ({len(tensors)} tensors); "
-            "name another with the profile setting, or loosen exclude and heuristics."
-        )
+        raise ProfileError(explain_nothing(plan, recipe))
     return plan
+
+
+WAYS_OUT: Mapping[str, str] = {
+    RECIPE: "the settings exclude and overrides keep {count}; loosen them",
+    HEURISTICS: "the setting heuristics keeps {count}; turn it off",
+    FORMAT: "{format} cannot take {count}; choose another format, or set fallback",
+}
+"""What to say of layers that are kept, by the origin of the reason; other origins are rules of the profile."""
+PROFILE_WAY_OUT = "the profile '{profile}' keeps {count}; choose another with the setting profile"
+
+
+def explain_nothing(plan: Plan, recipe: Recipe) -> str:
+    """Why no layer of a plan is quantized, with the setting that keeps most of them."""
+    origins = Counter(entry.origin for entry in plan.kept_layers if entry.origin != STRUCTURE)
+    if not origins:
+        return f"None of the {len(plan.entries)} tensors is a layer's float weight, so there is nothing to quantize."
+    origin, count = origins.most_common(1)[0]
+    share = f"{count} of {counted(origins.total(), 'layer')}"
+    words = WAYS_OUT.get(origin, PROFILE_WAY_OUT).format(count=share, format=recipe.format, profile=plan.profile)
+    return f"No layer would be quantized: {words}."
 
 
 def with_format(layer: LayerPlan, fmt: Format, recipe: Recipe) -> LayerPlan:
@@ -64,7 +84,7 @@ def quantize_kept(kept: KeptTensor, recipe: Recipe) -> LayerPlan:
     """A kept weight as a layer to quantize, in the recipe's first format."""
     choice = _Choice(
         format=_first_format(recipe),
-        reason=f"a measurement decides, not: {kept.reason}",
+        reason=f"by measurement, for the target; the profile alone would keep it ({kept.reason})",
         is_lookup_table=kept.is_lookup_table,
     )
     return _plan_layer(kept.name.removesuffix(WEIGHT), kept.source, choice, recipe, kept.inputs)
@@ -131,6 +151,20 @@ class _Builder:
             inputs=inputs,
             is_lookup_table=outcome.is_lookup_table,
         )
+
+    def note_unmatched(self, tensors: Mapping[str, TensorSpec]) -> Iterator[Notice]:
+        """A notice for each pattern of the recipe that is found in the name of no layer."""
+        prefix = self.recognition.prefix
+        names = [
+            name.removesuffix(WEIGHT)
+            for name, spec in tensors.items()
+            if name.startswith(prefix) and _structural_reason(name, spec) is None
+        ]
+        used = {"exclude": self.recipe.exclude, "overrides": tuple(pattern for pattern, _ in self.recipe.overrides)}
+        for setting, patterns in used.items():
+            for pattern in patterns:
+                if all(self.patterns.first([pattern], name) is None for name in names):
+                    yield notice("pattern_unmatched", setting=setting, pattern=pattern)
 
     def _outcome(self, name: str, spec: TensorSpec) -> _Choice | _Keep | RemovedTensor:
         if not name.startswith(self.recognition.prefix):

@@ -13,17 +13,19 @@ from torch import Tensor
 from ..calibration.statistics import InputStatistics
 from ..formats import FORMATS
 from ..formats.rotation import group_sizes
+from ..layer.choice import Alternative, choose_alternative
 from ..layer.quantize import quantize_layer
 from ..layer.task import LayerTask
 from ..layer.work import estimate_work
 from ..recipe import AUTO, Recipe
+from ..text import percent
 from ..workers.devices import spread
 from ..workers.workers import Workers
 from .builder import with_format
 from .plan import LayerPlan
 
-Figures = tuple[float, float]
-"""`Candidate.error` and `Candidate.importance`."""
+Figures = tuple[Alternative, float]
+"""`Candidate.measured` and `Candidate.importance`."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,13 @@ class Candidate:
     """One way of storing a layer, measured."""
 
     plan: LayerPlan
-    error: float
-    """Relative output error (W8A8); of the weight where no inputs are known."""
+    measured: Alternative
     importance: float
     """Weight of the squared error beside other layers' errors."""
+
+    @property
+    def error(self) -> float:
+        return self.measured.error
 
     @property
     def cost(self) -> float:
@@ -44,7 +49,7 @@ class Candidate:
     def text(self) -> str:
         """``format (error)``, or ``format/group (error)`` if the layer is rotated: the same in every language."""
         group = f"/{self.plan.group}" if self.plan.group else ""
-        return f"{self.plan.format.name}{group} ({self.error:.4f})"
+        return f"{self.plan.format.name}{group} ({percent(self.error)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ class Evaluator:
 
     def can_weigh(self, inputs: InputStatistics) -> bool:
         """Whether enough is known of a layer to compare its output error with other layers'."""
-        return inputs.rows is not None and (inputs.sensitivity is not None or not self.by_sensitivity)
+        return inputs.has_rows and (inputs.sensitivity is not None or not self.by_sensitivity)
 
     def measure(
         self, jobs: Mapping[str, Sequence[LayerPlan]], read: Callable[[str], Tensor], limit: float = -math.inf
@@ -100,9 +105,9 @@ class Evaluator:
         for layer in jobs[key]:
             self.check_cancelled()
             result = quantize_layer(make_task(layer, weight, self.recipe, device, self.check_cancelled))
-            error = result.errors.primary.error
-            figures.append((error, self._importance(result.output_power, layer.inputs)))
-            if error <= limit:
+            measured = Alternative.of(result)
+            figures.append((measured, self._importance(result.output_power, layer.inputs)))
+            if measured.error <= limit:
                 break
         return key, figures
 
@@ -117,9 +122,12 @@ class Evaluator:
         return math.sqrt(output_power)
 
 
-def choose_best(candidates: Iterable[Candidate]) -> Candidate:
-    """The candidate of least cost; the first of equals."""
-    return min(candidates, key=lambda candidate: candidate.cost)
+def choose_best(candidates: Sequence[Candidate]) -> Candidate:
+    """The first candidate of a layer, or another one that is surely better.
+
+    How much a layer matters to the result is the same for all of its candidates, and changes nothing here.
+    """
+    return candidates[choose_alternative([candidate.measured for candidate in candidates])]
 
 
 def make_task(

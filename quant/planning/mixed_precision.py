@@ -14,13 +14,16 @@ from itertools import groupby
 from ..calibration.statistics import NO_STATISTICS
 from ..errors import RecipeError
 from ..files.sources import Source
+from ..layer.choice import choose_alternative
 from ..notices import notice
 from ..recipe import AUTO, Recipe
-from .builder import keep_layer, quantize_kept
+from ..text import percent
+from .builder import keep_layer
 from .candidates import Candidate, Evaluator, choose_best, in_formats, with_rotations
 from .knapsack import Knapsack, Option
 from .plan import Entry, KeptTensor, LayerPlan, Plan
-from .size_curve import Budget, SizeCurve
+from .size_curve import Budget, SizeCurve, refuse_target
+from .size_range import list_variants
 
 
 def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
@@ -40,6 +43,12 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
         return search.choose_formats()
     if evaluator.recipe.max_error is not None:
         search = replace(search, plan=plan.with_entries(search.upgrades(evaluator.recipe.max_error)))
+        if not search.plan.layers:
+            formats = f"{evaluator.recipe.format} or {evaluator.recipe.upgrade}"
+            raise RecipeError(
+                f"No layer would be quantized: none stays under max_error {evaluator.recipe.max_error:g} in {formats}; "
+                "raise max_error, or upgrade to a closer format."
+            )
     if evaluator.recipe.rotation_group == AUTO:
         return search.plan.with_entries(search.rotations())
     return search.plan
@@ -71,7 +80,7 @@ class _Search:
 
     def _list_upgrades(self, layer: LayerPlan, limit: float) -> list[LayerPlan]:
         """The layer in its own and in the upgrade's format, the smallest first."""
-        note = notice("upgraded", format=layer.format.name, limit=limit)
+        note = notice("upgraded", format=layer.format.name, limit=percent(limit))
         upgraded = in_formats(layer, [self.recipe.upgrade or layer.format.name], self.recipe)
         return sorted([layer, *(plan.with_note(note) for plan in upgraded)], key=lambda plan: plan.nbytes)
 
@@ -79,8 +88,7 @@ class _Search:
         """The plan whose candidate was measured last, if it is within the limit."""
         if measured[-1].error <= limit:
             return plans[len(measured) - 1]
-        texts = ", ".join(candidate.text for candidate in measured)
-        reason = f"no format stays under a weight error of {limit}: {texts}"
+        reason = f"no format stays under a weight error of {percent(limit)} (max_error)"
         return keep_layer(self.plan.layers[key], self.recipe, reason)
 
     def choose_formats(self) -> Plan:
@@ -93,12 +101,15 @@ class _Search:
         if not choices:
             raise RecipeError("No layer has a choice of formats; loosen exclude and overrides, or name a format.")
         budget = self._budget(choices)
-        chosen = budget.choose(self.recipe)
+        if self.recipe.has_target:
+            chosen = budget.choose(self.recipe)
+        else:
+            chosen = tuple(choice.best for choice in choices.values())
         entries = {key: choice.entry(index) for index, (key, choice) in zip(chosen, choices.items(), strict=True)}
         plan = self.plan.with_entries(entries)
         if not plan.layers:
-            raise RecipeError("The target leaves every layer as it is; ask for a smaller size or a larger error.")
-        by_outputs = any(choice.candidates[0].plan.inputs.rows is not None for choice in choices.values())
+            raise refuse_target(self.recipe)
+        by_outputs = any(choice.candidates[0].plan.inputs.has_rows for choice in choices.values())
         point = budget.point(budget.knapsack.total(chosen))
         return replace(plan, size_curve=SizeCurve(budget.curve(), point, by_outputs))
 
@@ -112,34 +123,19 @@ class _Search:
 
     def _choices(self) -> dict[str, _LayerChoice]:
         """The layers that have a choice, by the weight's key, with every candidate measured."""
-        entries = ((key, self._open_layer(entry)) for key, entry in self.plan.entries.items())
-        layers = {key: layer for key, layer in entries if layer is not None and not layer.fixed}
-        plans = {key: in_formats(layer, self.recipe.formats, self.recipe) for key, layer in layers.items()}
+        choices = list_variants(self.plan, self.recipe, self.evaluator.can_weigh)
         variants = {
-            key: [rotated for plan in choices for rotated in with_rotations(plan, self.recipe)]
-            for key, choices in plans.items()
-            if choices
+            key: [rotated for plan in plans for rotated in with_rotations(plan, self.recipe)]
+            for key, plans in choices.items()
         }
         measured = self.evaluator.measure(variants, self.source.read)
-        return {key: self._make_choice(layers[key], candidates) for key, candidates in measured.items()}
+        return {key: self._make_choice(candidates) for key, candidates in measured.items()}
 
-    def _make_choice(self, layer: LayerPlan, measured: list[Candidate]) -> _LayerChoice:
+    def _make_choice(self, measured: list[Candidate]) -> _LayerChoice:
         """The best rotation of each format."""
         by_format = groupby(measured, key=lambda candidate: candidate.plan.format.name)
-        best = [choose_best(candidates) for _, candidates in by_format]
-        return _LayerChoice(best, keep_layer(layer, self.recipe, "") if self.recipe.has_target else None)
-
-    def _open_layer(self, entry: Entry) -> LayerPlan | None:
-        """The layer whose format is open, or None.
-
-        A kept layer is opened only where its output error can be compared with other layers': a weight's error says
-        nothing of the output's.
-        """
-        if isinstance(entry, LayerPlan):
-            return entry
-        if not isinstance(entry, KeptTensor) or not (entry.open and self.recipe.has_target):
-            return None
-        return quantize_kept(entry, self.recipe) if self.evaluator.can_weigh(entry.inputs) else None
+        best = [choose_best(list(candidates)) for _, candidates in by_format]
+        return _LayerChoice(best, keep_layer(best[0].plan, self.recipe, "") if self.recipe.has_target else None)
 
 
 @dataclass(frozen=True)
@@ -150,14 +146,20 @@ class _LayerChoice:
     kept: KeptTensor | None
 
     @property
+    def best(self) -> int:
+        """The first candidate, or another one that is surely better."""
+        return choose_alternative([candidate.measured for candidate in self.candidates])
+
+    @property
     def options(self) -> list[Option]:
         quantized = [Option(candidate.plan.nbytes, candidate.cost) for candidate in self.candidates]
         return quantized if self.kept is None else [*quantized, Option(self.kept.nbytes, 0.0)]
 
     def entry(self, index: int) -> Entry:
         """The decision that the option ``index`` stands for."""
-        texts = [candidate.text for candidate in self.candidates]
         if index < len(self.candidates):
-            return self.candidates[index].plan.with_note(notice("format_chosen", candidates=texts))
+            kind = "format_closest" if self.kept is None else "format_chosen"
+            texts = [candidate.text for candidate in self.candidates]
+            return self.candidates[index].plan.with_note(notice(kind, candidates=texts))
         assert self.kept is not None  # the last option is there only if the layer may be kept
-        return replace(self.kept, reason=f"chosen to stay: {', '.join(texts)}")
+        return replace(self.kept, reason="stays in float by measurement: the target has room for it")

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from ..calibration.statistics import NO_STATISTICS, InputStatistics
-from ..files.tensors import Layout, Spec, TensorSpec
+from ..files.tensors import Layout, Spec, TensorSpec, is_layer
 from ..formats import Format, Shape
 from ..formats.marker import SUFFIX, Marker
 from ..notices import Notice
@@ -139,6 +139,11 @@ class Plan:
     @cached_property
     def kept(self) -> dict[str, KeptTensor]:
         return self._select(KeptTensor)
+
+    @property
+    def kept_layers(self) -> list[KeptTensor]:
+        """The kept tensors that are weights of layers."""
+        return [entry for entry in self.kept.values() if is_layer(entry.name, entry.source.shape)]
 
     @cached_property
     def removed(self) -> dict[str, RemovedTensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..recipe import Recipe
-from ..text import megabytes, table
+from ..text import megabytes, percent, table
 from .knapsack import Choice, Knapsack, Option
 
 CURVE_POINTS = 33
@@ -43,9 +43,40 @@ class SizeCurve:
     def lines(self) -> list[str]:
         """The curve as a small table, with the chosen point in it."""
         points = {point: "" for point in self.curve[:: max(1, len(self.curve) // LINES)]} | {self.chosen: "chosen"}
-        rows = [(megabytes(p.nbytes), f"{p.error:.5f}", points[p]) for p in sorted(points, key=lambda p: p.nbytes)]
+        rows = [(megabytes(p.nbytes), percent(p.error, 3), points[p]) for p in sorted(points, key=lambda p: p.nbytes)]
         error = "output error (W8A8)" if self.by_outputs else "weight error"
         return table([("MB", error, ""), *rows], right=frozenset({0, 1}))
+
+
+@dataclass(frozen=True)
+class SizeTarget:
+    """A recipe's limit of the size."""
+
+    setting: str
+    value: float
+    nbytes: int
+
+
+def find_size_target(recipe: Recipe, source: int) -> SizeTarget | None:
+    """The recipe's limit of the size for a float model of ``source`` bytes; None if it has none."""
+    sizes = {"target_gb": (recipe.target_gb, GIGABYTE), "target_share": (recipe.target_share, source)}
+    targets = [SizeTarget(name, value, round(value * unit)) for name, (value, unit) in sizes.items() if value]
+    return targets[0] if targets else None
+
+
+def refuse_size(target: SizeTarget, smallest: int, source: int) -> RecipeError:
+    """The error of a limit that no choice of formats meets; ``smallest``: bytes of the smallest choice."""
+    return RecipeError(
+        f"{target.setting} {target.value:g} is {target.nbytes / GIGABYTE:.3g} GB, and the formats allowed cannot take "
+        f"this model below {smallest / GIGABYTE:.4g} GB (a share of {smallest / source:.2f}); ask for more."
+    )
+
+
+def refuse_target(recipe: Recipe) -> RecipeError:
+    """The error of a target that every layer meets as it is."""
+    name = next(name for name in ("target_share", "target_gb", "target_error") if recipe.get(name) is not None)
+    change = "a larger error" if name == "target_error" else "a smaller size"
+    return RecipeError(f"{name} {recipe.get(name):g} leaves every layer as it is; ask for {change}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +93,15 @@ class Budget:
     """Bytes of the float model."""
 
     def choose(self, recipe: Recipe) -> Choice:
-        """The choice of least error within the recipe's size, or the smallest within its error; without a target, the
-        one of least error. Raises RecipeError for a target that no choice meets.
+        """The choice of least error within the recipe's size, or the smallest within its error.
+
+        Raises:
+            RecipeError: no choice meets the target.
         """
         if recipe.target_error is not None:
             return self.knapsack.within_cost(recipe.target_error**2 * self.importance)
-        sizes = {"target_gb": (recipe.target_gb, GIGABYTE), "target_share": (recipe.target_share, self.source)}
-        wanted = [(name, value, round(value * unit)) for name, (value, unit) in sizes.items() if value is not None]
-        if not wanted:
-            return self.knapsack.cheapest
-        return self._within_size(*wanted[0])
+        target = find_size_target(recipe, self.source)
+        return self.knapsack.cheapest if target is None else self._within_size(target)
 
     def point(self, total: Option) -> CurvePoint:
         return CurvePoint(
@@ -81,11 +111,8 @@ class Budget:
     def curve(self) -> tuple[CurvePoint, ...]:
         return tuple(map(self.point, self.knapsack.curve(CURVE_POINTS)))
 
-    def _within_size(self, name: str, value: float, nbytes: int) -> Choice:
+    def _within_size(self, target: SizeTarget) -> Choice:
         smallest = self.others + self.knapsack.smallest
-        if nbytes < smallest:
-            raise RecipeError(
-                f"{name} {value:g} is {nbytes / GIGABYTE:.3g} GB, and the formats allowed cannot take this model below "
-                f"{smallest / GIGABYTE:.4g} GB (a share of {smallest / self.source:.2f}); ask for more."
-            )
-        return self.knapsack.within_size(nbytes - self.others)
+        if target.nbytes < smallest:
+            raise refuse_size(target, smallest, self.source)
+        return self.knapsack.within_size(target.nbytes - self.others)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..files.tensors import is_layer
-from ..layer.layer_errors import ErrorPair, LayerErrors
+from ..layer.layer_errors import PAIRS, ErrorPair, LayerErrors
 from ..notices import Notice
 
 
@@ -29,6 +29,10 @@ class LayerReport:
     reason: str
     """Why the layer is quantized."""
     notes: tuple[Notice, ...] = ()
+    effect: float | None = None
+    """Estimated mean squared change of the model's output by the layer's error: its sensitivity times the mean squared
+    norm by which its output rows change. None if the sensitivity was not measured.
+    """
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LayerReport:
@@ -66,7 +70,11 @@ class Totals:
 
     layers: int
     kept_layers: int
+    kept_bytes: int
+    """Of the kept layers' weights."""
     other_tensors: int
+    """Norms, biases and whatever else is no layer."""
+    other_bytes: int
     bytes_before: int
     bytes_after: int
     weight: ErrorPair | None
@@ -75,3 +83,8 @@ class Totals:
     projected: ErrorPair | None
     fell_back: int
     """Layers that fell back to nearest rounding."""
+
+    @property
+    def pairs(self) -> dict[str, ErrorPair]:
+        """The pairs that were measured, by field."""
+        return {name: pair for name in PAIRS if (pair := getattr(self, name)) is not None}

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from ..notices import render
 from ..text import dimensions, markdown_table, megabytes
 from .entries import LayerReport
-from .report import TITLES, Report
+from .report import Report
+from .wording import TITLES
 
 LEGEND = "In brackets: the error of nearest rounding with the same scales."
 

@@ -181,7 +181,7 @@ def test_model_of_pack_loader_can_be_saved(unknown_loader: dict[str, Any], files
 def test_unloadable_format_is_not_quantized(unknown_loader: dict[str, Any]) -> None:
     for case, name in (("refused", "int8_blockwise"), ("refused_fallback", "int8_blockwise_64")):
         assert f"cannot be taught {name}" in unknown_loader[case]
-        assert "Quantize File" in unknown_loader[case] and "\n" not in unknown_loader[case]
+        assert "the node Quantize" in unknown_loader[case] and "\n" not in unknown_loader[case]
     assert unknown_loader["stock_layers"] == 19
 
 

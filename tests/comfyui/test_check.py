@@ -23,7 +23,7 @@ def ask(server: Server, linked: list[str] | None = None, calibration: bool = Fal
         server: The server.
         linked: Kind and name of the file that the loader at the node's input names.
         calibration: Whether a calibration is connected.
-        **values: Widgets of the node; ``file`` makes it a Quantize File.
+        **values: Widgets of the node; ``file`` makes it the node Quantize.
     """
     widgets = {"format": "int8_row", "profile": "auto", "rounding": "nearest", "upgrade": "none"} | values
     body = {"values": widgets, "file": linked, "whole": "file" in values, "calibration": calibration}
@@ -102,6 +102,44 @@ def test_checkpoint_plan_counts_diffusion_model_only(server: Server, tmp_path: P
     answer = ask(server, ["checkpoints", name])
     assert answer["plan"]["bytes_before"] == 2 * 64 * 64 * 4
     assert kinds(answer) == {("not_recognised", "info")}
+
+
+def test_auto_says_what_it_can_reach(server: Server) -> None:
+    auto = {"file": "/".join(FILE), "format": "auto", "format.formats": "int8_row, w4a8", "format.target": "none"}
+    plan = ask(server, **auto)["plan"]
+    reachable = plan["reachable"]
+    single = [plan_file(DIGITS, Recipe(format=name)).nbytes for name in ("int8_row", "w4a8")]
+    assert (reachable["smallest"], reachable["largest"]) == (min(single), max(single))
+    assert plan["bytes_after"] is None and plan["default_gb"] == pytest.approx(
+        0.6 * plan["bytes_before"] / 1e9, abs=1e-3
+    )
+    target = "format.target.target_share"
+    share = auto | {"format.target": "share", target: 0.62}
+    within = ask(server, **share)
+    assert within["plan"]["bytes_after"] == round(0.62 * within["plan"]["bytes_before"])
+    assert ("refused", "error") not in kinds(within)
+    texts = [entry["values"].get("text", "") for entry in ask(server, **share | {target: 0.3})["notices"]]
+    assert any("cannot take this model below" in text for text in texts)
+    opened = ask(server, calibration=True, **share)["plan"]["reachable"]
+    assert opened["smallest"] < reachable["smallest"], "with a calibration more layers may be quantized"
+
+
+def test_settings_without_effect_are_noted(server: Server) -> None:
+    answer = ask(server, FILE, exclude="nothing", rotation_group="64", bias_correction="measured", input_scale="mse")
+    assert answer["notices"] == [
+        notice("pattern_unmatched", setting="exclude", pattern="nothing").to_dict(),
+        notice("rotation_group_unused", option="rotation_group").to_dict(),
+        notice("needs_calibration", option="bias_correction").to_dict(),
+        notice("needs_calibration", option="input_scale").to_dict(),
+    ]
+    assert kinds(ask(server, FILE, calibration=True, bias_correction="measured", input_scale="mse")) == set()
+
+
+def test_nan_and_no_layer_left_name_the_setting(server: Server) -> None:
+    nan = {"upgrade": "mxfp8", "upgrade.max_error": float("nan")}
+    for values, word in ((nan, "max_error is nan"), ({"exclude": "."}, "the settings exclude and overrides keep")):
+        (refused,) = ask(server, file="/".join(FILE), **values)["notices"]
+        assert refused["level"] == "error" and word in refused["values"]["text"]
 
 
 def test_malformed_requests_are_refused(server: Server) -> None:

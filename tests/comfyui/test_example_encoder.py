@@ -44,7 +44,7 @@ def test_quantized_encoder_reloads_bit_for_bit(quantized: dict[str, Any], fmt: s
     assert result["layers"] == 21
     assert 0 < result["error"] < 0.05
     assert result["saved_equal"], "by Save Quantized Text Encoder"
-    assert result["file_equal"], "by Quantize File"
+    assert result["file_equal"], "by the node Quantize"
 
 
 def test_source_encoder_stays_unchanged(quantized: dict[str, Any]) -> None:

@@ -232,7 +232,7 @@ def test_quantized_model_samples_or_is_refused(started: Started) -> None:
     graph = api_format(json.loads((PACK / "examples" / "1 Quantize and sample.json").read_text(encoding="utf-8")))
     if started.install.notice:
         with pytest.raises(
-            HostError, match=r"QuantError: comfy-kitchen does not fit .* Quantize File works as it is\.\n"
+            HostError, match=r"QuantError: comfy-kitchen does not fit .* The node Quantize works as it is\.\n"
         ):
             started.server.execute(graph)
         return

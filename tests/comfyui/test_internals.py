@@ -29,7 +29,7 @@ def test_encoders_with_merged_layers_are_left_to_quantize_file(host: Host) -> No
     result = host.call("tests.comfyui.programs.internals:merge_weights", source=source)
     assert result["refusal"] == (
         "This ComfyUI has merged layers of the text encoder gemma2_2b that are separate in its file; quantize the file "
-        "with Quantize File."
+        "with the node Quantize."
     )
 
 

@@ -45,8 +45,8 @@ def test_stock_loader_lists_example_model(server: Server) -> None:
 def test_formats_and_profiles_are_offered(server: Server) -> None:
     required = server.object_info("CalibratedRoundingQuantizeModel")["input"]["required"]
     offered = [option["key"] for option in required["format"][1]["options"]]
-    assert offered[0] == "int8_convrot"
-    assert sorted(offered) == sorted([*FORMATS, "auto"])
+    assert offered[:2] == ["recommended", "int8_convrot"]
+    assert sorted(offered) == sorted([*FORMATS, "auto", "recommended"])
     assert required["profile"][1]["options"][0] == "auto"
     assert {"wan", "flux"} <= set(required["profile"][1]["options"])
     assert "t5xxl" not in required["profile"][1]["options"]

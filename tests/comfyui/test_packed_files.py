@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from calibrated_rounding.quant import Recipe, quantize_file, quantize_tensor
+from calibrated_rounding.quant import InputStatistics, Recipe, quantize_file, quantize_tensor
 from calibrated_rounding.quant.formats import FORMATS, GroupedFormat
 from calibrated_rounding.tools.comfyui import Host, HostError, example_model
 from safetensors.torch import load_file
@@ -83,6 +83,28 @@ def test_nearest_is_what_comfyui_quantizes_to(host: Host, fmt: str) -> None:
     del ours["comfy_quant"]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(bytes_of(ours[key]), bytes_of(theirs[key])) for key in ours)
+
+
+@pytest.mark.parametrize("method", ["off", "absmax"])
+def test_nvfp4_layer_multiplies_inputs_as_judged(
+    host: Host, inputs: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    """Inputs and weights in 4 bits, as cards with NVFP4 units compute them; with a static input scale and without."""
+    layer, fmt = "blocks.0.ffn.2", FORMATS["nvfp4"]
+    rows = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 8, 64)[:, None]
+    path, known = tmp_path / "nvfp4.safetensors", {layer: InputStatistics(absmax=float(rows.abs().max()) / 2)}
+    quantize_file(
+        example_model("digits_wan.safetensors"), path, Recipe(format="nvfp4", input_scale=method), statistics=known
+    )
+    function = "tests.comfyui.programs.load_files:run_layer_with_nvfp4_units"
+    result = host.call(function, path=path, layer=layer, rows=rows, **inputs)
+    assert result["warnings"] == []
+    tensors = {name.removeprefix(f"{layer}."): t for name, t in load_file(path).items() if name.startswith(f"{layer}.")}
+    scale = float(tensors["input_scale"]) if method != "off" else None
+    assert result["input_scale"] == scale
+    expected = fmt.round_inputs(rows, scale) @ fmt.read(tensors).T + tensors["bias"].float()
+    torch.testing.assert_close(result["outputs"].float(), expected, rtol=0.02, atol=0.02 * float(expected.std()))
+    assert bool(result["latents"].isfinite().all())
 
 
 @EVERY_FORMAT

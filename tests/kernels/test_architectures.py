@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibrated_rounding.kernels.cases import ProductOutputs
 from calibrated_rounding.kernels.eager.groups import GroupGrid
 from calibrated_rounding.kernels.eager.ldlq import ColumnBlock
 from calibrated_rounding.kernels.tables import KernelConfig
@@ -97,8 +98,12 @@ def test_largest_tile_fits_and_spills_little(arch: int, backend: str) -> None:
 @pytest.mark.parametrize("arch", QUANTIZED_SPILLS)
 def test_block_products_quantize_their_results_in_registers(arch: int) -> None:
     a, a_scale, b, b_scale = operands(4608, 3072, 256, 128)
+    outputs = ProductOutputs(dtype=torch.float32, bias=torch.float32, quantized=True)
+    shape = GemmShape(m=4608, n=3072, k=256, block=128)
     with PretendDriver(arch) as gpu:
-        product.gemm_quant(a, a_scale, b, b_scale, torch.ones(3072), 128, "triton_v2")
+        config = product.choose_product("triton_v2", shape, outputs, a.device)
+        assert config is not None
+        product.gemm_quant(config, a, a_scale, b, b_scale, torch.ones(3072), 128)
     (launch,) = gpu.launches
     assert launch.constants["QUANTIZE"] and launch.constants["ROWS"] == 128
     assert launch.shared <= SHARED[arch]

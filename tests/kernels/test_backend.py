@@ -36,7 +36,7 @@ def test_selection_ends_with_its_block() -> None:
 
 def test_unknown_name_is_refused() -> None:
     before = backend.get_kernel_backend()
-    with pytest.raises(KernelError, match=r"'cuda'.*auto, triton, triton_v2, eager"):
+    with pytest.raises(KernelError, match=r"'cuda'.*auto, triton, triton_v2, eager, reference"):
         backend.set_kernel_backend("cuda")
     assert backend.get_kernel_backend() == before
 
@@ -51,7 +51,7 @@ def test_missing_triton_warns_or_raises(monkeypatch: pytest.MonkeyPatch, caplog:
     for _ in range(2):
         assert not backend.runs_triton("auto", on_gpu())
     assert [record.message for record in caplog.records] == [
-        "INT8 products on cuda:0 run without Triton, slowly: Triton is not installed."
+        "INT8 products on cuda:0 run without Triton, in PyTorch: Triton is not installed."
     ]
     with pytest.raises(KernelError, match="cannot run: Triton is not installed; choose auto or eager"):
         backend.runs_triton("triton", on_gpu())

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
 
 
@@ -30,6 +32,14 @@ def test_nothing_is_measured_without_gpu(tmp_path: Path) -> None:
     assert [row["case"] for row in document["rows"]][-1] == "WAN 14B ffn out 5120x13824, M 4608"
     assert len(document["rows"]) == 6
     assert all(row["value"] is None and row["unit"] == "not measured: no CUDA device" for row in document["rows"])
+
+
+def test_host_time_is_measured_without_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    _, document = run(tmp_path, "--host", "--rounds", "1")
+    values = {row["metric"]: row["value"] for row in document["rows"]}
+    assert 0 < values["plain linear layer of 1 x 1"] < values["its custom op alone"]
+    assert [row["target"] for row in document["rows"] if row["metric"] == "linear layer, block-wise"] == [80.0]
 
 
 def test_smoke_run_compares_every_output(tmp_path: Path) -> None:

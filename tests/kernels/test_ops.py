@@ -29,6 +29,8 @@ CALLS = {
     "int8_gemm_quant": (OPS.int8_gemm_quant, (*PRODUCTS[64], 64)),
     "int8_addmm_quant": (OPS.int8_addmm_quant, (BIAS, *PRODUCTS[None], None)),
     "int8_gelu": (OPS.int8_gelu, (*QUANTIZED, 64, "tanh")),
+    "block_linear": (OPS.block_linear, (X[None], *ops.weight_quant(W, 64), BIAS, 64)),
+    "block_linear without bias": (OPS.block_linear, (X, *ops.weight_quant(W, 64), None, 64)),
     "rotate_quant": (OPS.rotate_quant, (values(3, 128), 64)),
 }
 
@@ -94,6 +96,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "overflow": lambda: ops.int8_gemm(
         *2 * (torch.zeros(1, 131_072, dtype=torch.int8), torch.ones(1, 1)), None, torch.float32
     ),
+    "\\[3, 64\\] and \\[40, 70\\]": lambda: ops.block_linear(X[:, :64], *ops.weight_quant(W, 64), None, 64),
     "does not divide": lambda: ops.rotate_quant(X, 16),
     "Rotation group 32": lambda: ops.rotate_quant(X, 32),
     "'fast'": lambda: ops.int8_gelu(*QUANTIZED, 64, "fast"),

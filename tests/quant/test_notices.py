@@ -10,7 +10,7 @@ from calibrated_rounding.quant.notices import LEVELS, TEMPLATES, Notice, notice,
 
 def test_notice_renders_its_values() -> None:
     assert render(notice("padded", rows=64, columns=96)) == "padded to 64 x 96"
-    assert render(notice("format_chosen", candidates=["a (1)", "b (2)"])) == "chosen among a (1), b (2)"
+    assert render(notice("format_chosen", candidates=["a (1)", "b (2)"])) == "chosen for the target, of a (1), b (2)"
 
 
 def test_values_with_braces_render_as_they_are() -> None:

@@ -41,7 +41,7 @@ def test_user_quantizes_and_saves_model(site: Site) -> None:
     assert {(panel["height"], panel["place"], panel["node"]) for panel in seen} == {
         (before["height"], before["place"], before["node"])
     }, "nothing may jump"
-    path = Path(site.read_panel(save)["words"].replace("\n", ""))
+    path = Path(site.read_panel(save)["files"][0])
     assert path.is_file() and path.is_relative_to(site.server.output)
 
     check_report(site, quantize)
@@ -60,7 +60,10 @@ def check_report(site: Site, node: int) -> None:
     assert rows.count() == LAYERS == dialog.locator("circle").count()
 
     dialog.get_by_role("button", name="Weight error", exact=True).click()
-    errors = [float(text) for text in dialog.locator(".calro-layers tbody tr td:nth-child(6)").all_inner_texts()]
+    errors = [
+        float(text.removesuffix("%"))
+        for text in dialog.locator(".calro-layers tbody tr td:nth-child(6)").all_inner_texts()
+    ]
     assert errors == sorted(errors, reverse=True)
 
     dialog.locator("svg").focus()
@@ -101,7 +104,7 @@ def test_search_finds_nodes_by_title(site: Site) -> None:
     kinds = {
         "Quantize Model": "CalibratedRoundingQuantizeModel",
         "Save Quantized Model": "CalibratedRoundingSaveModel",
-        "Quantize File": "CalibratedRoundingQuantizeFile",
+        "Quantize": "CalibratedRoundingQuantizeFile",
     }
     for title in kinds:
         site.add(title)

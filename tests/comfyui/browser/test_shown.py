@@ -1,4 +1,4 @@
-"""More of the panels and the report: error against size, text encoders, Quantize File, narrow nodes."""
+"""More of the panels and the report: error against size, text encoders, Quantize, narrow nodes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_calibrated_text_encoder_shows_w8a8_error(site: Site) -> None:
     dialog = site.open_report(quantize)
     report = json.loads(download(site, dialog, "JSON"))
     pair = report["totals"]["output_w8a8"]
-    assert facts[:3] == ["Output error (W8A8)", f"nearest {pair['nearest']:.4f}", f"{pair['error']:.4f}"]
+    assert facts[:3] == ["Output error (W8A8)", f"nearest {pair['nearest']:.2%}", f"{pair['error']:.2%}"]
     worst = max(report["layers"], key=lambda layer: layer["errors"]["output_w8a8"]["error"])
     assert worst["name"] in facts, "the W8A8 error decides which layer is worst"
     head, *rows = csv.reader(download(site, dialog, "CSV").splitlines())
@@ -67,7 +67,7 @@ def test_calibrated_text_encoder_shows_w8a8_error(site: Site) -> None:
         layer["errors"]["output_w8a8"]["error"] for layer in report["layers"]
     ]
     check_table_fits(site, dialog)
-    path = Path(site.read_panel(save)["words"].replace("\n", ""))
+    path = Path(site.read_panel(save)["files"][0])
     assert path.is_file() and path.is_relative_to(site.server.output)
 
 
@@ -107,9 +107,9 @@ def test_quantize_file_shows_full_panel(site: Site) -> None:
     running = site.watch(node, lambda panel: panel["phase"] == "running" and panel["bars"] > 2)[-1]
     assert {"Layers", "Time left", "Saved"} <= set(running["facts"].split("\n"))
     done = site.watch_until(node, "done")[-1]
-    assert done["title"].startswith("Done in ") and {"Size", "Weight error", "Worst", "Slowest"} <= set(
-        done["facts"].split("\n")
-    )
+    facts = done["facts"].split("\n")
+    assert done["title"].startswith("Done in ") and {"Size", "Layers", "Kept layers"} <= set(facts)
+    assert "Weight error" not in facts and "not measured: needs a calibration" in facts
     site.screenshot("file")
     path = Path(done["notices"].strip())
     assert path.is_file() and path.is_relative_to(site.server.output), "the node must say where the file is"
@@ -127,7 +127,7 @@ def test_narrow_node_is_readable(site: Site, chain: tuple[int, int, int]) -> Non
     site.screenshot("narrow")
     assert site.call("listCutOff", quantize) == []
     assert site.panel(quantize).query_selector("button").is_enabled()
-    path = Path(site.read_panel(save)["words"].replace("\n", ""))
+    path = Path(site.read_panel(save)["files"][0])
     assert path.is_file()
 
 

@@ -92,6 +92,7 @@ def lose_symbols(source: str, table: Tensor) -> dict[str, Any]:
 
 def ask_devices() -> dict[str, Any]:
     """Whether formats are emulated: on a device without INT8, where ComfyUI can tell, and without these functions."""
+    from calibrated_rounding.nodes.host import machine
     from calibrated_rounding.nodes.page import check
     from calibrated_rounding.quant.formats import FORMATS
 
@@ -99,7 +100,7 @@ def ask_devices() -> dict[str, Any]:
         return [name for name, fmt in FORMATS.items() if check.is_emulated(fmt)]
 
     management = SimpleNamespace(get_torch_device=lambda: torch.device("cpu"))
-    check.comfy = SimpleNamespace(model_management=management)
+    machine.comfy = SimpleNamespace(model_management=management)
     none_known = emulated()
     management.supports_int8_compute = lambda device: False
     return {"none known": none_known, "no int8": emulated()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
+import comfy_kitchen
 import folder_paths
 import nodes
 import torch
@@ -33,6 +35,42 @@ def sample_where_cuda_refuses(path: str, table: Tensor) -> dict[str, Any]:
     torch.nn.functional.scaled_mm = _refusing(torch.nn.functional.scaled_mm)  # PyTorch 2.10 and later
     model, _ = load_unet(path)
     return {"latents": sample(model, table, seed=0)}
+
+
+def run_layer_with_nvfp4_units(path: str, layer: str, rows: Tensor, table: Tensor) -> dict[str, Any]:
+    """Load a file as on a card that multiplies NVFP4; run one of its layers, and sample the model."""
+    comfy.model_management.supports_nvfp4_compute = lambda device=None: True
+    comfy_kitchen.scaled_mm_nvfp4 = _multiply_nvfp4
+    model, warnings = load_unet(path)
+    module = model.model.diffusion_model.get_submodule(layer)
+    with torch.inference_mode():
+        outputs = module(rows)
+    return {
+        "warnings": warnings,
+        "input_scale": getattr(module, "input_scale", None),
+        "outputs": outputs,
+        "latents": sample(model, table, seed=0),
+    }
+
+
+def _multiply_nvfp4(
+    a: Tensor,
+    b: Tensor,
+    *,
+    tensor_scale_a: Tensor,
+    tensor_scale_b: Tensor,
+    block_scale_a: Tensor,
+    block_scale_b: Tensor,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """The product of 4-bit operands, which torch does not compute on a CPU."""
+    scales = ((tensor_scale_a, block_scale_a), (tensor_scale_b, block_scale_b))
+    rows, weight = (
+        comfy_kitchen.dequantize_nvfp4(codes, *scale, torch.float32)
+        for codes, scale in zip((a, b), scales, strict=True)
+    )
+    return torch.nn.functional.linear(rows, weight, None if bias is None else bias.float()).to(out_dtype)
 
 
 def _refusing(product: Callable[..., Tensor]) -> Callable[..., Tensor]:

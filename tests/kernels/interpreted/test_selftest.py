@@ -12,13 +12,13 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "SHAPES", ((17, 129, 136),))
-    monkeypatch.setattr(selftest, "ROUNDS", 1)
+    monkeypatch.setattr(selftest, "race", lambda calls, rounds, device: {"kernel": 1.0})
 
 
 def test_kernels_agree_with_their_references() -> None:
     outcomes = [selftest.check(case, CPU) for case in selftest.list_cases(CPU)]
     assert [outcome for outcome in outcomes if outcome.problem is not None] == []
-    assert len(outcomes) == 17 and all(outcome.ms is not None for outcome in outcomes)
+    assert len(outcomes) == 19 and all(outcome.ms is not None for outcome in outcomes)
 
 
 def test_wrong_and_failing_kernels_are_named() -> None:

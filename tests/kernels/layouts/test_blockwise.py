@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from calibrated_rounding.kernels import layouts, ops
+from calibrated_rounding.kernels.backend import kernel_backend
 from calibrated_rounding.kernels.layouts import NAME, BlockWiseINT8Layout, operations
 from calibrated_rounding.quant import Recipe, quantize_tensor
 from comfy_kitchen.tensor import QuantizedTensor, base, get_layout_class
@@ -79,15 +80,17 @@ def test_quantizes_as_the_engine_does(block: int) -> None:
     block=st.sampled_from([64, 128]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     bias=st.booleans(),
+    integer=st.booleans(),
 )
 def test_product_matches_dequantized_weight(
-    rows: int, columns: int, tokens: int, block: int, dtype: torch.dtype, bias: bool
+    rows: int, columns: int, tokens: int, block: int, dtype: torch.dtype, bias: bool, integer: bool
 ) -> None:
+    """In INT8 (`reference`) inputs are rounded; without Triton they keep their precision."""
     weight, x = quantized(randn(rows, columns, dtype=dtype), block), randn(tokens, columns, seed=1, dtype=dtype)
     added = randn(rows, seed=2, dtype=dtype) if bias else None
-    result = linear(x, weight, added)
-    codes, scale = ops.act_quant(x, block)
-    wide = ops.act_dequant(codes, scale, block, torch.float32)
+    with kernel_backend("reference" if integer else "auto"):
+        result = linear(x, weight, added)
+    wide = ops.act_dequant(*ops.act_quant(x, block), block, torch.float32) if integer else x.float()
     floats = weight.dequantize().float()
     expected = linear(wide, floats, None if added is None else added.float())
     assert result.dtype == dtype

@@ -12,6 +12,7 @@ from calibrated_rounding.quant.calibration.collector import Collector
 from calibrated_rounding.quant.calibration.file import DIGEST_KEY
 from calibrated_rounding.quant.calibration.statistics import fingerprint
 from calibrated_rounding.quant.errors import CheckpointError
+from calibrated_rounding.quant.notices import notice
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -74,6 +75,14 @@ def test_summary_names_missing_layers(calibration: Calibration) -> None:
     assert "Not recorded: 2 layers" in text and "(net.idle, other.idle)" in text
     assert "Sensitivity measured of 1 of 2 layers; not of net.q" in text
     assert "Not recorded" not in replace(calibration, unrecorded=()).summary()
+
+
+def test_thin_calibration_names_rows_needed(calibration: Calibration) -> None:
+    assert calibration.warnings() == []
+    samples = {name: replace(sample, rows=torch.zeros(6, 4)) for name, sample in calibration.samples.items()}
+    thin = replace(calibration, samples=samples)
+    assert thin.warnings() == [notice("calibration_thin", layers=2, total=2, rows=6, needed=8)]
+    assert "too thin: 2 of 2 layers have fewer than 8 rows (6 at the fewest)" in thin.summary()
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -43,3 +43,30 @@ def test_impossible_settings_give_one_line(run: Run, tiny_path: Path, words: tup
     ran = run("-i", tiny_path, *words)
     assert ran.code == 1
     assert message in ran.error
+
+
+def test_dry_run_says_what_auto_can_reach(run: Run, digits_path: Path) -> None:
+    words = ("-i", digits_path, "--dry-run", "--format", "auto", "--formats", "int8_row,w4a8")
+    free = run(*words).out.splitlines()
+    assert free[1].split()[2:5] == ["auto", "0.13", "-"]
+    assert "wan: auto chooses the formats of 19 layers in the run, by measurement." in free
+    assert "From 4.45 MB it can reach 2.40 to 3.03 MB." in free
+    limited = run(*words, "--target_share", 0.6).out
+    assert "it can reach 2.40 to 4.45 MB; the target is at most 2.67 MB." in limited
+    refused = run(*words, "--target_share", 0.3)
+    assert refused.code == 1 and "cannot take this model below" in refused.err
+
+
+def test_unused_settings_and_patterns_are_said(run: Run, tiny_path: Path) -> None:
+    ran = run(
+        "-i", tiny_path, "--exclude", "nothing", "--input-scale", "mse", "--rotation-group", 64, "--format", "int8_row"
+    )
+    assert ran.code == 0
+    assert "note: --input-scale has no effect without a calibration." in ran.err
+    assert "note: --rotation-group has no effect" in ran.err
+    assert "exclude: nothing matches no layer of this model" in ran.out
+
+
+def test_nan_is_refused(run: Run, tiny_path: Path) -> None:
+    ran = run("-i", tiny_path, "--target_error", "nan")
+    assert ran.code == 1 and "target_error is nan; it must be a number above 0" in ran.err

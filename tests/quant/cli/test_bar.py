@@ -50,7 +50,7 @@ def test_terminal_bar_shows_error_and_time(monkeypatch: pytest.MonkeyPatch) -> N
     frames = sys.stderr.getvalue().split("\r")
     final = next(frame for frame in reversed(frames) if "%" in frame)
     assert " 50% |" in final
-    assert "2/4, l2 error 0.0125" in final
+    assert "2/4, l2 error 1.25%" in final
     assert " < 00:00" in final, "as much time is left as went by, which is less than a second"
 
 
@@ -61,7 +61,7 @@ def test_log_gets_ten_lines_at_most(capsys: pytest.CaptureFixture[str]) -> None:
             report(Progress(done=done, total=1000, weights_done=done, weights_total=1000, last=state(1).last))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("%")[0].strip() for line in lines] == [str(10 * i) for i in range(1, 11)]
-    assert all("s left" in line and "l1 error 0.0125" in line for line in lines)
+    assert all("s left" in line and "l1 error 1.25%" in line for line in lines)
 
 
 def test_quiet_is_no_callback(capsys: pytest.CaptureFixture[str]) -> None:

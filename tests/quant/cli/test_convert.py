@@ -68,9 +68,9 @@ def test_run_prints_result(run: Run, digits_path: Path, tmp_path: Path) -> None:
     ran = run("-i", digits_path, "-o", tmp_path / "q.safetensors", "--wan")
     assert ran.out.splitlines() == [
         f"{tmp_path / 'q.safetensors'}: 3.03 MB, 68% of 4.45 MB",
+        "19 layers quantized, 7 kept (1.51 MB), norms and biases 0.06 MB",
         "wan: 19 layers in int8_convrot",
-        "7 layers kept (1.51 MB); norms and biases 0.06 MB",
-        "weight error 0.0070",
+        "weight error 0.70% (of the weights alone: the output needs a calibration)",
         ran.out.splitlines()[-1],
     ]
     assert ran.out.endswith("s. Next: Load Diffusion Model reads it from models/diffusion_models.\n")

@@ -37,14 +37,14 @@ def lines(*layers: LayerReport, kept: list[KeptReport] | None = None, profile: s
 
 def test_output_error_is_the_headline() -> None:
     result = lines(layer(output_w8a8=ErrorPair(0.03, 0.05), fell_back=True), layer(output_w8a8=ErrorPair(0.03, 0.05)))
-    assert "output error (W8A8) 0.0300, 40% below nearest's 0.0500" in result
+    assert "output error (W8A8) 3.00%, 40% closer than nearest (5.00%)" in result
     assert "1 layer fell back to nearest" in result
     assert not any("weight error" in line for line in result)
 
 
 def test_projected_error_is_the_headline_of_svd() -> None:
     result = lines(layer(projected=ErrorPair(0.001, 0.002)))
-    assert "projected error 0.0010, 50% below nearest's 0.0020" in result
+    assert "projected error 0.10%, 50% closer than nearest (0.20%)" in result
 
 
 @pytest.mark.parametrize(

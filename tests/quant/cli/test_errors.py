@@ -178,7 +178,7 @@ SETTINGS = {
     "--exclude_layers a(": ("'a('", "regular expression"),
     "--override a(=mxfp8": ("'a('", "regular expression"),
     "--override a=int9": ("int9",),
-    "--exclude_layers .": ("generic", "no layer"),
+    "--exclude_layers .": ("exclude", "No layer"),
     "--optimizer sgd": ("sgd", "prodigy"),
     "--top_p 2": ("top_p",),
     "--num_iter 0": ("iterations",),

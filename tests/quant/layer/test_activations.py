@@ -48,6 +48,16 @@ def test_fp8_inputs_saturate_without_a_static_scale() -> None:
     torch.testing.assert_close(fmt.round_inputs(rows, 64.0), rows, rtol=0.07, atol=64.0)
 
 
+@pytest.mark.parametrize("scale", [None, 1e-4, 3e-3])
+def test_nvfp4_inputs_are_scaled_as_comfy_kitchen_does(scale: float | None) -> None:
+    """Without a static scale, by the largest input; with one, larger inputs saturate."""
+    rows = drawn(width=64)
+    used = torch.tensor(scale) if scale else rows.abs().amax() / (448.0 * 6.0)
+    codes, scales = host.quantize_nvfp4(rows, used)
+    wanted = host.dequantize_nvfp4(codes, used, scales, torch.float32)
+    torch.testing.assert_close(FORMATS["nvfp4"].round_inputs(rows, scale), wanted, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_full_precision_keeps_inputs_in_float(name: str) -> None:
     inputs = InputRows.prepare(drawn(), 256, FORMATS[name], None, full_precision=True)

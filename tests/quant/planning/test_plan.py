@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from calibrated_rounding.quant import InputStatistics, ProfileError, Recipe
@@ -172,8 +174,30 @@ def test_keep_dtype_casts_floats_only() -> None:
 
 
 def test_nothing_to_quantize_is_an_error() -> None:
-    with pytest.raises(ProfileError, match="generic"):
+    with pytest.raises(ProfileError, match="nothing to quantize"):
         make_plan(specs({"norm.weight": (8,)}), Recipe())
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "words"),
+    [
+        ((64, 64), {"exclude": (".",)}, "the settings exclude and overrides keep 2 of 2 layers"),
+        ((64, 64), {"heuristics": True}, "the setting heuristics keeps 2 of 2 layers"),
+        ((64, 63), {"format": "int8_blockwise"}, "int8_blockwise cannot take 2 of 2 layers"),
+    ],
+)
+def test_no_layer_left_names_the_setting(shape: tuple[int, int], settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ProfileError, match=f"No layer would be quantized: {words}"):
+        make_plan(specs({"a.weight": shape, "b.weight": shape}), Recipe(**settings))
+
+
+def test_unmatched_patterns_are_noted() -> None:
+    recipe = Recipe(exclude=("^a$", "nothing"), overrides=(("b", "mxfp8"), ("norm", "bfloat16")))
+    plan = make_plan(specs({"a.weight": (64, 64), "b.weight": (64, 64), "norm.weight": (64,)}), recipe)
+    assert plan.warnings == (
+        notice("pattern_unmatched", setting="exclude", pattern="nothing"),
+        notice("pattern_unmatched", setting="overrides", pattern="norm"),
+    )
 
 
 def test_e5m2_is_always_marked_full_precision() -> None:
@@ -187,9 +211,10 @@ def test_full_precision_is_in_the_marker() -> None:
     assert plan.markers["ballast"].full_precision_matrix_mult is True
 
 
-def test_input_scale_only_where_measured_and_taken() -> None:
+@pytest.mark.parametrize("fmt", ["fp8", "nvfp4"])
+def test_input_scale_only_where_measured_and_taken(fmt: str) -> None:
     tensors = specs({"a.weight": (64, 64), "b.weight": (64, 64)})
-    plan = make_plan(tensors, Recipe(format="fp8", input_scale="absmax"), {"a": InputStatistics(absmax=1.0)})
+    plan = make_plan(tensors, Recipe(format=fmt, input_scale="absmax"), {"a": InputStatistics(absmax=1.0)})
     assert "a.input_scale" in plan.layout
     assert "b.input_scale" not in plan.layout
     assert (

@@ -44,15 +44,20 @@ def total_error(report: Report) -> float:
     return report.precision.chosen.error
 
 
-def test_auto_without_target_takes_closest_formats(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
-    names = ("int8_row", "int8_convrot", "float8_e4m3fn")
-    single = {name: quantize_state_dict(digits, Recipe(format=name), statistics=known)[1] for name in names}
-    errors = {n: {layer.name: layer.errors.primary.error for layer in report.layers} for n, report in single.items()}
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [(("int8_tensor", "int8_row"), "int8_row"), (("float8_e4m3fn", "mxfp8"), "float8_e4m3fn")],
+)
+def test_auto_takes_other_formats_where_surely_better(
+    names: tuple[str, str], chosen: str, digits: Tensors, known: Mapping[str, InputStatistics]
+) -> None:
+    """Scales of rows are better in every layer; MXFP8 seems up to 3 % better in some layers, and worse in others."""
+    first, second = (quantize_state_dict(digits, Recipe(format=name), statistics=known)[1] for name in names)
+    ratios = [b.errors.primary.error / a.errors.primary.error for a, b in zip(first.layers, second.layers, strict=True)]
+    assert min(ratios) < 0.98
     _, report = quantize_state_dict(digits, Recipe(format="auto", formats=names), statistics=known)
-    assert [layer.name for layer in report.layers] == [layer.name for layer in single["int8_row"].layers]
-    for layer in report.layers:
-        assert layer.errors.primary.error == min(errors[name][layer.name] for name in names)
-        assert layer.format == min(names, key=lambda name: errors[name][layer.name])
+    assert [layer.name for layer in report.layers] == [layer.name for layer in first.layers]
+    assert {layer.format for layer in report.layers} == {chosen}
 
 
 @pytest.mark.parametrize("share", [0.6, 0.68, 0.8])
@@ -117,17 +122,22 @@ def test_without_inputs_the_weights_errors_decide(digits: Tensors) -> None:
     assert "weight error" in report.table()
 
 
-def test_best_rotation_is_chosen_by_layer(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
-    groups = (256, 64, 16)
-    fixed = [
-        quantize_state_dict(digits, Recipe(format="int8_convrot", rotation_group=g), statistics=known)[1]
-        for g in groups
-    ]
-    fixed.append(quantize_state_dict(digits, Recipe(format="int8_row"), statistics=known)[1])
+def test_rotation_stays_where_none_is_surely_better(digits: Tensors, known: Mapping[str, InputStatistics]) -> None:
+    def errors(**settings: object) -> list[float]:
+        report = quantize_state_dict(digits, Recipe(**settings), statistics=known)[1]  # type: ignore[arg-type]
+        return [layer.errors.primary.error for layer in report.layers]
+
+    default, *others = (errors(format="int8_convrot", rotation_group=group) for group in (256, 64, 16))
     report = quantize_state_dict(digits, Recipe(format="int8_convrot", rotation_group="auto"), statistics=known)[1]
-    for layer, *others in zip(report.layers, *(other.layers for other in fixed), strict=True):
-        assert layer.errors.primary.error == min(other.errors.primary.error for other in others)
+    for layer, before, *after in zip(report.layers, default, *others, strict=True):
+        error = layer.errors.primary.error
+        assert error == before if layer.group == 256 else error < 0.99 * before
+        assert error < 0.9 * before or min(after) > 0.85 * before
         assert layer.notes[-1].kind == "rotation_chosen"
+    assert any(
+        layer.group == 256 and min(after) < before
+        for layer, before, *after in zip(report.layers, default, *others, strict=True)
+    )
 
 
 def test_file_and_report_name_chosen_formats(

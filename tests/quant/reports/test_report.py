@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,10 +90,10 @@ def test_invalid_report_is_refused(damage: dict[str, Any]) -> None:
 
 def test_the_summary_leads_with_the_output_error() -> None:
     plain = report(layer("a"), kept=[kept("b.weight", (1, 1)), kept("a.bias", (1,)), kept("c", (1,))]).summary()
-    assert plain.startswith("flux: 1 layer quantized, 1 layer and 2 other tensors kept, ")
-    assert "weight error 0.0100" in plain and "output error" not in plain
+    assert plain.startswith("flux: 1 layer quantized, 1 kept (0.00 MB), norms and biases 0.00 MB, ")
+    assert "weight error 1.00% (of the weights alone: " in plain and "output error" not in plain
     calibrated = report(layer("a", output_w8a8=ErrorPair(0.0312, 0.05), fell_back=True)).summary()
-    assert "output error (W8A8) 0.0312 (nearest 0.0500), weight error 0.0100, 1 fell back to nearest" in calibrated
+    assert "output error (W8A8) 3.12%, 38% closer than nearest (5.00%), 1 fell back to nearest" in calibrated
 
 
 def test_the_table_shows_nearest_only_beside_other_rounding() -> None:
@@ -100,7 +101,16 @@ def test_the_table_shows_nearest_only_beside_other_rounding() -> None:
     assert nearest.split() == ["layer", "shape", "format", "MB", "weight", "error", "dB", "notes"]
     learned = report(layer("a", output_w8a16=ErrorPair(0.1, 0.2)), layer("b")).table().splitlines()
     assert learned[0].count("nearest") == 2 and "output error (W8A16)" in learned[0]
-    assert "0.10000  0.20000" in learned[1] and learned[2].split()[-2:] == ["-", "-"]
+    assert "10.000%  20.000%" in learned[1] and learned[2].split()[-2:] == ["-", "-"]
+
+
+def test_sensitivities_show_as_shares_of_the_effect() -> None:
+    measured = report(replace(layer("a"), effect=0.3), replace(layer("b"), effect=0.1), layer("c"))
+    assert measured.share_effects() == pytest.approx({"a": 0.75, "b": 0.25})
+    head, *lines = measured.table().splitlines()
+    assert "effect on the picture" in head
+    assert [line.split()[-1] for line in lines[:3]] == ["75.0%", "25.0%", "-"]
+    assert "effect" not in report(layer("a")).table()
 
 
 def test_warnings_of_layers_are_grouped_by_text() -> None:

@@ -25,6 +25,10 @@ window.packPage = (() => {
     setView: (offset) => Object.assign(window.app.canvas.ds, { scale: 1, offset }),
     countNodes: () => graph().nodes.length,
     hasNodes: (count) => graph().nodes.length === count,
+    nodesOf: (type) =>
+      graph()
+        .nodes.filter((entry) => entry.type === type)
+        .map(({ id }) => Number(id)),
     nodeTypes: () => graph().nodes.map((entry) => entry.type),
     nodeTitles: () => graph().nodes.map((entry) => entry.title),
     lastNode: () => ({ id: Number(lastNode().id), place: [...lastNode().pos] }),
@@ -45,10 +49,15 @@ window.packPage = (() => {
       node(id).setSize([width, node(id).size[1]]);
       graph().setDirtyCanvas(true, true);
     },
+    setMode: (id, mode) => {
+      node(id).mode = mode;
+    },
     setWidget: (id, name, value) => {
       widget(id, name).value = value;
       widget(id, name).callback?.(value);
     },
+    widgetValue: (id, name) => widget(id, name).value,
+    widgetOffers: (id, name, value) => (widget(id, name).options?.values ?? []).includes(value),
     widgetIs: (id, name, value) => widget(id, name).value === value,
 
     // Places on the page, in pixels, and in the graph
@@ -83,18 +92,25 @@ window.packPage = (() => {
     panelIsNarrower: (id, width) => panel(id).offsetWidth < width && panel(id).offsetWidth > width - 60,
     readPanel: (id) => {
       const element = panel(id);
-      if (!element) return { phase: "absent", title: "", facts: "", notices: "", words: "", bars: 0 };
+      if (!element) return { phase: "absent", title: "", facts: "", notices: "", words: "", files: [], bars: 0 };
       return {
         phase: element.dataset.phase,
         title: textOf(element, ".calro-head"),
         facts: textOf(element, ".calro-facts"),
         notices: textOf(element, ".calro-notices"),
         words: textOf(element, ".calro-words"),
+        files: [...element.querySelectorAll(".calro-file .calro-tail")].map((part) => part.title),
         bars: (element.querySelector("svg")?.innerHTML.match(/M/g) ?? []).length,
         height: element.offsetHeight,
         place: element.offsetTop,
         node: node(id).size[1],
       };
+    },
+    /** Press the button of a panel with this label; false where there is none. */
+    pressIn: (id, label) => {
+      const found = [...panel(id).querySelectorAll("button")].find((entry) => entry.textContent === label);
+      found?.click();
+      return Boolean(found);
     },
     /** HTML of the parts of a panel whose content is wider than they are. */
     listOverflowing: (id) =>

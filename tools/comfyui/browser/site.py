@@ -149,7 +149,9 @@ class Site:
             self.page.locator(f'[data-node-id="{node}"]').get_by_role("combobox", name=label).click()
             self.page.get_by_role("option", name=value, exact=True).click()
         else:
-            self.page.mouse.click(*self.call("toPage", self.call("widgetPlace", node, name)))
+            place = self.call("toPage", self.call("widgetPlace", node, name))
+            self.page.mouse.move(place[0] + 4, place[1])  # the canvas learns by it what is under the pointer
+            self.page.mouse.click(*place)
             entry = re.compile(rf"^\s*{re.escape(value)}\s*$")
             self.page.locator(".litecontextmenu .litemenu-entry").filter(has_text=entry).click()
         self.wait("widgetIs", node, name, value)
@@ -220,6 +222,10 @@ class Site:
     def panel(self, node: int) -> Any:
         """Playwright's handle of a panel."""
         return self.page.evaluate_handle(CALL, ["panel", [node]]).as_element()
+
+    def panel_button(self, node: int, label: str) -> None:
+        """Press a button of a panel; on the canvas the panel may lie below others."""
+        self.page.wait_for_function("([panel, label]) => window.packPage.pressIn(panel, label)", arg=[node, label])
 
     def wait_for_complaints(self, count: int) -> list[str]:
         """Wait until there are as many complaints; returns all of them."""

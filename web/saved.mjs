@@ -1,0 +1,73 @@
+// Files that a node has written: their lines, and what can be done with one: copy its path, or load it in this graph.
+
+import { app } from "../../scripts/app.js";
+import { h, tail } from "./dom.mjs";
+import { bytes, text } from "./text.mjs";
+
+const GAP = 40; // pixels between a node and the loader that is added beside it
+const SAID = 1500; // milliseconds that a button says what it has done
+
+/** files: [{path, nbytes, loader}] (nodes/page/saved.py). node: the node that wrote them. */
+export function fileLines(files, node) {
+  return files.flatMap((file) => [
+    h("div", { class: "calro-file" }, tail(file.path), h("b", {}, bytes(file.nbytes))),
+    h("div", { class: "calro-buttons" }, ...buttons(file, node)),
+  ]);
+}
+
+function buttons({ path, loader }, node) {
+  const copy = button(text("copy_path"), text("copy_path_help"), () => copyText(path));
+  if (!loader) return [copy];
+  const title = text("add_loader_help", { file: loader.value });
+  return [copy, button(text("add_loader"), title, () => addLoader(node, loader))];
+}
+
+/** A button that says for a moment that it has worked. */
+export function button(label, title, act) {
+  const said = () => {
+    element.textContent = text("button_done");
+    setTimeout(() => (element.textContent = label), SAID);
+  };
+  const element = h("button", { type: "button", title, onclick: async () => (await act()) !== false && said() }, label);
+  return element;
+}
+
+/** The clipboard is only given to pages from this machine or over https; elsewhere the old way still works. */
+export async function copyText(words) {
+  if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(words);
+  const area = h("textarea", { style: "position: fixed; opacity: 0" });
+  area.value = words;
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  return copied;
+}
+
+/** Fetch the lists of files again, as the key R does, so that loaders offer new files. */
+export function refreshLists() {
+  const refresh = app.reloadNodeDefs ?? app.refreshComboInNodes;
+  return Promise.resolve(refresh?.call(app)).catch((error) => console.warn("calibrated-rounding: lists", error));
+}
+
+/** Put a loader with the file beside the node; a selected loader of the kind takes the file instead. */
+function addLoader(node, { node: type, widget: name, value }) {
+  const graph = node.graph ?? app.graph;
+  const selected = Object.values(app.canvas.selected_nodes ?? {}).find((other) => other.type === type);
+  const loader = selected ?? window.LiteGraph.createNode(type);
+  if (!loader) return false;
+  graph.beforeChange?.();
+  if (!selected) {
+    loader.pos = [node.pos[0] + node.size[0] + GAP, node.pos[1]];
+    graph.add(loader);
+  }
+  const widget = loader.widgets.find((entry) => entry.name === name);
+  if (Array.isArray(widget.options?.values) && !widget.options.values.includes(value)) {
+    widget.options.values = [...widget.options.values, value];
+  }
+  widget.value = value;
+  widget.callback?.(value);
+  graph.afterChange?.();
+  graph.setDirtyCanvas?.(true, true);
+  return true;
+}
