@@ -1,12 +1,13 @@
 """Time of calibrated rounding and memory of a calibration, as ratios within one run.
 
-    python benchmarks/cost.py [--json FILE] [--runs N]
+    python benchmarks/cost.py [--json FILE] [--runs N] [--parts NAME,NAME...]
 
-One wide layer is timed in units of a Cholesky factorization of its Hessian, the least work that the method needs; the
-shipped model in units of nearest rounding, without start-up. Rounding a 2 GB file to nearest is timed in units of the
-least work with as many bytes: copying them with `shutil` and taking SHA-256 of the source. All times are medians of
-runs taken in turn, with torch's number of threads (OMP_NUM_THREADS). The memory is the peak of a recording relative to
-its budget, for the layers of a model like Flux.1 with far more rows than fit.
+One wide layer is timed in units of a Cholesky factorization of its Hessian, the least work that the method needs, and
+in 6 and 4 bits also in units of int8_row; the shipped model in units of nearest rounding, without start-up. Rounding a
+2 GB file to nearest is timed in units of the least work with as many bytes: copying them with `shutil` and taking
+SHA-256 of the source. All times are medians of runs taken in turn, with torch's number of threads (OMP_NUM_THREADS).
+The memory is the peak of a recording relative to its budget, for the layers of a model like Flux.1 with far more rows
+than fit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from _networks import Network, load_digits
+from _networks import load_digits
 from _table import Row, arguments, emit
 from _weights import save_large
 from calibrated_rounding.quant import Recipe, quantize_file, quantize_state_dict
@@ -33,8 +34,9 @@ from calibrated_rounding.quant.layer.task import LayerTask
 
 WIDE = (3072, 12288)
 KINDS = ("float8_e4m3fn", "int8_row", "int8_convrot")
+FEW_BITS = ("w6a8", "w4a8", "nvfp4")
 ROWS = 2048
-IN_CHOLESKYS, IN_NEARESTS, IN_COPIES = 8.0, 5.0, 2.5
+IN_CHOLESKYS, IN_INT8, IN_NEARESTS, IN_COPIES = 8.0, 3.0, 5.0, 2.5
 BUDGET = 64 << 20
 INPUT_WIDTHS = {"in": 3072, "out": 12288}
 
@@ -42,9 +44,9 @@ INPUT_WIDTHS = {"in": 3072, "out": 12288}
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--runs", type=int, default=3, help="of which the median counts (default 3)")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)} (default: all)")
     options = parser.parse_args()
-    rows = [*_measure_wide(options.runs), *_measure_shipped(load_digits(), options.runs)]
-    rows += [*_measure_large(options.runs), _measure_recording(), _measure_memory()]
+    rows = [row for name in options.parts.split(",") for row in PARTS[name](options.runs)]
     emit(rows, options.json, "What calibration costs")
 
 
@@ -64,18 +66,22 @@ def _measure_wide(runs: int) -> list[Row]:
         return lambda: quantize_layer(task)
 
     factor = "factor"
-    medians = _race({factor: lambda: torch.linalg.cholesky(hessian)} | {name: calibrate(name) for name in KINDS}, runs)
+    works = {factor: lambda: torch.linalg.cholesky(hessian)} | {name: calibrate(name) for name in (*KINDS, *FEW_BITS)}
+    medians = _race(works, runs)
     case = f"{WIDE[0]} x {WIDE[1]}"
     times = [Row(case=f"{case}, Cholesky of {WIDE[1]} x {WIDE[1]}", metric="time", value=medians.pop(factor), unit="s")]
     for name, seconds in medians.items():
         times.append(Row(case=f"{case}, {name}, calibrated", metric="time", value=seconds, unit="s"))
-        times.append(
-            _at_most(f"{case}, {name}, calibrated", "time, in Choleskys", seconds / times[0].value, IN_CHOLESKYS)
-        )
+        target = None if name in FEW_BITS else IN_CHOLESKYS
+        times.append(_at_most(f"{case}, {name}, calibrated", "time, in Choleskys", seconds / times[0].value, target))
+    for name in FEW_BITS:
+        ratio = medians[name] / medians["int8_row"]
+        times.append(_at_most(f"{case}, {name}, calibrated", "time, in int8_row's", ratio, IN_INT8))
     return times
 
 
-def _measure_shipped(network: Network, runs: int) -> list[Row]:
+def _measure_shipped(runs: int) -> list[Row]:
+    network = load_digits()
     tensors = {f"{layer}.weight": weight for layer, weight in network.weights.items()}
 
     def quantize(name: str, rounding: str) -> Callable[[], object]:
@@ -118,7 +124,7 @@ def _measure_large(runs: int) -> list[Row]:
     return rows
 
 
-def _measure_recording() -> Row:
+def _measure_recording(runs: int) -> list[Row]:
     """The part of recording that is not reading the inputs on their device: drawing, sorting and copying rows."""
     width, inputs = INPUT_WIDTHS["in"], torch.randn(1024, INPUT_WIDTHS["in"]).to(torch.bfloat16)
     reservoir, sums, times = Reservoir.empty(width, ROWS, seed=0), torch.zeros(width), []
@@ -126,19 +132,28 @@ def _measure_recording() -> Row:
         started = time.thread_time()
         reservoir.add(inputs, sums, 1.0)
         times.append(time.thread_time() - started)
-    return _at_most(
-        f"recording, {width} wide", "time of the processor, a call", 1000 * statistics.mean(times), 1.0, "ms"
-    )
+    milliseconds = 1000 * statistics.mean(times)
+    return [_at_most(f"recording, {width} wide", "time of the processor, a call", milliseconds, 1.0, "ms")]
 
 
-def _measure_memory() -> Row:
+def _measure_memory(runs: int) -> list[Row]:
     collector, peak = Collector(budget=BUDGET), 0
     for _ in range(4):
         for block in range(19):
             for name, width in INPUT_WIDTHS.items():
                 collector.add(f"{block}.{name}", torch.randn(512, width, dtype=torch.bfloat16))
                 peak = max(peak, collector.nbytes)
-    return _at_most("recording of 38 layers", "memory of rows, over the budget", peak / BUDGET, 1.0)
+    return [_at_most("recording of 38 layers", "memory of rows, over the budget", peak / BUDGET, 1.0)]
+
+
+PARTS: Mapping[str, Callable[[int], list[Row]]] = {
+    "wide": _measure_wide,
+    "shipped": _measure_shipped,
+    "large": _measure_large,
+    "recording": _measure_recording,
+    "memory": _measure_memory,
+}
+"""What is measured, by name; each takes the number of runs."""
 
 
 def _race(works: Mapping[str, Callable[[], object]], runs: int) -> dict[str, float]:
@@ -152,8 +167,9 @@ def _race(works: Mapping[str, Callable[[], object]], runs: int) -> dict[str, flo
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def _at_most(case: str, metric: str, value: float, target: float, unit: str = "ratio") -> Row:
-    return Row(case=case, metric=metric, value=value, unit=unit, target=target, reached=value <= target)
+def _at_most(case: str, metric: str, value: float, target: float | None, unit: str = "ratio") -> Row:
+    reached = None if target is None else value <= target
+    return Row(case=case, metric=metric, value=value, unit=unit, target=target, reached=reached)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/document.py
 
 A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, as in MANUAL.md. A figure that a result file
-lacks leaves its cell empty. tests/test_documents.py fails if a document differs from the result files.
+lacks leaves its cell empty; a row without figures is left out. tests/test_documents.py fails if a document differs from
+the result files.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.quant.planning.machine import CARDS, Machine, Way, list_products
+from calibrated_rounding.quant.planning.recommendation import Situation, bytes_per_weight, list_formats, rank_formats
 from calibrated_rounding.tools.manual import render
 
 ROOT = Path(__file__).parents[1]
@@ -53,12 +55,30 @@ class Table:
         }
         lines = [[self.head, *(column.title for column in self.columns)], ["---"] * (1 + len(self.columns))]
         for label, row in self.rows.items():
-            cells = (
+            cells = [
                 _format_cell(figures[column.results or self.results], column.case.format(row), column.cell)
                 for column in self.columns
-            )
-            lines.append([label, *cells])
+            ]
+            lines += [[label, *cells]] if any(cells) else []
         return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
+
+
+class CardTable:
+    """How cards run each format, and what is recommended for them."""
+
+    WAYS: Mapping[Way, str] = {"8 bits": "8 bits", "4 bits": "4 bits", "memory": "only saves memory"}
+    PRESETS = ("balanced", "small")
+
+    def format(self) -> str:
+        machines = [Machine(title=card.names, computes=list_products(card.capability)) for card in CARDS]
+        lines = [["format (bytes a weight)", *(machine.title for machine in machines)], ["---"] * (1 + len(machines))]
+        for row in list_formats(machines[0]):
+            ways = (self.WAYS[machine.runs(FORMATS[row.name])] for machine in machines)
+            lines.append([f"`{row.name}` ({row.bytes_per_weight:.2f})", *ways])
+        for preset in self.PRESETS:
+            chosen = (rank_formats(Situation(machine=machine, preset=preset))[0] for machine in machines)
+            lines.append([f"**recommended**, `{preset}`", *(f"`{name}`" for name in chosen)])
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def read_figures(results: str) -> Figures:
@@ -97,16 +117,9 @@ CASES = {
 """Label of each format -> its part of the cases in sampling.json."""
 
 
-def bytes_per_weight(name: str) -> float:
-    """Bytes that a format takes for each weight of a layer of 1,024 x 1,024, its scales included."""
-    shape = (1024, 1024)
-    layout = FORMATS[name].layout(shape).values()
-    return sum(dtype.itemsize * prod(size) for dtype, size in layout) / prod(shape)
-
-
 def _label(title: str) -> str:
     name, _, card = title.partition(", ")
-    return f"`{name}`{f', {card}' if card else ''} ({bytes_per_weight(name):.2f})"
+    return f"`{name}`{f', {card}' if card else ''} ({bytes_per_weight(FORMATS[name]):.2f})"
 
 
 BY_CLOSENESS = {_label(title): case for title, case in CASES.items()}
@@ -124,6 +137,25 @@ GROUPED_STEPS = (
     *("scales of nearest", "neighbouring scales", "all candidates", "one pass", "two passes", "six passes"),
     *("smaller channel scales", "larger channel scales", "fitted codebook", "groups of 8"),
 )
+LEARNED_FROM = ("4096 rows", "quantized inputs", "corrected target", "in order", "in order, corrected")
+CHOICES = ("smallest error", "chosen")
+NETWORKS = {"shipped model": "digits", "MiniLM": "MiniLM", "SmolLM2": "SmolLM2"}
+
+
+def _compare_outputs(variants: Sequence[str], cell: str) -> Table:
+    """What variants of calibrated rounding do to whole networks."""
+    return Table(
+        results="outputs",
+        head="network, format",
+        rows={
+            f"{title}, `{fmt}`": f"{name}, {fmt}"
+            for fmt in ("w4a8", "nvfp4", "w6a8", "int8_convrot")
+            for title, name in NETWORKS.items()
+        },
+        columns=tuple(Column(title=v, case=f"{{}}, {v}", cell=cell) for v in variants),
+    )
+
+
 LAYER_FORMATS = ("int8_convrot", "int8_row", "int8_blockwise", "float8_e4m3fn", "mxfp8")
 LAYERS = {
     "FP8, 1024 x 1024": "1024 x 1024, FP8",
@@ -137,7 +169,8 @@ LAYERS = {
     "INT8 ConvRot, MiniLM": "trained, all-MiniLM-L6-v2, INT8 row, rotated",
 }
 
-TABLES = {
+TABLES: Mapping[str, Table | CardTable] = {
+    "cards": CardTable(),
     "closeness": Table(
         results="sampling",
         head="format (bytes a weight)",
@@ -227,13 +260,21 @@ TABLES = {
             for fmt in FEW_BITS
         ),
     ),
+    "learned from": _compare_outputs(
+        LEARNED_FROM, "{layers to calibrated:.3f}; {output to calibrated:.3f} ± {standard error:.3f}"
+    ),
+    "choices": _compare_outputs(
+        CHOICES,
+        "{layers to calibrated:.3f} ({worst layer:.3f}); {output to calibrated:.3f} ± {standard error:.3f}",
+    ),
     "cost of a layer": Table(
         results="cost",
         head="format, 3072 x 12288",
-        rows={f"`{name}`": f"3072 x 12288, {name}, calibrated" for name in TIMED},
+        rows={f"`{name}`": f"3072 x 12288, {name}, calibrated" for name in (*TIMED, *FEW_BITS)},
         columns=(
             Column(title="seconds", case="{}", cell="{time:.0f}"),
             Column(title="in Cholesky factorizations of the Hessian", case="{}", cell="{time, in Choleskys:.1f}"),
+            Column(title="to `int8_row`", case="{}", cell="{time, in int8_row's:.1f}"),
         ),
     ),
     "cost of a model": Table(

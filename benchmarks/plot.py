@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from document import CASES, bytes_per_weight, read_figures
+from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.quant.planning.recommendation import bytes_per_weight
+from document import CASES, read_figures
 from matplotlib import pyplot
 
 PICTURE = Path(__file__).parents[1] / "examples" / "closeness.png"
@@ -27,7 +29,7 @@ def main() -> None:
         values = [figures.get(f"{CASES[title]}, {rounding}", {}).get(METRIC) for rounding in STYLES]
         if None in values:
             continue
-        size = bytes_per_weight(title.partition(", ")[0])
+        size = bytes_per_weight(FORMATS[title.partition(", ")[0]])
         axes.plot([size, size], values, color="tab:blue", linewidth=1, zorder=1)
         for value, colour in zip(values, STYLES.values(), strict=True):
             axes.scatter(size, value, facecolor=colour, edgecolor="tab:blue", zorder=2)

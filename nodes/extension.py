@@ -17,6 +17,7 @@ from .nodes_compare import CompareModels
 from .nodes_conditioning import LoadClassConditioning
 from .nodes_example_encoder import LoadExampleTextEncoder
 from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEncoder
+from .nodes_inspect import WhatIsThisFile
 from .nodes_quantize import QuantizeModel, QuantizeTextEncoder
 from .nodes_recipe import LoadRecipe, QuantizationRecipe
 from .page.routes import add_routes
@@ -37,6 +38,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCalibration,
     LoadCalibration,
     CompareModels,
+    WhatIsThisFile,
     LoadClassConditioning,
     LoadExampleTextEncoder,
 ]

@@ -39,10 +39,12 @@ class LoadRecipe(io.ComfyNode):
             node_id="CalibratedRoundingLoadRecipe",
             display_name="Load Quantization Recipe",
             category=CATEGORY,
-            description="Loads the recipe from a file that this pack has written.",
+            description="Loads the recipe from a file that this pack has written. The node shows the recipe.",
             search_aliases=["recipe from file", "quantization metadata"],
             inputs=[
-                io.Combo.Input("file", options=folders.list_model_files(), tooltip="A file that this pack has written.")
+                io.Combo.Input(
+                    "file", options=folders.list_recipe_files(), tooltip="A file that this pack has written."
+                )
             ],
             outputs=[QuantRecipe.Output("recipe", tooltip="For the recipe input of quantize nodes.")],
         )

@@ -16,7 +16,8 @@ EXAMPLES = f"{CATEGORY}/examples"
 
 SEARCH_WORDS = (
     *("quantize", "quantization", "fp8", "int8", "mxfp8", "convrot", "hadamard", "gptq", "ldlq", "w8a8", "w8a16"),
-    *("calibrated rounding", "learned rounding", "gguf alternative"),
+    *("convert", "compress", "shrink", "low vram", "less memory", "gguf", "gguf alternative"),
+    *("calibrated rounding", "learned rounding"),
 )
 """Words that people search for when they want to quantize."""
 

@@ -4,7 +4,7 @@ collects what it cost. It serves files, state dicts and the nodes alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,16 +17,16 @@ from .execution import Execution
 from .files.dequantized import DequantizedSource, as_float
 from .files.sinks import Sink
 from .files.sources import Source
-from .files.tensors import TensorSpec
 from .files.verification import verify_planned
 from .formats import pack_notice
 from .notices import Notice, notice
 from .planning.builder import make_plan
 from .planning.candidates import Evaluator
 from .planning.loading import check_source
-from .planning.mixed_precision import settle_plan
+from .planning.mixed_precision import settle_plan, settle_together
 from .planning.plan import KeptTensor, LayerPlan, Plan
-from .planning.size_range import refuse_unreachable
+from .planning.size_curve import SizeCurve
+from .planning.size_range import refuse_together, refuse_unreachable
 from .recipe import AUTO, OFF, Recipe
 from .reports.provenance import Provenance, build_header
 from .reports.report import Report
@@ -37,8 +37,14 @@ PENDING_HASH = "0" * 64
 """Holds the place of the source's hash, which is known when the last tensor has been read."""
 
 
-def quantize(source: Source, sink: Sink, run: Run) -> Report:
+def quantize(source: Source, sink: Sink, run: Run, plan: Plan | None = None) -> Report:
     """Quantize every tensor of ``source`` into ``sink``; each is read once, in the source's order.
+
+    Args:
+        source: The weights.
+        sink: Takes the result.
+        run: The settings.
+        plan: Of `plan_together`, of which the recipe of ``run`` is the pinned one; None: `plan_run` makes one.
 
     Raises:
         UnloadableError: ComfyUI would not read quantized layers under these names, and ``run`` does not force it.
@@ -53,7 +59,7 @@ def quantize(source: Source, sink: Sink, run: Run) -> Report:
     """
     warnings = () if run.is_loaded_model else check_source(source, force=run.force)
     floats = as_float(source, run.recipe.dequantize, rotation=run.recipe.conversion_rotation)
-    plan = plan_run(floats, run)
+    plan = plan_run(floats, run) if plan is None else plan
     plan = replace(plan, warnings=(*warnings, *list_conversions(floats, plan, run.recipe), *plan.warnings))
     with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
         report = Execution(run=run, plan=plan, source=floats, output=output).execute(_notes(plan, run))
@@ -72,6 +78,33 @@ def list_conversions(source: Source, plan: Plan, recipe: Recipe) -> list[Notice]
 
 def plan_run(source: Source, run: Run) -> Plan:
     """The plan of a run, with everything measured that its recipe leaves to measurement. Errors as in `quantize`."""
+    plan, evaluator = _prepare(source, run)
+    refuse_unreachable(plan, run.recipe, evaluator.can_weigh)
+    return settle_plan(plan, source, evaluator)
+
+
+def plan_together(parts: Sequence[tuple[Source, Run]]) -> tuple[list[Plan], SizeCurve]:
+    """Plan runs that share the target of their recipes, as a diffusion model and its text encoder.
+
+    Args:
+        parts: The weights and the settings of each model. The recipes have the format ``auto`` and the same target.
+
+    Returns:
+        The plans for `quantize`, and the error of all models at every size.
+
+    Raises:
+        QuantError: as `quantize`.
+    """
+    recipe = parts[0][1].recipe
+    floats = [as_float(source, run.recipe.dequantize, rotation=run.recipe.conversion_rotation) for source, run in parts]
+    with torch.no_grad():
+        prepared = [(*_prepare(source, run), source) for source, (_, run) in zip(floats, parts, strict=True)]
+        refuse_together([(plan, evaluator.can_weigh) for plan, evaluator, _ in prepared], recipe)
+        return settle_together([(plan, source, evaluator) for plan, evaluator, source in prepared], recipe)
+
+
+def _prepare(source: Source, run: Run) -> tuple[Plan, Evaluator]:
+    """The plan without the choices that are left to measurement, and what measures. Errors as in `quantize`."""
     has_rows = any(inputs.rows is not None for inputs in run.statistics.values())
     if run.recipe.rounding == "calibrated" and not has_rows:
         raise RecipeError(
@@ -95,15 +128,16 @@ def plan_run(source: Source, run: Run) -> Plan:
         recipe=run.recipe,
         workers=run.workers,
         check_cancelled=run.check_cancelled,
+        weight_only=plan.weight_only,
         by_sensitivity=all(known.sensitivity is not None for known in inputs),
     )
-    refuse_unreachable(plan, run.recipe, evaluator.can_weigh)
-    return settle_plan(plan, source, evaluator)
+    return plan, evaluator
 
 
-def refuse_impossible(tensors: Mapping[str, TensorSpec], recipe: Recipe, statistics: Statistics) -> None:
+def refuse_impossible(source: Source, recipe: Recipe, statistics: Statistics) -> None:
     """Raise what `quantize` would raise of a plan and of its size, before any weight is read."""
-    refuse_unreachable(make_plan(tensors, recipe, statistics), recipe)
+    floats = as_float(source, recipe.dequantize, rotation=recipe.conversion_rotation)
+    refuse_unreachable(make_plan(floats.tensors, recipe, statistics), recipe)
 
 
 def _header(plan: Plan, source: Source, run: Run, source_sha256: str | None) -> dict[str, str]:

@@ -176,7 +176,8 @@ class Execution:
 
     def _quantize(self, layer: LayerPlan, loaded: LoadedLayer, device: str, writer: WriteBehind) -> LayerReport:
         weight, run = loaded.weight, self.run
-        result = quantize_layer(make_task(layer, weight, run.recipe, device, run.check_cancelled))
+        task = make_task(layer, weight, run.recipe, device, run.check_cancelled, weight_only=self.plan.weight_only)
+        result = quantize_layer(task)
         tensors = layer.format.pack(result.codes, result.scale)
         written = {f"{layer.name}.{suffix}": tensor.to(weight.device) for suffix, tensor in tensors.items()}
         scales = (tensor for name, tensor in written.items() if name != layer.name + WEIGHT)

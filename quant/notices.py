@@ -99,6 +99,8 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "applies them, without calibration; merge_loras merges them before quantizing.",
     ),
     "not_kept_on_disk": ("warning", "The result was not kept on disk: {reason}"),
+    "candidates_unknown": ("warning", "Left out of auto: {formats}. This ComfyUI does not load these formats."),
+    "candidates_emulated": ("info", "Left out of auto: {formats}. The device does not multiply in these formats."),
     "from_disk": ("info", "Taken from the results kept on disk; nothing was rounded."),
     # A recommendation.
     "recommended_fits": (
@@ -128,6 +130,28 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "fp8_less_close": (
         "info",
         "FP8 also rounds inputs on this card: {fp8} dB on the shipped model, {format} {closeness} dB.",
+    ),
+    # A file.
+    "is_calibration": ("info", "This is a calibration, for Load Calibration. {text}"),
+    "not_quantized": ("info", "No layer is quantized."),
+    "format_unknown_here": ("warning", "This ComfyUI does not know {format} and cannot load the file."),
+    "saves_memory_here": ("info", "{format} only saves memory here: ComfyUI computes it in 16 or 32 bits."),
+    "runs_here": ("info", "{format} runs in {bits} bits here."),
+    "loads_here": ("info", "ComfyUI loads {format}. Whether this machine computes in it is not known."),
+    "obstacle": ("warning", "{text}"),
+    "more_obstacles": ("warning", "{count} more obstacles; the report lists them."),
+    # A comparison of sampled latents.
+    "compare_identical": ("info", "Identical: nothing differs."),
+    "compare_very_close": ("info", "Very close ({psnr} dB): a typical difference is {share} of the latents' range."),
+    "compare_close": ("info", "Close ({psnr} dB): a typical difference is {share} of the latents' range."),
+    "compare_details": (
+        "info",
+        "Different in details ({psnr} dB): a typical difference is {share} of the latents' range. Look at the picture.",
+    ),
+    "compare_other": (
+        "info",
+        "Another picture ({psnr} dB): a typical difference is {share} of the latents' range. Another one is "
+        "not a worse one: look at the picture.",
     ),
     # Settings.
     "pattern_unmatched": ("warning", "{setting}: {pattern} matches no layer of this model, so it has no effect."),

@@ -7,8 +7,8 @@ stays, because saved workflows hold values by position: new settings come last, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -360,6 +360,16 @@ class Recipe(Settings):
     def candidates(self) -> tuple[str, ...]:
         """The formats that a layer may take, overrides and fallback aside."""
         return self.formats if self.format == AUTO else (self.format,)
+
+    @property
+    def open_formats(self) -> tuple[str, ...]:
+        """The formats that ``auto`` chooses from; empty if the format is named."""
+        return self.formats if self.format == AUTO else ()
+
+    def without_formats(self, names: Collection[str]) -> Recipe:
+        """The recipe with fewer formats for ``auto``; the same if the format is named, or none would be left."""
+        left = tuple(name for name in self.open_formats if name not in names)
+        return replace(self, formats=left) if left else self
 
     @property
     def has_target(self) -> bool:

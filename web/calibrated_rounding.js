@@ -8,6 +8,7 @@ import { TargetDefault } from "./defaults.mjs";
 import { loadStyle } from "./dom.mjs";
 import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
+import { FilePanel } from "./file_panel.mjs";
 import { failure } from "./notices.mjs";
 import { Panel } from "./panel.mjs";
 import { openReport } from "./report.mjs";
@@ -15,6 +16,7 @@ import { fold, folding, makeRoom, turnAdvanced, zoom } from "./room.mjs";
 import * as runs from "./runs.mjs";
 import { refreshLists } from "./saved.mjs";
 import { differs } from "./settings.mjs";
+import { setTarget, settingNode } from "./target.mjs";
 import { TextPanel } from "./text_panel.mjs";
 import { loadWords, text } from "./text.mjs";
 
@@ -40,6 +42,9 @@ const TALKING = {
   CalibratedRoundingCompareModels: { kind: "table" },
 };
 
+/** Nodes that name a file and say what it is. */
+const FILES = new Set(["CalibratedRoundingInspectFile", "CalibratedRoundingLoadRecipe"]);
+
 const LOOKING = 250; // milliseconds between looks at the settings
 const MARGIN = 8;
 const WIDTH = 320;
@@ -48,20 +53,24 @@ const WIDGET = "calibrated_rounding";
 const panels = new WeakMap();
 const watches = new WeakMap();
 const defaults = new WeakMap();
-const ours = (node) => node.comfyClass in QUANTIZING || node.comfyClass in TALKING;
+const ours = ({ comfyClass }) => comfyClass in QUANTIZING || comfyClass in TALKING || FILES.has(comfyClass);
 
 function* ourNodes() {
   for (const [id, node] of walk()) if (panels.has(node)) yield [id, node];
 }
 
+function makePanel(node, quantizes) {
+  if (FILES.has(node.comfyClass)) return new FilePanel(node);
+  if (!quantizes) return new TextPanel(TALKING[node.comfyClass].kind ?? "words", node);
+  return new Panel(
+    (report) => openReport(report, node.title, aiming(node, report)),
+    () => turnAdvanced(node),
+  );
+}
+
 function addPanel(node) {
   const quantizes = node.comfyClass in QUANTIZING;
-  const panel = quantizes
-    ? new Panel(
-        (report) => openReport(report, node.title),
-        () => turnAdvanced(node),
-      )
-    : new TextPanel(TALKING[node.comfyClass].kind ?? "words", node);
+  const panel = makePanel(node, quantizes);
   const height = panel.height + 2 * MARGIN;
   const widget = node.addDOMWidget(WIDGET, "CALIBRATED_ROUNDING_PANEL", panel.element, {
     serialize: false,
@@ -78,6 +87,12 @@ function addPanel(node) {
   if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+}
+
+/** What makes a size of a report the target of the next run; null where the settings are out of reach. */
+function aiming(node, report) {
+  const owner = settingNode(node);
+  return owner && ((nbytes) => setTarget(owner, report, nbytes));
 }
 
 /** Keep a node's callback and add to it. */
@@ -162,6 +177,7 @@ function look() {
     const kind = QUANTIZING[node.comfyClass];
     const saves = TALKING[node.comfyClass]?.kind === "files";
     if (kind) lookAt(id, node, kind);
+    if (FILES.has(node.comfyClass)) panels.get(node).look();
     if (saves) panels.get(node).showCheck(toSave(node, TALKING[node.comfyClass]));
   }
 }

@@ -35,6 +35,7 @@ export class Panel {
   }
 
   show(state) {
+    if (state?.graph !== this.state.graph) this.changed = false;
     this.state = state ?? { phase: "idle", layers: [] };
     this.#later();
   }
@@ -73,7 +74,7 @@ export class Panel {
   }
 
   get #phase() {
-    return this.changed ? "changed" : this.state.phase;
+    return this.changed && ENDED.includes(this.state.phase) ? "changed" : this.state.phase;
   }
 
   #draw() {
@@ -98,7 +99,7 @@ export class Panel {
   }
 
   #notices() {
-    const { message, report, layers } = this.changed ? { layers: [] } : this.state;
+    const { message, report, layers } = this.#phase === "changed" ? { layers: [] } : this.state;
     const said = new Set(report?.notes.map(({ kind }) => kind));
     const before = [...this.calibration.filter(({ kind }) => !said.has(kind)), ...(this.check?.notices ?? [])];
     const failed = this.#phase === "failed";
@@ -141,7 +142,10 @@ function count({ run }) {
 /** The output error (W8A8), nearest's beside it, and the layer with the largest. */
 function outputErrors({ totals, layers }) {
   const output = totals.output_w8a8;
-  if (!output) return [pairFact(text("error_output_w8a8"), text("not_measured"), "")];
+  if (!output) {
+    const words = h("span", { class: "calro-plain", title: text("needs_calibration") }, text("not_measured"));
+    return [[text("error_output_w8a8"), words]];
+  }
   const beside = output.error === output.nearest ? "" : text("with_nearest", { error: error(output.nearest) });
   const worst = most(
     layers.filter(({ errors }) => errors.output_w8a8),
@@ -158,8 +162,7 @@ function sizes(counts) {
   const { bytes_before: before, bytes_after: after, reachable } = counts;
   if (reachable) return choices(reachable, before, after);
   return [
-    [text("size"), change(before, after)],
-    [text("of_float"), percent(after / (before || 1))],
+    pairFact(text("size"), percent(after / (before || 1)), change(before, after)),
     [text("layers"), whole(counts.layers)],
     [text("kept_layers"), keptLayers(counts)],
     [text("others"), bytes(counts.other_bytes)],
@@ -168,14 +171,12 @@ function sizes(counts) {
 
 /** What is known before `auto` chooses: the target's size if it has one, and the sizes that it can reach. */
 function choices({ smallest, largest, layers }, before, after) {
-  const size = after == null ? bytes(before) : change(before, after);
   const share = (value) => percent(value / (before || 1));
   const shares = `${share(smallest)} – ${share(largest)}`;
   return [
-    [text("size"), size],
-    [text("of_float"), after == null ? "–" : share(after)],
-    [text("layers"), text("to_choose", { count: whole(layers) })],
+    pairFact(text("size"), after == null ? "" : share(after), after == null ? bytes(before) : change(before, after)),
     pairFact(text("reachable"), shares, range(smallest, largest)),
+    [text("layers"), text("to_choose", { count: whole(layers) })],
   ];
 }
 

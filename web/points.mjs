@@ -8,10 +8,11 @@ const NEAR = 24; // pixels
 export class Points {
   /**
    * title, help (for screen readers), hint: words. said(item): the words about a point. chosen(item): the user went to
-   * it. draw(width): called when there is another width to draw for.
+   * it. taken(item): the user clicked it, or pressed Enter at it. draw(width): called when there is another width to
+   * draw for.
    */
-  constructor({ title, help, hint, said, chosen, draw, kind = "" }) {
-    Object.assign(this, { hint, said, chosen, faded: () => false, marked: null, points: new Map() });
+  constructor({ title, help, hint, said, chosen, taken = () => {}, draw, kind = "" }) {
+    Object.assign(this, { hint, said, chosen, taken, faded: () => false, marked: null, points: new Map() });
     this.drawing = s("svg", {
       tabindex: 0,
       role: "application",
@@ -19,7 +20,7 @@ export class Points {
       height: HEIGHT,
       onpointermove: (event) => this.#say(this.#near(event)),
       onpointerleave: () => this.#say(null),
-      onclick: (event) => this.#choose(this.#near(event)),
+      onclick: (event) => this.#take(this.#near(event)),
       onkeydown: (event) => this.#key(event),
     });
     this.words = h("div", { class: "calro-said", role: "status" });
@@ -71,7 +72,14 @@ export class Points {
     if (item) this.chosen(item);
   }
 
+  #take(item) {
+    this.#choose(item);
+    if (item) this.taken(item);
+    this.#say(item);
+  }
+
   #key(event) {
+    if (event.key === "Enter") this.#take(this.marked);
     const order = [...this.points.keys()].filter((item) => !this.faded(item));
     const here = order.indexOf(this.marked);
     const next = {

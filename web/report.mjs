@@ -84,10 +84,13 @@ const KEPT = [
   worded("reason", ({ reason, source }) => (source ? `${reason} (${source})` : reason), { kind: "calro-wide" }),
 ];
 
-/** Show a report (runs.mjs) in a dialog over the page; `title` is the node's. */
-export function openReport(report, title) {
+/**
+ * Show a report (runs.mjs) in a dialog over the page; `title` is the node's. aim(nbytes): make a size the node's target,
+ * null where that cannot be.
+ */
+export function openReport(report, title, aim = null) {
   const dialog = h("dialog", { class: "calro calro-report", "aria-label": `${text("report")}: ${title}` });
-  const view = new View(report);
+  const view = new View(report, aim);
   const close = h("button", { type: "button", class: "calro-close", "aria-label": text("close") }, "✕");
   close.addEventListener("click", () => dialog.close());
   const made = [title, report.recipe.format, report.recipe.rounding].join(" · ");
@@ -103,7 +106,8 @@ export function openReport(report, title) {
 }
 
 class View {
-  constructor(report) {
+  constructor(report, aim) {
+    this.aim = aim;
     this.report = { ...report, layers: withShares(report.layers) };
     this.columns = COLUMNS.filter((column) => column.given(report.layers)).map(named);
     this.table = new Table(this.columns, (layer) => this.#mark(layer));
@@ -125,7 +129,7 @@ class View {
 
   #charts() {
     const { precision, totals } = this.report;
-    const tradeoff = precision && new Tradeoff(precision, totals.bytes_before);
+    const tradeoff = precision && new Tradeoff(precision, totals.bytes_before, this.aim);
     return h("div", { class: "calro-charts" }, this.chart.element, tradeoff?.element);
   }
 

@@ -36,7 +36,7 @@ export function finished(output) {
   const packed = output?.calibrated_rounding?.[0];
   const text = (output?.text ?? []).join("\n");
   if (!packed?.layers && !text) return null;
-  if (!packed?.layers) return { phase: "done", text, ...packed, layers: [] };
+  if (!packed?.layers) return { phase: "done", text, images: output.images, ...packed, layers: [] };
   const report = { ...packed, layers: rows(packed.layers), kept: rows(packed.kept) };
   return { phase: "done", text, report, layers: report.layers };
 }

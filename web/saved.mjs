@@ -1,10 +1,10 @@
 // Files that a node has written: their lines, and what can be done with one: copy its path, or load it in this graph.
 
 import { app } from "../../scripts/app.js";
+import { addBeside, choose } from "./beside.mjs";
 import { h, tail } from "./dom.mjs";
 import { bytes, text } from "./text.mjs";
 
-const GAP = 40; // pixels between a node and the loader that is added beside it
 const SAID = 1500; // milliseconds that a button says what it has done
 
 /** files: [{path, nbytes, loader}] (nodes/page/saved.py). node: the node that wrote them. */
@@ -51,23 +51,9 @@ export function refreshLists() {
 }
 
 /** Put a loader with the file beside the node; a selected loader of the kind takes the file instead. */
-function addLoader(node, { node: type, widget: name, value }) {
-  const graph = node.graph ?? app.graph;
+function addLoader(node, { node: type, widget, value }) {
   const selected = Object.values(app.canvas.selected_nodes ?? {}).find((other) => other.type === type);
-  const loader = selected ?? window.LiteGraph.createNode(type);
-  if (!loader) return false;
-  graph.beforeChange?.();
-  if (!selected) {
-    loader.pos = [node.pos[0] + node.size[0] + GAP, node.pos[1]];
-    graph.add(loader);
-  }
-  const widget = loader.widgets.find((entry) => entry.name === name);
-  if (Array.isArray(widget.options?.values) && !widget.options.values.includes(value)) {
-    widget.options.values = [...widget.options.values, value];
-  }
-  widget.value = value;
-  widget.callback?.(value);
-  graph.afterChange?.();
-  graph.setDirtyCanvas?.(true, true);
+  if (!selected) return addBeside(node, type, (created) => choose(created, widget, value)) !== null;
+  choose(selected, widget, value);
   return true;
 }

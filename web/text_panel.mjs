@@ -3,6 +3,7 @@
 import { h } from "./dom.mjs";
 import { line, merge } from "./notices.mjs";
 import { fileLines } from "./saved.mjs";
+import { openSlider } from "./slider.mjs";
 import { text } from "./text.mjs";
 
 const HEIGHTS = { words: 64, files: 88, table: 132 };
@@ -10,7 +11,7 @@ const HEIGHTS = { words: 64, files: 88, table: 132 };
 export class TextPanel {
   /** kind: one of HEIGHTS. node: whose panel it is. */
   constructor(kind, node) {
-    this.node = node;
+    Object.assign(this, { kind, node });
     this.height = HEIGHTS[kind];
     const style = `min-height: ${this.height}px`;
     const figures = kind === "table" && "calro-figures";
@@ -39,13 +40,22 @@ export class TextPanel {
     const phase = this.state?.phase ?? "idle";
     this.element.dataset.phase = phase;
     const notices = merge(this.state?.notices, this.notices).map(line);
-    this.words.replaceChildren(...this.#results(phase), ...notices);
+    const results = this.#results(phase);
+    // Of a comparison, the verdict stands first.
+    this.words.replaceChildren(...(this.kind === "table" ? [...notices, ...results] : [...results, ...notices]));
+  }
+
+  #comparing() {
+    const open = () => openSlider(this.state.images, this.node.title);
+    const compare = h("button", { type: "button", title: text("compare_help"), onclick: open }, text("compare_pictures"));
+    return h("div", { class: "calro-buttons" }, compare);
   }
 
   #results(phase) {
     const { files, more, text: words, message } = this.state ?? {};
     if (files?.length) return [...fileLines(files, this.node), ...(more ? [h("p", {}, more)] : [])];
     const said = words ?? text(phase === "idle" ? "nothing_yet" : phase);
-    return [h("p", {}, [said, message].filter(Boolean).join("\n"))];
+    const shown = [h("p", {}, [said, message].filter(Boolean).join("\n"))];
+    return this.state?.images?.length ? [...shown, this.#comparing()] : shown;
   }
 }

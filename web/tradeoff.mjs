@@ -1,27 +1,36 @@
 // What every size would cost: a line through the best choices of formats, and the choice that was made.
 
 import { Axes } from "./axes.mjs";
-import { s } from "./dom.mjs";
+import { h, s } from "./dom.mjs";
 import { Points } from "./points.mjs";
 import { bytes, error, percent, text } from "./text.mjs";
 
 export class Tradeoff {
   /** precision: {curve, chosen, by_outputs}, points {nbytes, error} (quant/planning/size_curve.py). before: the model's bytes. */
-  constructor({ curve, chosen, by_outputs: byOutputs }, before) {
-    Object.assign(this, { curve, chosen, before });
+  /** aim(nbytes): make a size the target of the next run; null where the settings are out of reach. */
+  constructor({ curve, chosen, by_outputs: byOutputs }, before, aim) {
+    Object.assign(this, { curve, chosen, before, target: null });
     const others = curve.filter(({ nbytes, error }) => nbytes !== chosen.nbytes || error !== chosen.error);
     this.all = [...others, chosen].sort((a, b) => a.nbytes - b.nbytes);
-    this.measure = text(`error_${byOutputs ? "output_w8a8" : "weight"}`);
+    this.measure = text("together", { error: text(`error_${byOutputs ? "output_w8a8" : "weight"}`) });
     this.points = new Points({
       title: text("tradeoff"),
-      help: `${text("tradeoff_help")} ${this.#said(chosen)}`,
+      help: [text("tradeoff_help"), this.#said(chosen), ...(aim ? [text("tradeoff_aim")] : [])].join(" "),
       hint: this.#said(chosen),
       said: (point) => this.#said(point),
       chosen: (point) => this.points.mark(point),
+      taken: (point) => aim && this.#aim(aim, point),
       draw: (width) => this.#draw(width),
       kind: "calro-tradeoff",
     });
     this.element = this.points.element;
+    if (aim) this.element.append(h("div", { class: "calro-aim" }, text("tradeoff_aim")));
+  }
+
+  #aim(aim, point) {
+    aim(point.nbytes);
+    this.target = point;
+    this.#draw(this.points.width);
   }
 
   #draw(width) {
@@ -30,18 +39,22 @@ export class Tradeoff {
     const place = (point) => [axes.x(point.nbytes), axes.y(point.error)];
     const line = s("polyline", { points: this.curve.map(place).join(" ") });
     const points = new Map(this.all.map((point) => [point, this.#point(point, place(point))]));
-    const name = named(`${text("chosen")}: ${bytes(this.chosen.nbytes)}`, place(this.chosen), width);
-    this.points.show([...axes.drawn(text("axis_size"), this.measure), line, name], points);
+    const names = [
+      named(`${text("chosen")}: ${bytes(this.chosen.nbytes)}`, place(this.chosen), width),
+      ...(this.target ? [named(`${text("next_run")}: ${bytes(this.target.nbytes)}`, place(this.target), width)] : []),
+    ];
+    this.points.show([...axes.drawn(text("axis_size"), this.measure), line, ...names.slice(-1)], points);
   }
 
   #point(point, [x, y]) {
-    const chosen = point === this.chosen;
-    return { x, y, circle: s("circle", { cx: x, cy: y, r: chosen ? 6 : 2.5, class: chosen && "calro-choice" }) };
+    const kind = point === this.target ? "calro-target" : point === this.chosen && "calro-choice";
+    return { x, y, circle: s("circle", { cx: x, cy: y, r: kind ? 6 : 2.5, class: kind }) };
   }
 
   #said(point) {
     const share = percent(point.nbytes / (this.before || 1));
     const words = `${bytes(point.nbytes)} (${share}) · ${error(point.error)}`;
+    if (point === this.target) return `${text("next_run")}: ${words}`;
     return point === this.chosen ? `${text("chosen")}: ${words}` : words;
   }
 }

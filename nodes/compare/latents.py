@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from ...quant.text import table
+from ...quant.text import megabytes, table
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,31 @@ class LatentComparison:
         return "\n\n".join(parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CandidateRow:
+    """A candidate in the table of several."""
+
+    name: str
+    nbytes: int
+    """In memory."""
+    seconds: float | None
+    """Of one step, the median; None: not measured."""
+    comparison: LatentComparison
+
+
+def tabulate(rows: Sequence[CandidateRow]) -> str:
+    """Several candidates against one reference, a line for each."""
+    head = ("candidate", "MB", "PSNR dB", "worst seed", "seconds a step")
+    lines = [head, *(_candidate_cells(row) for row in rows)]
+    return "\n".join(["Finished latents, mean over the seeds:", *table(lines, RIGHT - {0})])
+
+
+def _candidate_cells(row: CandidateRow) -> tuple[str, ...]:
+    worst = min(comparison.final.psnr_db for comparison in row.comparison.seeds)
+    seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
+    return row.name, megabytes(row.nbytes), _decibels(row.comparison.mean.psnr_db), _decibels(worst), seconds
+
+
 HEAD = ("PSNR dB", "cosine", "relative error")
 RIGHT = frozenset(range(5))
 
@@ -135,5 +160,8 @@ def _cosine(product: float, norms: float, error: float) -> float:
 
 
 def _cells(closeness: Closeness) -> tuple[str, str, str]:
-    psnr = "identical" if closeness.psnr_db == math.inf else f"{closeness.psnr_db:.2f}"
-    return psnr, f"{closeness.cosine:.6f}", f"{closeness.relative_error:.5f}"
+    return _decibels(closeness.psnr_db), f"{closeness.cosine:.6f}", f"{closeness.relative_error:.5f}"
+
+
+def _decibels(value: float) -> str:
+    return "identical" if value == math.inf else f"{value:.2f}"

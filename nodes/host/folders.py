@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 
 import folder_paths
 
 from ...quant import QuantError
+from ...quant.reports.provenance import holds_provenance
 
 FOLDERS = ("diffusion_models", "text_encoders", "checkpoints")
 """Kinds of model folders that the node Quantize reads from."""
@@ -62,6 +64,54 @@ def list_model_files() -> list[str]:
     return [f"{folder}/{name}" for folder in FOLDERS for name in list_models(folder)]
 
 
+def list_any_files() -> list[str]:
+    """All model files of `FOLDERS`, GGUF files included, as ``folder/name``."""
+    return [f"{folder}/{name}" for folder in FOLDERS for name in (*_listed(folder), *_find_gguf(folder))]
+
+
+def _listed(folder: str) -> list[str]:
+    return list(folder_paths.get_filename_list(folder))
+
+
+def _find_gguf(folder: str) -> list[str]:
+    """The GGUF files of one kind of model folder, which ComfyUI itself does not list."""
+    roots = (Path(root) for root in folder_paths.get_folder_paths(folder))
+    found = {str(path.relative_to(root)) for root in roots for path in root.rglob("*.gguf")}
+    return sorted(found - set(_listed(folder)))
+
+
+def find_any_file(choice: str) -> str:
+    """The full path of one of `list_any_files`.
+
+    Raises:
+        QuantError: if there is no such file.
+    """
+    folder, _, name = choice.partition("/")
+    path = folder_paths.get_full_path(folder, name) if folder in FOLDERS and name else None
+    if path is None:
+        raise QuantError(f"There is no model file '{choice}'; it was moved or deleted.")
+    return path
+
+
+def list_recipe_files() -> list[str]:
+    """The files of `list_model_files` that seem to hold a recipe."""
+    return [choice for choice in list_model_files() if _holds_recipe(find_any_file(choice))]
+
+
+def _holds_recipe(path: str) -> bool:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return False
+    return _look(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _look(path: str, mtime_ns: int, size: int) -> bool:
+    """Read once for each state of the file: ComfyUI asks for lists often."""
+    return holds_provenance(path)
+
+
 def list_models(folder: str) -> list[str]:
     """The safetensors files of one kind of model folder."""
     return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(SUFFIXES)]
@@ -73,11 +123,7 @@ def find_model(choice: str) -> tuple[str, str]:
     Raises:
         QuantError: if there is no such file.
     """
-    folder, _, name = choice.partition("/")
-    path = folder_paths.get_full_path(folder, name) if folder in FOLDERS else None
-    if path is None:
-        raise QuantError(f"There is no model file '{choice}'; it was moved or deleted.")
-    return folder, path
+    return choice.partition("/")[0], find_any_file(choice)
 
 
 def list_calibrations() -> list[str]:

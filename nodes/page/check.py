@@ -20,6 +20,7 @@ from ...quant.layer.memory import largest_peak
 from ...quant.notices import Notice, notice
 from ...quant.planning.builder import make_plan
 from ...quant.planning.loading import check_source
+from ...quant.planning.machine import leave_out_unusable
 from ...quant.planning.plan import Plan
 from ...quant.planning.profiles import get_profile, recognise
 from ...quant.planning.recommendation import Situation, recommend
@@ -68,6 +69,9 @@ def check(question: Question) -> dict[str, Any]:
         return _answer(None, [notice("refused", text=str(error))])
     plan, notices = _plan_file(question, recipe)
     notices = [*reasons, *notices, *([] if plan is None else _unreachable(plan, recipe, question))]
+    if not question.whole:
+        recipe, left_out = leave_out_unusable(recipe, describe_machine(), weight_only=plan is None or plan.weight_only)
+        notices += left_out
     if recipe.rounding == "calibrated" and not question.calibration:
         notices.append(notice("no_calibration"))
     notices += note_unused(recipe, calibrated=question.calibration)

@@ -14,6 +14,7 @@ from ..host import folders
 from ..host.server import running_server
 from . import live
 from .check import Question, check
+from .inspected import describe_file
 
 PREFIX = "/calibrated_rounding"
 
@@ -24,6 +25,7 @@ def add_routes() -> None:
     if server is not None:
         server.routes.get(f"{PREFIX}/live")(_live)
         server.routes.post(f"{PREFIX}/check")(_check)
+        server.routes.get(f"{PREFIX}/inspect")(_inspect)
 
 
 async def _live(_: web.Request) -> web.Response:
@@ -36,6 +38,15 @@ async def _check(request: web.Request) -> web.Response:
         # In a thread: a header may lie on a slow disk.
         return web.json_response(await asyncio.to_thread(_answer, await request.json()))
     except (QuantError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise web.HTTPBadRequest(text=f"{type(error).__name__}: {error}") from None
+
+
+async def _inspect(request: web.Request) -> web.Response:
+    """Describe the file ``folder/name`` of the query; 400 where there is none."""
+    try:
+        path = folders.find_any_file(request.query["file"])
+        return web.json_response(await asyncio.to_thread(describe_file, path))
+    except (QuantError, KeyError) as error:
         raise web.HTTPBadRequest(text=f"{type(error).__name__}: {error}") from None
 
 

@@ -20,6 +20,7 @@ from ...quant.files.sinks import FileSink, Output, StateDictSink
 from ...quant.files.tensors import Layout
 from ...quant.layer.memory import largest_peak
 from ...quant.notices import notice
+from ...quant.planning.plan import Plan
 from ...quant.run import Run
 from ...quant.workers.workers import Workers
 from ..host import running
@@ -48,6 +49,7 @@ def quantize_weights(
     device_choice: str,
     node_id: str | None,
     calibration: Calibration | None = None,
+    plan: Plan | None = None,
 ) -> Result:
     """Quantize a loaded model's weights.
 
@@ -58,12 +60,13 @@ def quantize_weights(
         device_choice: one of `running.list_choices`.
         node_id: of the node that shows the progress.
         calibration: of this model.
+        plan: as for `engine.quantize`.
 
     Raises:
         QuantError: before any work where ComfyUI could not run the result; else as `engine.quantize`.
     """
     refuse_unloadable(recipe)
-    refuse_impossible(weights.tensors, recipe, calibration or {})
+    refuse_impossible(weights, recipe, calibration or {})
     devices, store = running.choose_devices(device_choice), cache()
     live.begin(node_id)
     digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)
@@ -86,6 +89,7 @@ def quantize_weights(
                 cancel=cancel,
                 is_loaded_model=True,
             ),
+            plan,
         ),
         node_id,
         live.begin(node_id),

@@ -8,17 +8,15 @@ from collections.abc import Iterator, Sequence
 from ..calibration.calibration import Calibration
 from ..calibration.file import is_calibration
 from ..device import AUTO_DEVICE, choose_device
-from ..formats import BLOCKWISE
 from ..planning.machine import WAYS, Machine, detect_machine
 from ..planning.profiles import get_profile, profile_names
 from ..planning.recommendation import FormatRow, list_formats
 from ..reports.comparison import Comparison, Difference, compare_files
-from ..reports.inspection import Entry, Inspection, inspect_file
-from ..text import clipped, dimensions, megabytes, percent, shortened, table
+from ..reports.inspection import Inspection, inspect_file
+from ..reports.inspection_text import inspection_lines
+from ..text import dimensions, percent, shortened, table
 from .bar import progress_bar
 from .console import PROGRAM, Parser, say_lines
-
-MOST_TEXT = 60
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -31,7 +29,7 @@ def inspect(argv: Sequence[str]) -> int:
         say_lines(_calibration_lines(Calibration.load(given["file"]), given["json"]))
         return 0
     found = inspect_file(given["file"])
-    say_lines(_json_lines(found) if given["json"] else _inspection_lines(found))
+    say_lines(_json_lines(found) if given["json"] else inspection_lines(found))
     return 0
 
 
@@ -96,51 +94,6 @@ def _calibration_lines(calibration: Calibration, as_json: bool) -> list[str]:
 
 def _json_lines(found: Inspection | Comparison) -> list[str]:
     return json.dumps(found.to_dict(), indent=1, allow_nan=False).split("\n")
-
-
-def _inspection_lines(found: Inspection) -> Iterator[str]:
-    head = ("name", "format", "shape", "scale", "MB", "")
-    yield from table([head, *map(_entry_row, found.entries)], right=frozenset({2, 3, 4}))
-    yield ""
-    for name, row in found.totals().items():
-        needs = f" (needs {found.needs[name]})" if name in found.needs else ""
-        yield f"{row['count']} x {clipped(name, MOST_TEXT)}: {megabytes(row['bytes'])} MB{needs}"
-    yield f"total: {megabytes(found.nbytes)} MB, recognised as {found.profile}"
-    for key, text in found.metadata.items():
-        yield f"metadata {clipped(key, MOST_TEXT)}: {clipped(text, MOST_TEXT)}"
-    yield from _made_lines(found)
-    yield from (f"disagreement: {text}" for text in found.disagreements)
-    if found.refusal:
-        yield f"it cannot be quantized for ComfyUI: {found.refusal}"
-    if found.obstacles:
-        yield "ComfyUI alone does not load this file as it is meant:"
-        yield from (f"  {text}" for text in found.obstacles)
-    else:
-        yield "ComfyUI loads every layer without a pack"
-
-
-def _made_lines(found: Inspection) -> Iterator[str]:
-    provenance = found.provenance
-    if provenance is None:
-        yield "not made by this pack, or its metadata is gone"
-        return
-    digest = provenance.source_sha256
-    source = "a loaded model" if digest is None else f"the file with SHA-256 {digest}"
-    yield f"made by {PROGRAM} {provenance.version} from {source}"
-    yield f"recipe: {json.dumps(dict(provenance.recipe), sort_keys=True)}"
-
-
-def _entry_row(entry: Entry) -> tuple[str, ...]:
-    marks = {
-        f"rotated in groups of {entry.group}": entry.group is not None,
-        f"in {'blocks' if entry.format == BLOCKWISE else 'groups'} of {entry.block}": entry.block is not None,
-        f"a bank of {entry.experts} experts{'' if entry.quantized else ', kept'}": entry.experts is not None,
-        "multiplied in 16 bits": entry.full_precision,
-        "static input scale": entry.input_scale,
-    }
-    scale = "" if entry.scale is None else dimensions(entry.scale)
-    notes = ", ".join(text for text, given in marks.items() if given)
-    return entry.name, clipped(entry.format, MOST_TEXT), dimensions(entry.shape), scale, megabytes(entry.nbytes), notes
 
 
 def _comparison_lines(found: Comparison) -> Iterator[str]:

@@ -25,9 +25,9 @@ from ..files.targets import list_files, refuse_same_file
 from ..files.text_file import try_target, write_text
 from ..formats import needs_notices
 from ..notices import Notice, render
-from ..planning.machine import detect_machine
+from ..planning.machine import detect_machine, leave_out_unusable
 from ..planning.recommendation import Situation, recommend
-from ..recipe import Recipe
+from ..recipe import AUTO, Recipe
 from ..reports.report import Report
 from ..text import counted
 from ..workers.ranks import Ranks, is_launched, join_ranks
@@ -125,6 +125,7 @@ def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path)
 
 def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path, ranks: Ranks) -> int:
     device = _choose_device(args, ranks)
+    recipe = _leave_out_unusable(args, recipe, source, device)
     overwrite = "overwrite" in args
     inputs = [*list_files(source), *(args[name] for name in ("calibration", "recipe") if name in args)]
     check_output(target, inputs, overwrite)
@@ -181,6 +182,18 @@ def check_output(target: Path, inputs: Iterable[str | Path], overwrite: bool) ->
     try_target(target)
     if os.path.exists(target) and not overwrite:
         raise CheckpointError(f"{target} exists; add --overwrite to replace it, or choose another name.")
+
+
+def _leave_out_unusable(args: Mapping[str, Any], recipe: Recipe, source: str, device: str) -> Recipe:
+    """Leave out of ``auto`` what the card does not multiply. Without a card, the model will run on another machine."""
+    if not device.startswith("cuda") or recipe.format != AUTO:
+        return recipe
+    weight_only = plan_file(source, recipe, force="force" in args).weight_only
+    recipe, notices = leave_out_unusable(recipe, detect_machine(device), weight_only=weight_only)
+    if "quiet" not in args:
+        for note in notices:
+            say(f"note: {render(note)}", sys.stderr)
+    return recipe
 
 
 def _checked_report(name: str | None, inputs: Iterable[str | Path], overwrite: bool) -> Path | None:

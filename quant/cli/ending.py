@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..planning.profiles import Kind, get_profile
 from ..reports.report import Report
-from ..reports.wording import describe_errors
+from ..reports.wording import describe_errors, describe_weights
 from ..text import counted, megabytes
 
 LOADERS: dict[Kind, str] = {
@@ -30,7 +30,7 @@ def result_lines(report: Report, target: Path) -> Iterator[str]:
     formats = Counter(layer.format for layer in report.layers)
     yield report.count_layers()
     yield f"{report.profile}: " + ", ".join(f"{counted(count, 'layer')} in {name}" for name, count in formats.items())
-    yield from describe_errors(totals.pairs)
+    yield from [*describe_errors(totals.pairs), *describe_weights(totals.pairs)]
     if totals.fell_back:
         yield f"{counted(totals.fell_back, 'layer')} fell back to nearest"
     yield f"{report.seconds:.1f} s. Next: {_next_step(report)}."

@@ -51,9 +51,9 @@ DTYPES: Final[dict[str, torch.dtype]] = {
 }
 
 _FOREIGN: Final = (
-    (b"PK\x03\x04", "a zip archive, as PyTorch's pickled checkpoints (.pt, .ckpt) are"),
+    (b"PK\x03\x04", "a zip archive, as PyTorch's pickled checkpoints (.pt, .ckpt) are; convert it to safetensors"),
     (b"\x80", "a Python pickle (.pt, .ckpt), which could run any code and is never opened here"),
-    (b"GGUF", "a GGUF file"),
+    (b"GGUF", "a GGUF file, quantized already; quantize the safetensors file in 16 bits that it was made from"),
     (b"\x89HDF", "an HDF5 file"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch the real file with `git lfs pull`"),
     (b"<", "a web page or XML; the download failed"),

@@ -98,7 +98,7 @@ def load_input_rows(task: LayerTask) -> InputRows | None:
         task.format,
         task.group,
         input_scale=task.input_scale,
-        full_precision=task.full_precision and task.format.obeys_full_precision,
+        full_precision=task.weight_only or (task.full_precision and task.format.obeys_full_precision),
     )
 
 

@@ -38,6 +38,8 @@ class LayerTask:
     """Static scale of the layer's inputs, written beside the weight; None: none is written."""
     full_precision: bool = False
     """ComfyUI is asked to dequantize the weight and multiply in 16 bits."""
+    weight_only: bool = False
+    """ComfyUI does so without being asked, whatever the format: text encoders."""
     device: torch.device | str = "cpu"
     """Device that computes."""
     check_cancelled: CheckCancelled = lambda: None

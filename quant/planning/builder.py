@@ -46,6 +46,7 @@ def make_plan(tensors: Mapping[str, TensorSpec], recipe: Recipe, statistics: Sta
         profile=found.profile.name,
         prefix=found.prefix,
         certain=found.certain,
+        weight_only=found.profile.kind == "text_encoder",
         entries={name: builder.decide(name, spec) for name, spec in tensors.items()},
         warnings=tuple(builder.note_unmatched(tensors)),
     )

@@ -59,6 +59,8 @@ class Evaluator:
     recipe: Recipe
     workers: Workers
     check_cancelled: Callable[[], None]
+    weight_only: bool = False
+    """As `Plan.weight_only`."""
     by_sensitivity: bool = False
     """Errors count by the layer's sensitivity. Otherwise the relative squared error counts by the root of the output's
     power: by the power itself, large outputs would hide all others, and without it, a layer that adds nearly nothing
@@ -104,7 +106,8 @@ class Evaluator:
         figures = list[Figures]()
         for layer in jobs[key]:
             self.check_cancelled()
-            result = quantize_layer(make_task(layer, weight, self.recipe, device, self.check_cancelled))
+            task = make_task(layer, weight, self.recipe, device, self.check_cancelled, weight_only=self.weight_only)
+            result = quantize_layer(task)
             measured = Alternative.of(result)
             figures.append((measured, self._importance(result.output_power, layer.inputs)))
             if measured.error <= limit:
@@ -131,7 +134,13 @@ def choose_best(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def make_task(
-    layer: LayerPlan, weight: Tensor, recipe: Recipe, device: str, check_cancelled: Callable[[], None]
+    layer: LayerPlan,
+    weight: Tensor,
+    recipe: Recipe,
+    device: str,
+    check_cancelled: Callable[[], None],
+    *,
+    weight_only: bool,
 ) -> LayerTask:
     """Make the `quantize_layer` task for ``weight [N, K]`` of a planned layer."""
     return LayerTask(
@@ -143,6 +152,7 @@ def make_task(
         inputs=layer.inputs,
         input_scale=layer.input_scale,
         full_precision=layer.full_precision,
+        weight_only=weight_only,
         device=device,
         check_cancelled=check_cancelled,
     )

@@ -2,7 +2,7 @@
 
 Solved by dynamic programming over sizes in units of a fraction of the range between the smallest and the largest total
 (Kellerer, Pferschy, Pisinger, Knapsack Problems, 2004, section 11.5). Sizes are rounded up to whole units, so a limit
-is never exceeded, and the optimum is missed by a unit a layer at most.
+is never exceeded, and the optimum is missed by a unit a layer at most. A size on the curve is met exactly.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ class Knapsack:
             raise ValueError(f"{nbytes} bytes are less than the smallest choice takes, {self.smallest}")
         if self.total(self.cheapest).nbytes <= nbytes:
             return self.cheapest
-        return self._trace(min(UNITS, (nbytes - self.smallest) // self._unit))
+        # The sizes of layers are rounded up, so that a choice of more units may fit as well.
+        place = min(UNITS, (nbytes - self.smallest) // self._unit)
+        places = range(min(UNITS, place + len(self.layers)), place, -1)
+        traces = map(self._trace, places)
+        return next((choice for choice in traces if self.total(choice).nbytes <= nbytes), self._trace(place))
 
     def within_cost(self, cost: float) -> Choice:
         """The smallest choice that costs at most ``cost``. Raises ValueError where none does."""
@@ -89,9 +93,9 @@ class Knapsack:
         totals = torch.empty(most, UNITS + 1, dtype=torch.float64)
         best = torch.empty(UNITS + 1, dtype=torch.long)
         picks = torch.empty(len(self.layers), UNITS + 1, dtype=torch.uint8)
-        for options, pick in zip(self.layers, picks, strict=True):
+        for options, layer_units, pick in zip(self.layers, self._units, picks, strict=True):
             rows = totals[: len(options)].fill_(torch.inf)
-            for row, units, option in zip(rows, self._units(options), options, strict=True):
+            for row, units, option in zip(rows, layer_units, options, strict=True):
                 torch.add(costs[: UNITS + 1 - units], option.cost, out=row[units:])
             torch.min(rows, dim=0, out=(costs, best))
             pick.copy_(best)
@@ -101,14 +105,19 @@ class Knapsack:
     def _costs(self) -> Tensor:
         return self._table[0]
 
-    def _units(self, options: Sequence[Option]) -> list[int]:
-        least = min(option.nbytes for option in options)
-        return [-(-(option.nbytes - least) // self._unit) for option in options]
+    @cached_property
+    def _units(self) -> list[list[int]]:
+        """Units of each layer's options, above its smallest."""
+        least = [min(option.nbytes for option in options) for options in self.layers]
+        return [
+            [-(-(option.nbytes - smallest) // self._unit) for option in options]
+            for options, smallest in zip(self.layers, least, strict=True)
+        ]
 
     def _trace(self, units: int) -> Choice:
         """The best choice in so many units, from the last layer to the first."""
         choice = []
-        for options, pick in zip(reversed(self.layers), reversed(self._table[1].unbind()), strict=True):
+        for layer_units, pick in zip(reversed(self._units), reversed(self._table[1].unbind()), strict=True):
             choice.append(int(pick[units]))
-            units -= self._units(options)[choice[-1]]
+            units -= layer_units[choice[-1]]
         return tuple(reversed(choice))

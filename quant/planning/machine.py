@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 
 from ..formats import FORMATS, Format
+from ..notices import Notice, notice
+from ..recipe import Recipe
 
 Capability = tuple[int, int]
 Way = Literal["8 bits", "4 bits", "memory"]
@@ -63,6 +65,33 @@ class Machine:
         return replace(self, computes=frozenset())
 
 
+def leave_out_unusable(recipe: Recipe, machine: Machine, *, weight_only: bool) -> tuple[Recipe, list[Notice]]:
+    """Leave out of ``auto`` what cannot be loaded, and 4-bit products that the card lacks.
+
+    The errors of formats with 4-bit products are measured with inputs in 4 bits, as a card that has the products rounds
+    them; where it lacks them, inputs stay in 16 bits and nothing is faster.
+
+    Args:
+        recipe: It stays as it is if it names a format, or if no format would be left.
+        machine: The machine that the result will run on.
+        weight_only: As `Plan.weight_only`: the card's products do not matter.
+
+    Returns:
+        The recipe, and a notice for each reason to leave formats out.
+    """
+    lacking = () if weight_only else (name for name in PRODUCTS_OF_4_BITS if name not in machine.computes)
+    left_out = {
+        "candidates_unknown": [name for name in recipe.open_formats if name not in machine.loads],
+        "candidates_emulated": [name for name in lacking if name in recipe.open_formats],
+    }
+    notices = list[Notice]()
+    for kind, names in left_out.items():
+        smaller = recipe.without_formats(names)
+        notices += [notice(kind, formats=names)] if smaller != recipe else []
+        recipe = smaller
+    return recipe, notices
+
+
 @dataclass(frozen=True)
 class Card:
     """Cards of one generation."""
@@ -72,8 +101,7 @@ class Card:
 
 
 CARDS = (
-    Card("GTX 10, V100", (7, 0)),
-    Card("RTX 20, T4", (7, 5)),
+    Card("RTX 20", (7, 5)),
     Card("RTX 30, A100", (8, 0)),
     Card("RTX 40, L4, H100", (8, 9)),
     Card("RTX 50, B200", (10, 0)),

@@ -7,9 +7,10 @@ in every way that it may take.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import cached_property
+from itertools import groupby, islice
 
 from ..calibration.statistics import NO_STATISTICS
 from ..errors import RecipeError
@@ -20,9 +21,9 @@ from ..recipe import AUTO, Recipe
 from ..text import percent
 from .builder import keep_layer
 from .candidates import Candidate, Evaluator, choose_best, in_formats, with_rotations
-from .knapsack import Knapsack, Option
+from .knapsack import Choice, Knapsack, Option
 from .plan import Entry, KeptTensor, LayerPlan, Plan
-from .size_curve import Budget, SizeCurve, refuse_target
+from .size_curve import Budget, SizeCurve, join_budgets, refuse_target
 from .size_range import list_variants
 
 
@@ -40,7 +41,8 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
     """
     search = _Search(plan=plan, source=source, recipe=evaluator.recipe, evaluator=evaluator)
     if evaluator.recipe.format == AUTO:
-        return search.choose_formats()
+        measured = search.measure_formats()
+        return measured.settle(measured.choose(evaluator.recipe), evaluator.recipe)
     if evaluator.recipe.max_error is not None:
         search = replace(search, plan=plan.with_entries(search.upgrades(evaluator.recipe.max_error)))
         if not search.plan.layers:
@@ -52,6 +54,84 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
     if evaluator.recipe.rotation_group == AUTO:
         return search.plan.with_entries(search.rotations())
     return search.plan
+
+
+def settle_together(parts: Sequence[tuple[Plan, Source, Evaluator]], recipe: Recipe) -> tuple[list[Plan], SizeCurve]:
+    """As `settle_plan` for several models that share one target; their recipes have the format ``auto`` and a target.
+
+    The target is split where it costs least, by the mean squared error of each model (`join_budgets`).
+
+    Args:
+        parts: plan, weights and evaluator of each model.
+        recipe: holds the target of all together.
+
+    Returns:
+        The plans, and the error of all models at every size.
+
+    Raises:
+        RecipeError: no choice of formats meets the target.
+        LayerError, CheckpointError: from measuring.
+    """
+    searches = [_Search(plan=p, source=s, recipe=e.recipe, evaluator=e) for p, s, e in parts]
+    measured = [search.measure_formats() for search in searches]
+    budget = join_budgets([model.budget for model in measured])
+    chosen = budget.choose(recipe)
+    options = iter(chosen)
+    plans = [model.settle(tuple(islice(options, len(model.choices))), recipe) for model in measured]
+    point = budget.point(budget.knapsack.total(chosen))
+    return plans, SizeCurve(budget.curve(), point, all(model.by_outputs for model in measured))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredFormats:
+    """A model with every layer that has a choice measured in every format that it may take."""
+
+    plan: Plan
+    choices: Mapping[str, _LayerChoice]
+    """By the weight's key."""
+    source_nbytes: int
+    """Of the float model."""
+
+    @cached_property
+    def budget(self) -> Budget:
+        return Budget(
+            knapsack=Knapsack([choice.options for choice in self.choices.values()]),
+            others=self.plan.nbytes - sum(self.plan.entries[key].nbytes for key in self.choices),
+            importance=math.fsum(choice.candidates[0].importance for choice in self.choices.values()),
+            source=self.source_nbytes,
+        )
+
+    @property
+    def by_outputs(self) -> bool:
+        """Whether the errors are output errors on recorded inputs."""
+        return any(choice.candidates[0].plan.inputs.has_rows for choice in self.choices.values())
+
+    def choose(self, recipe: Recipe) -> Choice:
+        """The choice of least cost within the recipe's target; without one, each layer's best candidate.
+
+        Raises:
+            RecipeError: no choice meets the target.
+        """
+        if recipe.has_target:
+            return self.budget.choose(recipe)
+        return tuple(choice.best for choice in self.choices.values())
+
+    def settle(self, chosen: Choice, recipe: Recipe) -> Plan:
+        """The plan with a choice of formats.
+
+        Args:
+            chosen: One option for each of `choices`.
+            recipe: Holds the target.
+
+        Raises:
+            RecipeError: nothing would be quantized.
+        """
+        pairs = zip(chosen, self.choices.items(), strict=True)
+        plan = self.plan.with_entries({key: choice.entry(index) for index, (key, choice) in pairs})
+        if not plan.layers:
+            raise refuse_target(recipe)
+        point = self.budget.point(self.budget.knapsack.total(chosen))
+        return replace(plan, size_curve=SizeCurve(self.budget.curve(), point, self.by_outputs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,38 +168,21 @@ class _Search:
         """The plan whose candidate was measured last, if it is within the limit."""
         if measured[-1].error <= limit:
             return plans[len(measured) - 1]
-        reason = f"no format stays under a weight error of {percent(limit)} (max_error)"
+        texts = ", ".join(candidate.text for candidate in measured)
+        reason = f"no format stays under a weight error of {percent(limit)}: {texts}"
         return keep_layer(self.plan.layers[key], self.recipe, reason)
 
-    def choose_formats(self) -> Plan:
-        """The formats of all layers together: least summed error within a size, or least size within an error.
+    def measure_formats(self) -> MeasuredFormats:
+        """Measure the formats of all layers, to choose them together.
 
         Raises:
-            RecipeError: no choice meets the target.
+            RecipeError: no layer has a choice.
         """
         choices = self._choices()
         if not choices:
             raise RecipeError("No layer has a choice of formats; loosen exclude and overrides, or name a format.")
-        budget = self._budget(choices)
-        if self.recipe.has_target:
-            chosen = budget.choose(self.recipe)
-        else:
-            chosen = tuple(choice.best for choice in choices.values())
-        entries = {key: choice.entry(index) for index, (key, choice) in zip(chosen, choices.items(), strict=True)}
-        plan = self.plan.with_entries(entries)
-        if not plan.layers:
-            raise refuse_target(self.recipe)
-        by_outputs = any(choice.candidates[0].plan.inputs.has_rows for choice in choices.values())
-        point = budget.point(budget.knapsack.total(chosen))
-        return replace(plan, size_curve=SizeCurve(budget.curve(), point, by_outputs))
-
-    def _budget(self, choices: Mapping[str, _LayerChoice]) -> Budget:
-        return Budget(
-            knapsack=Knapsack([choice.options for choice in choices.values()]),
-            others=self.plan.nbytes - sum(self.plan.entries[key].nbytes for key in choices),
-            importance=math.fsum(choice.candidates[0].importance for choice in choices.values()),
-            source=sum(spec.nbytes for spec in self.source.tensors.values()),
-        )
+        source = sum(spec.nbytes for spec in self.source.tensors.values())
+        return MeasuredFormats(plan=self.plan, choices=choices, source_nbytes=source)
 
     def _choices(self) -> dict[str, _LayerChoice]:
         """The layers that have a choice, by the weight's key, with every candidate measured."""

@@ -124,6 +124,8 @@ class Plan:
     """Prefix of the model's tensors in the file."""
     certain: bool
     """The profile was recognised or named; else the generic rules apply."""
+    weight_only: bool = False
+    """ComfyUI dequantizes the weights of the model, whatever the format, and multiplies in 16 bits: text encoders."""
     entries: Mapping[str, Entry]
     """By key, in the source's order."""
     size_curve: SizeCurve | None = None

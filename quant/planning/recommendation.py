@@ -169,16 +169,16 @@ def recommend(make_plan: Callable[[Recipe], Plan], base: Recipe, situation: Situ
 
 def _choose_format(make_plan: Callable[[Recipe], Plan], base: Recipe, situation: Situation) -> tuple[str, Plan]:
     if situation.preset == BALANCED:
-        for name in _rank_formats(situation):
+        for name in rank_formats(situation):
             plan = make_plan(replace(base, format=name))
             if _leaves_room(plan.nbytes, situation.machine):
                 return name, plan
         situation = replace(situation, preset=SMALL)
-    name = _rank_formats(situation)[0]
+    name = rank_formats(situation)[0]
     return name, make_plan(replace(base, format=name))
 
 
-def _rank_formats(situation: Situation) -> list[str]:
+def rank_formats(situation: Situation) -> list[str]:
     """The formats that the preset allows, the closest first."""
     limit = FEW_BITS if situation.preset == SMALL else inf
     rows = [row for row in list_formats(situation.machine) if row.loads and FORMATS[row.name].stock]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class SizeCurve:
         points = {point: "" for point in self.curve[:: max(1, len(self.curve) // LINES)]} | {self.chosen: "chosen"}
         rows = [(megabytes(p.nbytes), percent(p.error, 3), points[p]) for p in sorted(points, key=lambda p: p.nbytes)]
         error = "output error (W8A8)" if self.by_outputs else "weight error"
-        return table([("MB", error, ""), *rows], right=frozenset({0, 1}))
+        return table([("MB", f"{error}, all layers together", ""), *rows], right=frozenset({0, 1}))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def refuse_size(target: SizeTarget, smallest: int, source: int) -> RecipeError:
     """The error of a limit that no choice of formats meets; ``smallest``: bytes of the smallest choice."""
     return RecipeError(
         f"{target.setting} {target.value:g} is {target.nbytes / GIGABYTE:.3g} GB, and the formats allowed cannot take "
-        f"this model below {smallest / GIGABYTE:.4g} GB (a share of {smallest / source:.2f}); ask for more."
+        f"it below {smallest / GIGABYTE:.4g} GB (a share of {smallest / source:.2f}); ask for more."
     )
 
 
@@ -116,3 +117,22 @@ class Budget:
         if target.nbytes < smallest:
             raise refuse_size(target, smallest, self.source)
         return self.knapsack.within_size(target.nbytes - self.others)
+
+
+def join_budgets(budgets: Sequence[Budget]) -> Budget:
+    """One budget for several models, whose layers follow each other in its options.
+
+    Costs become each model's mean squared error, its layers weighted by importance, so that an error counts alike in
+    every model; the joint error is the root of the models' mean.
+    """
+    options = [
+        [Option(option.nbytes, option.cost / (budget.importance or 1.0)) for option in layer]
+        for budget in budgets
+        for layer in budget.knapsack.layers
+    ]
+    return Budget(
+        knapsack=Knapsack(options),
+        others=sum(budget.others for budget in budgets),
+        importance=float(len(budgets)),
+        source=sum(budget.source for budget in budgets),
+    )

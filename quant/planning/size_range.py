@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..calibration.statistics import InputStatistics
@@ -37,13 +37,20 @@ class SizeRange:
 
 def refuse_unreachable(plan: Plan, recipe: Recipe, can_weigh: CanWeigh = has_rows) -> None:
     """Raise RecipeError for a size that no choice of formats reaches, or that needs none."""
-    reachable = find_size_range(plan, recipe, can_weigh)
-    target = reachable and reachable.target(recipe)
-    if not reachable or not target:
+    refuse_together([(plan, can_weigh)], recipe)
+
+
+def refuse_together(models: Sequence[tuple[Plan, CanWeigh]], recipe: Recipe) -> None:
+    """`refuse_unreachable` for one size of several models."""
+    ranges = [found for plan, can_weigh in models if (found := find_size_range(plan, recipe, can_weigh)) is not None]
+    smallest, source = sum(found.smallest for found in ranges), sum(found.source for found in ranges)
+    target = find_size_target(recipe, source)
+    if not ranges or target is None:
         return
-    if target.nbytes < reachable.smallest:
-        raise refuse_size(target, reachable.smallest, reachable.source)
-    if target.nbytes >= reachable.largest and not any(layer.fixed for layer in plan.layers.values()):
+    if target.nbytes < smallest:
+        raise refuse_size(target, smallest, source)
+    fixed = any(layer.fixed for plan, _ in models for layer in plan.layers.values())
+    if target.nbytes >= sum(found.largest for found in ranges) and not fixed:
         raise refuse_target(recipe)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..bounded_json import parse_json
 from ..errors import RecipeError
+from ..files.header import MAX_HEADER_BYTES
 from ..formats import find_needs
 from ..formats.marker import HEADER_KEY, Marker, to_header
 from ..recipe import Recipe
@@ -16,6 +19,8 @@ from ..version import VERSION
 
 PROVENANCE_KEY = "calibrated_rounding"
 """The header's text field."""
+
+_FIELD = re.compile(rb'(?<!\\)"' + PROVENANCE_KEY.encode() + rb'"\s*:')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,16 @@ def _read_lists(value: Any) -> dict[str, list[str]]:
     """A table of lists of texts; what is none of these is left out."""
     table = value if isinstance(value, dict) else {}
     return {str(name): [str(text) for text in texts] for name, texts in table.items() if isinstance(texts, list)}
+
+
+def holds_provenance(path: str | os.PathLike[str]) -> bool:
+    """Whether a safetensors file seems to hold a provenance: a quick look at its header that checks nothing else."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return length <= MAX_HEADER_BYTES and _FIELD.search(file.read(length)) is not None
+    except OSError:
+        return False
 
 
 def read_recipe(metadata: Mapping[str, str], name: str) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from ..layer.layer_errors import PAIRS, ErrorPair
 from ..text import counted, megabytes, percent
@@ -34,19 +34,21 @@ def count_quantized(layers: int) -> str:
     return f"{counted(layers, 'layer')} quantized"
 
 
-def describe_errors(pairs: Mapping[str, ErrorPair]) -> Iterator[str]:
-    """The errors of a model that judge it: the output error if it was measured.
+def describe_errors(pairs: Mapping[str, ErrorPair]) -> list[str]:
+    """The error that judges a model: of its output, else, after `svd` rounding, the one that was minimized.
 
-    Without a calibration the error of the weights says little of the output's; it is named for what it is.
+    The error of the weights alone says little of the output's, so that it is in tables only.
     """
-    if "output_w8a8" in pairs:
-        yield f"{TITLES['output_w8a8']} {_against_nearest(pairs['output_w8a8'])}"
-        return
-    if "projected" in pairs:
-        yield f"{TITLES['projected']} {_against_nearest(pairs['projected'])}"
-    if "weight" in pairs:
-        weight = percent(pairs["weight"].error)
-        yield f"{TITLES['weight']} {weight} (of the weights alone: the output needs a calibration)"
+    names = [name for name in ("output_w8a8", "projected") if name in pairs][:1]
+    return [f"{TITLES[name]} {_against_nearest(pairs[name])}" for name in names]
+
+
+def describe_weights(pairs: Mapping[str, ErrorPair]) -> list[str]:
+    """The error of the weights, named for what it is, where the output's was not measured."""
+    if "output_w8a8" in pairs or "weight" not in pairs:
+        return []
+    weight = percent(pairs["weight"].error)
+    return [f"{TITLES['weight']} {weight} (of the weights alone: the output needs a calibration)"]
 
 
 def _against_nearest(pair: ErrorPair) -> str:

@@ -25,8 +25,8 @@ def compared(host: Host) -> dict[str, Any]:
 
 
 def read_tables(report: str) -> list[list[list[str]]]:
-    """The cells of the report's two tables, without their headings."""
-    return [[line.split() for line in part.splitlines()[2:]] for part in report.split("\n\n")]
+    """The cells of the report's two tables, without their headings; the verdict stands before them."""
+    return [[line.split() for line in part.splitlines()[2:]] for part in report.split("\n\n")[1:]]
 
 
 def test_figures_match_own_sampling(compared: dict[str, Any]) -> None:
@@ -52,6 +52,7 @@ def test_every_step_of_every_seed_is_compared(compared: dict[str, Any]) -> None:
 def test_model_is_identical_with_itself(compared: dict[str, Any]) -> None:
     assert compared["same_psnr"] == math.inf
     assert compared["same_report"].count("identical") == len(SEEDS) * (STEPS + 1) + 1
+    assert compared["same_report"].startswith("Identical: nothing differs.")
 
 
 def test_node_shows_table_without_steps(compared: dict[str, Any]) -> None:
@@ -151,9 +152,19 @@ def test_blocked_picture_names_missing_vae(compared: dict[str, Any]) -> None:
 def test_seeds_may_come_from_another_node(server: Server) -> None:
     linked = {**comparison_graph(["seeds", 0]), "seeds": stock_node("PrimitiveString", value="7-9")}
     text = server.execute(linked)["compare"]["text"][0]
-    assert [line.split()[0] for line in text.splitlines()[2:]] == ["7", "8", "9", "mean"]
+    assert [line.split()[0] for line in text.splitlines()[4:]] == ["7", "8", "9", "mean"]
 
 
 def test_invalid_seeds_are_refused_when_queued(server: Server) -> None:
     with pytest.raises(HostError, match="'8-1' is neither a seed nor a range of seeds"):
         server.queue(comparison_graph("8-1"))
+
+
+def test_several_candidates_share_one_table_and_one_reference(compared: dict[str, Any]) -> None:
+    several = compared["several"]
+    lines = several["report"].split("\n\n")[1].splitlines()
+    assert lines[1].split() == ["candidate", "MB", "PSNR", "dB", "worst", "seed", "seconds", "a", "step"]
+    assert lines[2].startswith("candidate: int8_row, nearest") and lines[3].startswith("candidate_b: ")
+    assert "identical" in lines[3]
+    assert several["samplings"] == 2 * len(SEEDS), "the reference is the last run's, and is not sampled again"
+    assert several["psnr"] == compared["psnr"]

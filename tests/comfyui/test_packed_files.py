@@ -135,5 +135,36 @@ def test_formats_that_comfyui_lacks_are_refused_in_one_sentence(
     assert FORMATS[name].needs in error and "\n" not in error
 
 
+def test_auto_leaves_out_what_cannot_run_here(host: Host, known_formats: list[str]) -> None:
+    """A CPU multiplies in no 4-bit floats, and ComfyUI 0.29 does not know w6a8."""
+    source = example_model("digits_wan.safetensors")
+    result = host.call(
+        "tests.comfyui.programs.known_formats:choose_formats", source=source, formats=["w6a8", "nvfp4", "int8_convrot"]
+    )
+    assert "Left out of auto: nvfp4. The device does not multiply" in result["text"]
+    assert ("Left out of auto: w6a8. This ComfyUI" in result["text"]) == ("w6a8" not in known_formats)
+    assert set(result["formats"]) <= {"int8_convrot", *({"w6a8"} & set(known_formats))}
+
+
+@pytest.fixture(scope="module")
+def converted(host: Host, known_formats: list[str], inputs: dict[str, Any]) -> dict[str, Any]:
+    source, formats = example_model("digits_wan.safetensors"), [f for f in ("w6a8", "w4a8") if f in known_formats]
+    function = "tests.comfyui.programs.known_formats:convert_int8"
+    return host.call(function, source=source, formats=formats, **inputs)
+
+
+@pytest.mark.parametrize("fmt", ["w6a8", "w4a8"])
+def test_int8_convrot_models_and_files_convert(converted: dict[str, Any], fmt: str) -> None:
+    result = converted["formats"][fmt]
+    assert result["formats"] == [fmt]
+    assert "The source holds INT8 weights" in result["text"]
+    assert result["file_equal"], "by Quantize File"
+    assert result["error"] < 1.5 * result["float_error"]
+
+
+def test_int8_convrot_to_other_formats_is_refused(converted: dict[str, Any]) -> None:
+    assert "already quantized" in converted["refused"] or "dequantize" in converted["refused"]
+
+
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)

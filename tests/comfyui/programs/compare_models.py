@@ -11,6 +11,7 @@ import comfy.utils
 import nodes
 import torch
 from calibrated_rounding.nodes.host.sampling import Sampling
+from calibrated_rounding.tools.comfyui.inside.calls import count_calls
 from calibrated_rounding.tools.comfyui.inside.errors import error_message
 from calibrated_rounding.tools.comfyui.inside.models import load_unet
 from calibrated_rounding.tools.comfyui.inside.pack import call, load_extension, quantize_model
@@ -64,6 +65,7 @@ def compare_models(source: str, table: Tensor, steps: int, seeds: list[int]) -> 
         "candidate": candidate,
         "same_report": same.args[1],
         "same_psnr": same.args[2],
+        "several": compare_several(comparison, model, quantized),
         "masked": sample_masked(comparison, model, reference[0]),
         "errors": refuse_comparisons(comparison, model, quantized),
         **draw_picture(comparison, model, quantized, reference),
@@ -72,6 +74,14 @@ def compare_models(source: str, table: Tensor, steps: int, seeds: list[int]) -> 
         "unchanged": torch.equal(comparison.sample_all(model), reference)
         and torch.equal(comparison.sample_all(quantized), candidate),
     }
+
+
+def compare_several(comparison: Comparison, model: Any, quantized: Any) -> dict[str, Any]:
+    """Two candidates after a comparison with the same reference; counts what is sampled."""
+    comparison.compare(model, quantized)
+    with count_calls(Sampling, "sample") as calls:
+        node = comparison.compare(model, quantized, candidate_b=model)
+    return {"report": node.args[1], "psnr": node.args[2], "samplings": len(calls)}
 
 
 def sample_masked(comparison: Comparison, model: Any, latents: Tensor) -> dict[str, Any]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
+from calibrated_rounding.quant import Recipe
+from calibrated_rounding.quant.planning.machine import Machine, list_products
 
 from .conftest import Run
+
+convert = importlib.import_module("calibrated_rounding.quant.cli.convert")
+"""The module; the package has the function under its name."""
 
 
 @pytest.mark.parametrize(
@@ -23,6 +29,19 @@ def test_the_formats_of_layers_are_chosen(run: Run, tiny_path: Path, tmp_path: P
     assert told["precision"]["chosen"]["nbytes"] == told["totals"]["bytes_after"]
 
 
+@pytest.mark.parametrize("capability", [8, 9, 10, 12])
+def test_nvfp4_is_left_out_where_the_card_lacks_it(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], capability: int
+) -> None:
+    machine = Machine(title="a card", computes=list_products((capability, 0)))
+    monkeypatch.setattr(convert, "detect_machine", lambda device: machine)
+    recipe = Recipe(format="auto", formats=("int8_row", "nvfp4"))
+    left = convert._leave_out_unusable({}, recipe, str(tiny_path), "cuda:0")
+    assert left.formats == (("int8_row", "nvfp4") if capability >= 10 else ("int8_row",))
+    assert ("Left out of auto: nvfp4" in capsys.readouterr().err) == (capability < 10)
+    assert convert._leave_out_unusable({}, recipe, str(tiny_path), "cpu") == recipe
+
+
 def test_rotation_groups_can_be_chosen_too(run: Run, tiny_path: Path) -> None:
     assert run("-i", tiny_path, "--convrot", "--convrot_group_size", "auto").code == 0
 
@@ -31,7 +50,7 @@ def test_rotation_groups_can_be_chosen_too(run: Run, tiny_path: Path) -> None:
     ("words", "message"),
     [
         (("--target_gb", 1, "--int8"), "contradicts"),
-        (("--target_share", 0.1), "cannot take this model below"),
+        (("--target_share", 0.1), "cannot take it below"),
         (
             ("--format", "int8_row", "--target_share", 0.5),
             "--format contradicts --target-share: format would be int8_row and auto",
@@ -54,7 +73,7 @@ def test_dry_run_says_what_auto_can_reach(run: Run, digits_path: Path) -> None:
     limited = run(*words, "--target_share", 0.6).out
     assert "it can reach 2.40 to 4.45 MB; the target is at most 2.67 MB." in limited
     refused = run(*words, "--target_share", 0.3)
-    assert refused.code == 1 and "cannot take this model below" in refused.err
+    assert refused.code == 1 and "cannot take it below" in refused.err
 
 
 def test_unused_settings_and_patterns_are_said(run: Run, tiny_path: Path) -> None:

@@ -164,3 +164,17 @@ def test_inspect_recognises_a_calibration(run: Run, calibration_path: Path) -> N
     assert "layers calibrated" in lines[1]
     data = json.loads(run("inspect", calibration_path, "--json").out)
     assert data["kind"] == "calibration" and set(data["rows_seen"]) | set(data["shared"]) >= {"a", "b"}
+
+
+def test_thin_calibration_is_said(run: Run, tiny_path: Path, calibration_path: Path) -> None:
+    whole = Calibration.load(calibration_path)
+    samples = {
+        name: replace(sample, rows=None if sample.rows is None else sample.rows[:6])
+        for name, sample in whole.samples.items()
+    }
+    thin = calibration_path.with_name("thin.safetensors")
+    replace(whole, samples=samples).save(thin)
+    for words in (("-i", tiny_path, "--calibration", thin), ("inspect", thin)):
+        ran = run(*words)
+        assert ran.code == 0 and "too thin" in ran.out and "fewer than 8 rows (6 at the fewest)" in ran.out
+    assert "nearest" in run("-i", tiny_path, "--calibration", thin, "--verbose", "--overwrite").out

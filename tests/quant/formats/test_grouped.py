@@ -9,6 +9,7 @@ from typing import Any
 import comfy_kitchen
 import pytest
 import torch
+from calibrated_rounding.quant import Recipe, quantize_tensor
 from calibrated_rounding.quant.formats import FORMATS, GroupedFormat, GroupScales
 from calibrated_rounding.quant.formats.codebook import NORMAL
 from calibrated_rounding.quant.formats.dequantize import dequantize_layer
@@ -49,7 +50,7 @@ def pack(weight: torch.Tensor, name: str, group: int | None = None) -> dict[str,
 
 
 def equal_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 @BITS
@@ -74,6 +75,27 @@ def test_nearest_is_comfy_kitchens_bit_for_bit(
     assert equal_bytes(ours["weight_s_rel"], group_scale)
     assert torch.equal(ours["weight_s_channel"], channel)
     assert codebook is None if bits == 6 else torch.equal(ours["weight_codebook"], codebook)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", GROUPED)
+def test_16_bit_weights_are_rounded_as_in_float32(name: str, dtype: torch.dtype) -> None:
+    weight = draw(64, 256).to(dtype)
+    half, full = (quantize_tensor(w, Recipe(format=name, profile="generic"))[0] for w in (weight, weight.float()))
+    assert half.keys() == full.keys()
+    assert all(equal_bytes(half[key], full[key]) for key in half)
+
+
+@BITS
+def test_comfy_kitchen_rounds_16_bit_weights_worse(name: str, bits: int) -> None:
+    """It computes in the weight's dtype, so that its scales of bfloat16 weights have 8 bits."""
+    weight = draw(256, 512).to(torch.bfloat16)
+    stored, host = rotate(weight.float(), 256), find_host()
+    codes, group_scale, channel, _, codebook = host.quantize_w4a8_int8_weight(weight, convrot_groupsize=256, bits=bits)
+    tensors = {"weight": codes, "weight_s_rel": group_scale, "weight_s_channel": channel}
+    theirs = tensors if codebook is None else tensors | {"weight_codebook": codebook}
+    errors = [float((grouped(name).read(t) - stored).norm()) for t in (pack(weight.float(), name, 256), theirs)]
+    assert errors[0] < errors[1] < 1.05 * errors[0]
 
 
 @pytest.mark.parametrize("shape", [(64, 256), (3000, 2048)])

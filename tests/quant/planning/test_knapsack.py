@@ -68,3 +68,11 @@ def test_unreachable_limits_are_errors() -> None:
         knapsack.within_size(9)
     with pytest.raises(ValueError, match="least"):
         knapsack.within_cost(0.5)
+
+
+def test_sizes_on_curve_are_met_exactly() -> None:
+    layers = [[Option(10_000_019 + 97 * i, 1.0 + i), Option(20_000_003 + 89 * i, 0.0)] for i in range(60)]
+    knapsack = Knapsack(layers)
+    for point in knapsack.curve(33):
+        found = knapsack.total(knapsack.within_size(point.nbytes))
+        assert found.nbytes <= point.nbytes and found.cost <= point.cost

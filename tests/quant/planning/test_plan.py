@@ -225,7 +225,8 @@ def test_input_scale_only_where_measured_and_taken(fmt: str) -> None:
     )
 
 
-def test_banks_of_experts_are_kept_by_name() -> None:
+@pytest.mark.parametrize("fmt", ["int8_convrot", "w6a8", "w4a8", "nvfp4"])
+def test_banks_of_experts_are_kept_by_name(fmt: str) -> None:
     tensors = {"experts.up.weight": Spec(torch.bfloat16, (8, 64, 64)), "l.weight": Spec(torch.bfloat16, (64, 64))}
-    plan = make_plan(tensors, Recipe(profile="generic", heuristics=False))
+    plan = make_plan(tensors, Recipe(format=fmt, profile="generic", heuristics=False))
     assert plan.kept["experts.up.weight"].reason == "a bank of 8 experts, which is not quantized"

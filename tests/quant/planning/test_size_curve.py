@@ -160,7 +160,7 @@ def test_file_and_report_name_chosen_formats(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_share": 0.3}, "cannot take this model below"),
+        ({"target_share": 0.3}, "cannot take it below"),
         ({"target_error": 1e-9}, "leaves every layer as it is"),
         ({"target_share": 1.0}, "leaves every layer as it is"),
         ({"target_share": 0.5, "target_gb": 1.0}, "exclude each other"),

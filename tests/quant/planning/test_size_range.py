@@ -53,7 +53,7 @@ def test_targets_and_inputs_widen_range(digits: Mapping[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"target_share": 0.2}, "target_share 0.2 is .* cannot take this model below"),
+        ({"target_share": 0.2}, "target_share 0.2 is .* cannot take it below"),
         ({"target_gb": 0.001}, "target_gb 0.001 is 0.001 GB, .* below"),
         ({"target_gb": 8.0}, "target_gb 8 leaves every layer as it is; ask for a smaller size"),
     ],

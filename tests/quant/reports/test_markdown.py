@@ -27,7 +27,7 @@ def test_every_layer_is_one_row_of_a_table() -> None:
 
 def test_nearest_stands_beside_other_rounding_only() -> None:
     rounded = to_markdown(report(layer("a", output_w8a8=ErrorPair(0.1, 0.2)), layer("b")))
-    assert LEGEND in rounded and "0.1000 (0.2000)" in rounded
+    assert LEGEND in rounded and "10.00% (20.00%)" in rounded
     assert LEGEND not in to_markdown(report(layer("a", weight=ErrorPair(0.01, 0.01))))
 
 

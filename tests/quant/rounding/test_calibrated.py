@@ -10,6 +10,7 @@ from calibrated_rounding.quant.errors import RecipeError
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.formats.rotation import largest_group, rotate
 from calibrated_rounding.quant.layer.layer_errors import ErrorPair
+from calibrated_rounding.quant.layer.operands import FEWEST_ROWS
 from calibrated_rounding.quant.layer.quantize import quantize_layer
 from calibrated_rounding.quant.layer.task import LayerTask, QuantizedLayer
 from calibrated_rounding.quant.notices import notice
@@ -86,7 +87,7 @@ def test_independent_outliers_do_not_overfit(name: str, trained: torch.Tensor) -
 def test_too_few_rows_round_to_nearest(rows: int, trained: torch.Tensor) -> None:
     result = quantized(trained, "int8_row", correlated(rows, 256, 1), rounding="calibrated")
     assert torch.equal(result.codes, quantized(trained, "int8_row", None).codes)
-    assert result.notes == (notice("nearest_without_inputs"),)
+    assert result.notes == (notice("nearest_few_rows", rows=rows, needed=FEWEST_ROWS),)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-20, 1e15])

@@ -15,6 +15,9 @@ window.packPage = (() => {
     isReady: () => Boolean(window.app?.extensionManager?.setting && window.app.canvas?.graph),
     isTyping: () => document.activeElement.tagName === "INPUT",
     offersNode: (title) => Boolean(document.querySelector("[role=option]")?.innerText.trim().startsWith(title)),
+    offersAny: (title) => [...document.querySelectorAll("[role=option]")].some((entry) => entry.innerText.includes(title)),
+    offersNone: (title) =>
+      ![...document.querySelectorAll("[role=option]")].some((entry) => entry.innerText.includes(title)),
     newWorkflow: () => execute("Comfy.NewBlankWorkflow"),
     queue: () => execute("Comfy.QueuePrompt"),
     setSetting: (name, value) => window.app.extensionManager.setting.set(name, value),
@@ -25,6 +28,7 @@ window.packPage = (() => {
     setView: (offset) => Object.assign(window.app.canvas.ds, { scale: 1, offset }),
     countNodes: () => graph().nodes.length,
     hasNodes: (count) => graph().nodes.length === count,
+    select: (id) => window.app.canvas.selectNode(node(id)),
     nodesOf: (type) =>
       graph()
         .nodes.filter((entry) => entry.type === type)
@@ -58,6 +62,7 @@ window.packPage = (() => {
     },
     widgetValue: (id, name) => widget(id, name).value,
     widgetOffers: (id, name, value) => (widget(id, name).options?.values ?? []).includes(value),
+    widgetValue: (id, name) => widget(id, name).value,
     widgetIs: (id, name, value) => widget(id, name).value === value,
 
     // Places on the page, in pixels, and in the graph

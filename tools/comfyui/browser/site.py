@@ -133,6 +133,16 @@ class Site:
         self.call("placeLastNode", PLACES[count])
         return int(self.call("lastNode")["id"])
 
+    def search(self, words: str) -> None:
+        """Type into the search box for nodes."""
+        self._open_search()
+        self.page.keyboard.type(words, delay=15)
+
+    def replace_search(self, words: str) -> None:
+        """Type other words into the search box that is open."""
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(words, delay=15)
+
     def link(self, source: int, output: str, target: int, name: str) -> None:
         """Draw a link with the mouse, again while the nodes are still moving."""
         for _ in range(10):

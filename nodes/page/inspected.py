@@ -1,0 +1,142 @@
+"""What is known of a model file: its formats and what ComfyUI does with them on this machine, and how it was made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.quant_ops
+
+from ...quant import QuantError, Recipe
+from ...quant.calibration.calibration import Calibration
+from ...quant.calibration.file import is_calibration
+from ...quant.formats import BLOCKWISE, FORMATS
+from ...quant.formats.stored import STORED_FORMATS
+from ...quant.notices import Notice, notice
+from ...quant.planning.profiles import get_profile
+from ...quant.reports.inspection import Entry, Inspection, inspect_file
+from ...quant.reports.provenance import Provenance
+from .check import is_emulated
+
+BITS: Mapping[str, int] = {"nvfp4": 4}
+"""Marker's format -> bits of its products, where they are not 8."""
+
+MOST_OBSTACLES = 4
+
+
+def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe any file for the page.
+
+    Returns:
+        ``title``, ``bytes``, ``formats`` (rows of `_format_rows`), ``kept`` (count and bytes), ``recipe`` (settings
+        that differ from the defaults, None if unknown), ``made`` and ``notices``.
+    """
+    answer: dict[str, Any] = {"title": "", "bytes": _size(path), "formats": [], "kept": None, "recipe": None}
+    try:
+        if is_calibration(Path(path)):
+            found = Calibration.load(path)
+            return answer | {"made": None, "notices": _data([notice("is_calibration", text=found.summary())])}
+        inspection = inspect_file(path)
+    except QuantError as error:
+        return answer | {"made": None, "notices": _data([notice("refused", text=str(error))])}
+    kept = [entry for entry in inspection.entries if not entry.quantized]
+    return answer | {
+        "title": get_profile(inspection.profile).title,
+        "formats": list(_format_rows(inspection)),
+        "kept": {"count": len(kept), "bytes": sum(entry.nbytes for entry in kept)},
+        "recipe": list_settings(inspection.provenance),
+        "made": _describe_making(inspection.provenance),
+        "notices": _data([*_obstacles(inspection), *_verdicts(inspection)]),
+    }
+
+
+def list_settings(provenance: Provenance | None) -> dict[str, Any] | None:
+    """The recipe's settings that differ from the defaults, and always format and rounding; None if it is unknown."""
+    if provenance is None:
+        return None
+    defaults, recipe = Recipe().to_dict(), dict(provenance.recipe)
+    always = ("format", "rounding")
+    return {name: value for name, value in recipe.items() if name in always or value != defaults.get(name)}
+
+
+def _describe_making(provenance: Provenance | None) -> dict[str, Any] | None:
+    if provenance is None:
+        return None
+    return {
+        "version": provenance.version,
+        "source": provenance.source_sha256,
+        "patches": provenance.merged_patches + len(provenance.merged_first),
+    }
+
+
+def _format_rows(inspection: Inspection) -> Iterator[dict[str, Any]]:
+    """For each format of quantized layers: its name, number of layers and bytes."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in inspection.entries:
+        if entry.quantized:
+            groups.setdefault(_name_format(entry), []).append(entry)
+    for name, entries in sorted(groups.items(), key=lambda item: -sum(entry.nbytes for entry in item[1])):
+        yield {"format": name, "layers": len(entries), "bytes": sum(entry.nbytes for entry in entries)}
+
+
+def _name_format(entry: Entry) -> str:
+    """The pack's own name of a layer's format, where it has one."""
+    if entry.format != "int8_tensorwise":
+        own = [fmt for fmt in FORMATS.values() if fmt.comfyui_name == entry.format]
+        fitting = [fmt for fmt in own if fmt.group_size == entry.block]
+        return next((fmt.name for fmt in (*fitting, *own)), entry.format)
+    if entry.group is not None:
+        return "int8_convrot"
+    return "int8_tensor" if entry.scale in ((), (1,)) else "int8_row"
+
+
+def _verdicts(inspection: Inspection) -> Iterator[Notice]:
+    """What ComfyUI does on this machine with each format in the file."""
+    layers = [entry for entry in inspection.entries if entry.quantized]
+    if not layers:
+        yield notice("not_quantized")
+        return
+    encoder = get_profile(inspection.profile).kind == "text_encoder"
+    for name in dict.fromkeys(entry.format for entry in layers):
+        full = all(entry.full_precision for entry in layers if entry.format == name)
+        verdict = _judge_format(name, slow=encoder or full)
+        if verdict is not None:
+            yield verdict
+
+
+def _judge_format(name: str, *, slow: bool) -> Notice | None:
+    """None for a format that is an obstacle already. ``slow``: ComfyUI is asked to multiply in 16 bits."""
+    known = getattr(comfy.quant_ops, "QUANT_ALGOS", {})
+    own = next((fmt for fmt in FORMATS.values() if fmt.comfyui_name == name), None)
+    if name not in STORED_FORMATS:
+        return None
+    if name not in known and name != BLOCKWISE:
+        return notice("format_unknown_here", format=name)
+    if own is None:
+        return notice("loads_here", format=name)
+    if slow or is_emulated(own):
+        return notice("saves_memory_here", format=name)
+    return notice("runs_here", format=name, bits=BITS.get(name, 8))
+
+
+def _obstacles(inspection: Inspection) -> Iterator[Notice]:
+    texts = list(dict.fromkeys(inspection.obstacles))
+    for text in texts[:MOST_OBSTACLES]:
+        yield notice("obstacle", text=text)
+    if len(texts) > MOST_OBSTACLES:
+        yield notice("more_obstacles", count=len(texts) - MOST_OBSTACLES)
+    if inspection.refusal:
+        yield notice("obstacle", text=inspection.refusal)
+
+
+def _size(path: str | os.PathLike[str]) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
+
+
+def _data(notices: list[Notice]) -> list[dict[str, Any]]:
+    return [entry.to_dict() for entry in notices]

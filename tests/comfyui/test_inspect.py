@@ -1,0 +1,111 @@
+"""What Is This File?: files of every format and of other makers, asked as the page asks and run as a node."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calibrated_rounding.quant import Recipe, quantize_file
+from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.tests.quant.files.quantized_layers import recognised
+from calibrated_rounding.tools.comfyui import HostError, Server, example_model
+from calibrated_rounding.tools.comfyui.graphs import pack_node
+from safetensors.torch import save_file
+
+DIGITS = example_model("digits_wan.safetensors")
+VERDICTS = {"runs_here", "saves_memory_here", "loads_here", "format_unknown_here"}
+EMULATED = {"float8_e4m3fn", "mxfp8", "nvfp4"}
+"""Formats that a CPU does not compute in."""
+
+
+def inspect(server: Server, name: str) -> dict[str, Any]:
+    answer: dict[str, Any] = server.get("/calibrated_rounding/inspect", file=f"diffusion_models/{name}")
+    return answer
+
+
+def kinds(answer: dict[str, Any]) -> set[str]:
+    return {entry["kind"] for entry in answer["notices"]}
+
+
+def texts(answer: dict[str, Any]) -> str:
+    return " ".join(str(entry["values"].get("text", "")) for entry in answer["notices"])
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_own_formats_are_described(server: Server, tmp_path: Path, fmt: str) -> None:
+    path = tmp_path / f"inspected_{fmt}.safetensors"
+    report = quantize_file(DIGITS, path, Recipe(format=fmt))
+    answer = inspect(server, server.add_model("diffusion_models", path))
+    assert (answer["title"], answer["bytes"]) == ("WAN 2.1 and 2.2", path.stat().st_size)
+    assert {row["format"]: row["layers"] for row in answer["formats"]} == {fmt: report.totals.layers}
+    assert (answer["recipe"]["format"], answer["recipe"]["rounding"]) == (fmt, "nearest")
+    assert len(answer["made"]["source"]) == 64
+    (verdict,) = kinds(answer) & VERDICTS
+    if fmt in EMULATED:
+        assert verdict in ("saves_memory_here", "format_unknown_here")
+    if fmt.startswith("int8_") and "block" not in fmt:
+        assert verdict == "runs_here"
+
+
+@pytest.mark.parametrize("fmt", recognised())
+def test_other_makers_formats_are_named(server: Server, tmp_path: Path, fmt: str) -> None:
+    path = tmp_path / f"foreign_{fmt}.safetensors"
+    save_file(recognised()[fmt], path)
+    answer = inspect(server, server.add_model("diffusion_models", path))
+    assert answer["recipe"] is None and answer["made"] is None
+    assert [row["layers"] for row in answer["formats"]] == [1]
+    assert kinds(answer) - {"obstacle"}, "ComfyUI's verdict is missing"
+
+
+def test_foreign_files_come_with_a_way_out(server: Server, tmp_path: Path) -> None:
+    cases: dict[str, Any] = {
+        "nf4": {
+            "l.weight": torch.zeros(64, 1, dtype=torch.uint8),
+            "l.weight.absmax": torch.ones(2),
+            "l.weight.quant_map": torch.ones(16),
+        },
+        "diffusers": {"transformer_blocks.0.attn.to_q.weight": torch.ones(8, 8), "x_embedder.weight": torch.ones(8, 8)},
+        "float": {"a.weight": torch.ones(8, 8)},
+    }
+    answers = {}
+    for name, tensors in cases.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        answers[name] = inspect(server, server.add_model("diffusion_models", tmp_path / f"{name}.safetensors"))
+    assert "bitsandbytes" in texts(answers["nf4"]) and answers["nf4"]["formats"][0]["format"] == "bitsandbytes"
+    assert {"obstacle", "not_quantized"} <= kinds(answers["diffusers"])
+    assert kinds(answers["float"]) == {"not_quantized"}
+
+
+def test_gguf_file_is_offered_and_explained(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "flux-Q4_K.gguf").write_bytes(b"GGUF" + bytes(60))
+    name = server.add_model("diffusion_models", tmp_path / "flux-Q4_K.gguf")
+    info = server.object_info("CalibratedRoundingInspectFile")
+    assert f"diffusion_models/{name}" in json.dumps(info)
+    answer = inspect(server, name)
+    assert "GGUF" in texts(answer) and "16 bits" in texts(answer)
+
+
+def test_missing_files_are_refused(server: Server) -> None:
+    for name in ("none.safetensors", "../../secret"):
+        with pytest.raises(HostError, match="400"):
+            inspect(server, name)
+
+
+def test_node_reports_every_layer(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "reported.safetensors"
+    quantize_file(DIGITS, path, Recipe(format="int8_row"))
+    name = server.add_model("diffusion_models", path)
+    outputs = server.execute({"1": pack_node("InspectFile", file=f"diffusion_models/{name}")})
+    assert "blocks.0.ffn.0" in outputs["1"]["text"][0] and "total: " in outputs["1"]["text"][0]
+    assert outputs["1"]["calibrated_rounding"][0]["inspected"]["recipe"]["format"] == "int8_row"
+
+
+def test_only_files_with_a_recipe_are_offered(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "with_recipe.safetensors"
+    quantize_file(DIGITS, path, Recipe(format="int8_row"))
+    name = server.add_model("diffusion_models", path)
+    offered = json.dumps(server.object_info("CalibratedRoundingLoadRecipe"))
+    assert f"diffusion_models/{name}" in offered and "digits_wan.safetensors" not in offered

@@ -1,0 +1,117 @@
+// What is known of the file that a node names (nodes/page/inspected.py): shown as soon as it is picked or dropped.
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { addBeside, choose } from "./beside.mjs";
+import { h } from "./dom.mjs";
+import { linked } from "./graph.mjs";
+import { failure, line } from "./notices.mjs";
+import { legend } from "./palette.mjs";
+import { button } from "./saved.mjs";
+import { bytes, text, whole } from "./text.mjs";
+
+const RECIPE = "CalibratedRoundingLoadRecipe";
+
+export class FilePanel {
+  constructor(node) {
+    Object.assign(this, { node, height: 204, file: null, state: null });
+    this.words = h("div", { class: "calro-words", role: "status", tabindex: 0 });
+    const style = `min-height: ${this.height}px`;
+    this.element = h("div", { class: "calro calro-panel calro-text", style, "aria-label": text("panel") }, this.words);
+    this.element.addEventListener("dragover", (event) => event.preventDefault());
+    this.element.addEventListener("drop", (event) => this.#drop(event));
+    this.#draw(null);
+  }
+
+  /** Called often: looks whether another file is picked. */
+  look() {
+    const { widget } = this;
+    const file = widget && !linked(this.node, "file") ? widget.value : null;
+    if (file !== this.file) this.#ask((this.file = file));
+  }
+
+  /** After a run: the server has looked again. */
+  show(state) {
+    this.state = state;
+    if (state?.inspected) this.#draw(state.inspected);
+    else if (state?.message) this.#draw({ notices: [failure(state.message)] });
+  }
+
+  remove() {}
+
+  get widget() {
+    return this.node.widgets?.find(({ name }) => name === "file");
+  }
+
+  async #ask(file) {
+    const answer = file && (await inspected(file).catch((error) => ({ notices: [failure(String(error))] })));
+    if (file === this.file) this.#draw(answer);
+  }
+
+  /** A dropped file is found by its name: a page is never told where on the disk it lies. */
+  #drop(event) {
+    const dropped = event.dataTransfer?.files?.[0];
+    if (!dropped) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const named = (choice) => choice.split(/[\\/]/).at(-1) === dropped.name;
+    const choice = this.widget.options?.values?.find(named);
+    if (!choice) this.#draw({ notices: [failure(text("file_not_listed", { file: dropped.name }))] });
+    else {
+      choose(this.node, "file", choice);
+      this.look();
+    }
+  }
+
+  #draw(found) {
+    this.element.dataset.phase = found ? "done" : "idle";
+    const parts = found ? describe(found) : [h("p", {}, text("file_hint"))];
+    if (found?.recipe && this.node.comfyClass !== RECIPE) parts.push(this.#useSettings());
+    this.words.replaceChildren(...parts);
+  }
+
+  #useSettings() {
+    const use = button(text("use_settings"), text("use_settings_help"), () => addRecipe(this.node, this.file));
+    return h("div", { class: "calro-buttons" }, use);
+  }
+}
+
+async function inspected(file) {
+  const answer = await api.fetchApi(`/calibrated_rounding/inspect?file=${encodeURIComponent(file)}`);
+  if (!answer.ok) throw new Error(await answer.text());
+  return answer.json();
+}
+
+function describe({ title, bytes: size, formats = [], kept, recipe, made, notices }) {
+  const head = title ? [row(h("b", {}, title), h("b", {}, bytes(size)))] : [];
+  const layers = formats.map((format) =>
+    row(legend(format.format), `${text("file_layers", { layers: whole(format.layers) })} · ${bytes(format.bytes)}`),
+  );
+  const rest = kept?.count ? [row(text("file_kept", { count: whole(kept.count) }), bytes(kept.bytes))] : [];
+  return [...head, ...layers, ...rest, ...provenance(made, recipe), ...notices.map(line)];
+}
+
+const row = (left, right) => h("div", { class: "calro-file" }, h("span", {}, left), h("span", {}, right));
+
+function provenance(made, recipe) {
+  if (!made) return [];
+  const source = made.source ? [text("file_source", { digest: made.source.slice(0, 12) })] : [];
+  const settings = Object.entries(recipe).map(([name, value]) => `${name}: ${setting(value)}`);
+  const words = [text("file_made", { version: made.version }), ...source].join(" · ");
+  return [h("p", { title: made.source }, words), h("p", { class: "calro-settings" }, settings.join(", "))];
+}
+
+const setting = (value) => (value !== null && typeof value === "object" ? JSON.stringify(value) : String(value));
+
+/** A node that loads the recipe of the file, beside the node, and linked to the quantize nodes that are selected. */
+function addRecipe(node, file) {
+  const selected = Object.values(app.canvas.selected_nodes ?? {});
+  const created = addBeside(node, RECIPE, (recipe) => {
+    choose(recipe, "file", file);
+    for (const other of selected) {
+      const slot = (other.inputs ?? []).findIndex(({ name, type }) => name === "recipe" && type === "QUANT_RECIPE");
+      if (slot >= 0) recipe.connect(0, other, slot);
+    }
+  });
+  return created !== null;
+}
