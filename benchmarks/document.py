@@ -315,6 +315,21 @@ TABLES: Mapping[str, Table | CardTable] = {
             Column(title="time ratio", case="{}", cell="{time, ours / convert-to-quant:.2f}"),
         ),
     ),
+    "several processes": Table(
+        results="scaling",
+        head="run, processes",
+        rows={
+            f"{name}, {count}": f"{name}, {count}" for name in ("2 GB, nearest", "calibrated") for count in (1, 2, 4)
+        },
+        columns=(
+            Column(title="seconds, without start-up", case="{}", cell="{run:.1f}"),
+            Column(title="times as fast as one", case="{}", cell="{times as fast as one process:.2f}"),
+            Column(title="serial, seconds", case="{}", cell="{serial:.2f}"),
+            Column(title="serial share", case="{}", cell="{serial share:.1%}"),
+            Column(title="hash of the source, seconds", case="{}", cell="{hash:.2f}"),
+            Column(title="start-up, seconds", case="{}", cell="{start-up:.1f}"),
+        ),
+    ),
     "large file": Table(
         results="peer",
         head="2 GB file",

@@ -178,15 +178,15 @@ class QuantizeFile(io.ComfyNode):
         recipe, reasons = choose_recipe(values, lambda tried: plan_file(source, tried), describe_machine(), calibration)
         name = saving.fill(name, make_words(name_model(file), recipe.to_dict()), cls.hidden)
         target = folders.choose_output_path(f"{folders.OUTPUT_NAMES.get(kind, kind)}/{name}")
-        where = running.device_name(device)
+        devices = running.choose_devices(device)
         with open_checkpoint(source) as checkpoint:
-            running.make_room(where, largest_peak(checkpoint.tensors, recipe, calibration or {}))
+            running.make_room(devices, largest_peak(checkpoint.tensors, recipe, calibration or {}))
         report = running.run_engine(
             lambda progress, cancel: quantize_file(
                 source,
                 target,
                 recipe,
-                device=where,
+                device=devices,
                 statistics=calibration,
                 overwrite=False,
                 progress=progress,
@@ -195,7 +195,7 @@ class QuantizeFile(io.ComfyNode):
             cls.hidden.unique_id,
             live.begin(cls.hidden.unique_id),
         )
-        durations.remember(recipe, where, [layer.shape for layer in report.layers], report.seconds)
+        durations.remember(recipe, devices, [layer.shape for layer in report.layers], report.seconds)
         notices = [*reasons, *note_unused(recipe, calibrated=calibration is not None)]
         ui = show_report(report, notices, saved=saving.describe_file(target, kind, report=report))
         return io.NodeOutput(str(target), to_markdown(report), ui=ui)

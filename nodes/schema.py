@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
-from .host.running import DEVICES
+from .host.running import AUTO, list_choices
 from .recipe.inputs import QuantCalibration
 
 CATEGORY = "model/quantization"
@@ -25,11 +25,12 @@ SEARCH_WORDS = (
 def device_input() -> io.Input:
     return io.Combo.Input(
         "device",
-        options=list(DEVICES),
-        default="auto",
+        options=list_choices(),
+        default=AUTO,
         optional=True,
         advanced=True,
-        tooltip="Where the rounding is computed; auto is where ComfyUI runs models.",
+        tooltip="Where the rounding is computed; auto is where ComfyUI runs models. all GPUs, where there are several: "
+        "each takes some of the layers.",
     )
 
 

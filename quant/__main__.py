@@ -50,7 +50,8 @@ def main() -> int:
 
 def end_import(number: int, frame: FrameType | None) -> None:
     """Signal handler: end the process with one line."""
-    os.write(2, b"error: Interrupted.\n")
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"error: Interrupted.\n")
     os._exit(128 + number)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,6 +24,8 @@ from .recipe import Recipe
 from .reports.progress import Cancel, OnProgress
 from .reports.report import Report
 from .run import Run
+from .workers.ranks import Ranks
+from .workers.workers import Workers
 
 
 def quantize_file(
@@ -31,7 +33,8 @@ def quantize_file(
     target: str | os.PathLike[str],
     recipe: Recipe | None = None,
     *,
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
+    ranks: Ranks | None = None,
     statistics: Statistics | None = None,
     overwrite: bool = True,
     force: bool = False,
@@ -47,7 +50,9 @@ def quantize_file(
         source: ``.safetensors``, or ``.safetensors.index.json`` with its shards.
         target: the file to write.
         recipe: the settings; None: `Recipe`'s defaults.
-        device: where layers are computed.
+        device: where layers are computed. Several devices take a layer each.
+        ranks: the processes that work on the file together, from `join_ranks`; all call this function with the same
+            arguments, but for the device. Each returns the whole report.
         statistics: a calibration of this model, by layer name.
         overwrite: replace a file that is there already, or appears during the run.
         force: quantize also what ComfyUI would not load as a quantized model.
@@ -59,8 +64,9 @@ def quantize_file(
     """
     with open_checkpoint(source) as checkpoint:
         refuse_same_file(checkpoint.paths, target)
-        run = _run(recipe, device, statistics, force, progress, cancel)
-        return quantize(checkpoint, FileSink(target, overwrite=overwrite), run)
+        workers = Workers((device,) if isinstance(device, str) else tuple(device), ranks or Ranks())
+        run = _run(recipe, workers, statistics, force, progress, cancel)
+        return quantize(checkpoint, FileSink(target, overwrite=overwrite, ranks=ranks), run)
 
 
 def quantize_state_dict(
@@ -78,8 +84,8 @@ def quantize_state_dict(
     Kept tensors share memory with ``tensors``. Parameters and errors as in `quantize_file`, but for ``device``: without
     one, layers are computed where the first weight is.
     """
-    sink, device = StateDictSink(), device or _find_device(tensors)
-    report = quantize(StateDictSource(tensors), sink, _run(recipe, device, statistics, force, progress, cancel))
+    sink, workers = StateDictSink(), Workers((device or _find_device(tensors),))
+    report = quantize(StateDictSource(tensors), sink, _run(recipe, workers, statistics, force, progress, cancel))
     return sink.tensors, report
 
 
@@ -130,7 +136,7 @@ def _find_device(tensors: Mapping[str, Tensor]) -> str:
 
 def _run(
     recipe: Recipe | None,
-    device: str,
+    workers: Workers,
     statistics: Statistics | None,
     force: bool,
     progress: OnProgress | None,
@@ -138,7 +144,7 @@ def _run(
 ) -> Run:
     return Run(
         recipe=recipe or Recipe(),
-        device=device,
+        workers=workers,
         statistics=statistics or {},
         on_progress=progress,
         cancel=cancel,

@@ -7,6 +7,7 @@ import torch
 from .errors import RecipeError
 
 AUTO_DEVICE = "auto"
+ALL_DEVICES = "all"
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Parts of PyTorch's messages where exhausted memory is only a RuntimeError."""
@@ -31,6 +32,36 @@ def choose_device(name: str) -> str:
     if obstacle:
         raise RecipeError(f"The device '{name}' cannot be used: {obstacle}")
     return name
+
+
+def list_devices(text: str) -> tuple[str, ...]:
+    """Find several devices.
+
+    Args:
+        text: names with commas; ``all``: every visible GPU; a number: the first GPUs, or the CPU that often if PyTorch
+            has no GPU.
+
+    Raises:
+        RecipeError: if a device cannot be used, or there are fewer GPUs.
+    """
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if text == ALL_DEVICES:
+        if not gpus:
+            raise RecipeError("PyTorch sees no GPU; name the devices, or how many processes the CPU shall have.")
+        return tuple(gpus)
+    if text.isdecimal() and int(text):
+        if gpus and int(text) > len(gpus):
+            raise RecipeError(f"{text} devices were asked for, and PyTorch sees {len(gpus)} GPUs.")
+        return tuple(gpus[: int(text)] or ["cpu"] * int(text))
+    return tuple(choose_device(name.strip()) for name in text.split(","))
+
+
+def name_accelerator(device: str, number: int) -> str:
+    """The device with an index, if it is an accelerator without one: of the process ``number`` of a machine."""
+    found = torch.device(device)
+    if found.type == "cpu" or found.index is not None:
+        return device
+    return f"{found.type}:{number % torch.accelerator.device_count()}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -55,6 +55,7 @@ def quantize(source: Source, sink: Sink, run: Run, plan: Plan | None = None) -> 
         LayerError: a weight cannot be quantized, or a tensor not be held in its planned dtype.
         CheckpointError: the source cannot be read, or the sink not be written or not as planned.
         Cancelled: ``run.cancel`` asked to stop.
+        RankError: another rank failed.
     """
     warnings = () if run.is_loaded_model else check_source(source, force=run.force)
     floats = as_float(source, run.recipe.dequantize, rotation=run.recipe.conversion_rotation)
@@ -125,7 +126,7 @@ def _prepare(source: Source, run: Run) -> tuple[Plan, Evaluator]:
         )
     evaluator = Evaluator(
         recipe=run.recipe,
-        device=run.device,
+        workers=run.workers,
         check_cancelled=run.check_cancelled,
         weight_only=plan.weight_only,
         by_sensitivity=all(known.sensitivity is not None for known in inputs),

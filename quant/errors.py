@@ -39,3 +39,14 @@ class LayerError(QuantError):
 
 class Cancelled(QuantError):
     """The caller's cancel callback asked to stop; nothing was left behind."""
+
+
+class RankError(QuantError):
+    """A rank of a run in several processes failed."""
+
+    def __init__(self, text: str, *, reported: bool = False, interrupted: bool = False) -> None:
+        super().__init__(text)
+        self.reported = reported
+        """Another rank reports it."""
+        self.interrupted = interrupted
+        """The rank was asked to stop."""

@@ -1,11 +1,11 @@
-"""Carrying out a plan: tensors are read ahead, layers are quantized one after the other, results are written behind."""
+"""Carrying out a plan: tensors are read ahead, layers are quantized, results are written behind."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -22,19 +22,20 @@ from .layer import bias
 from .layer.overflow import cast, refuse_overflow
 from .layer.quantize import explain_failures, quantize_layer
 from .layer.task import QuantizedLayer
+from .layer.work import COPIED_BYTE, HASHED_BYTE, estimate_work
 from .notices import Notice
-from .parallel import crew
 from .pipelining import ReadAhead, WriteBehind, write_behind
 from .planning.candidates import make_task
-from .planning.plan import KeptTensor, LayerPlan, Plan
+from .planning.plan import KeptTensor, LayerPlan, Plan, RemovedTensor
 from .recipe import OFF
 from .reports.entries import KeptReport, LayerReport
-from .reports.progress import Progress
 from .reports.report import Report
+from .reports.tally import Tally
 from .run import Run
 from .seeds import layer_seed
 from .text import shortened
 from .version import versions
+from .workers.devices import spread
 
 WAITING_BYTES = 64 << 20
 """Bytes that are read ahead, and bytes that wait to be written, unless one tensor alone has more."""
@@ -49,9 +50,13 @@ class LoadedLayer:
     """None where the bias is not corrected, or there is none."""
 
 
+Loaded = tuple[LayerPlan | KeptTensor, LoadedLayer | None]
+"""An entry with its tensors; None: a kept tensor, which the reader has handed on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Carries out a plan.
+    """Carries out a plan, or this rank's share of it.
 
     Only the reader touches the source; kept tensors go through it to the output, which takes one tensor at a time.
     """
@@ -63,42 +68,70 @@ class Execution:
     _output_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def execute(self, notes: list[Notice]) -> Report:
-        started = time.perf_counter()
-        report = self._new_report(notes)
-        self._announce(report)
-        # A GPU is driven by one thread.
-        threads = crew() if torch.device(self.run.device).type == "cpu" else nullcontext()
-        with threads, write_behind(WAITING_BYTES) as writer, self._loaded_entries() as loaded:
-            for entry, layer in loaded:
-                self.run.check_cancelled()
-                if isinstance(entry, LayerPlan) and layer is not None:
-                    with explain_failures(entry.name, entry.shape, self.run.device, self.run.recipe.rounding):
-                        report.layers.append(self._quantize(entry, layer, writer))
-                    del layer
-                    self._announce(report)
-                elif isinstance(entry, KeptTensor):
-                    report.kept.append(_kept_report(entry))
-        report.seconds = time.perf_counter() - started
-        return report
+        """Carry the plan out, and report all of it, other ranks' layers included."""
+        started, workers = time.perf_counter(), self.run.workers
+        results, tally = dict[str, LayerReport | KeptReport](), self._make_tally()
+        tally.start()
+        with write_behind(WAITING_BYTES) as writer, self._loaded_entries(self._own_entries()) as loaded:
+            quantize = partial(self._carry_out, writer=writer)
+            with closing(spread(loaded, workers.devices, quantize, self.run.check_cancelled)) as finished:
+                for key, result in finished:
+                    results[key] = result
+                    if isinstance(result, LayerReport):
+                        tally.add(result)
 
-    def _new_report(self, notes: list[Notice]) -> Report:
+        if workers.ranks.size > 1 and workers.ranks.rank == 0:
+            self.source.sha256()  # while others compute; a process alone has hashed what it read
+
+        def wait() -> None:
+            self.run.check_cancelled()
+            tally.refresh()
+
+        return self._report(workers.merge(results, wait), notes, started)
+
+    def _make_tally(self) -> Tally:
+        weights = {layer.name: layer.shape[0] * layer.shape[1] for layer in self.plan.layers.values()}
+        return Tally(weights, self.run.workers.ranks, self.run.on_progress)
+
+    def _report(self, results: Mapping[str, LayerReport | KeptReport], notes: list[Notice], started: float) -> Report:
+        ordered = [results[key] for key in self.plan.entries if key in results]
         return Report(
             profile=self.plan.profile,
             certain=self.plan.certain,
             recipe=self.run.recipe.to_dict(),
             versions=versions(),
+            layers=[result for result in ordered if isinstance(result, LayerReport)],
+            kept=[result for result in ordered if isinstance(result, KeptReport)],
             removed={name: entry.reason for name, entry in self.plan.removed.items()},
             notes=notes,
+            seconds=time.perf_counter() - started,
             precision=self.plan.size_curve,
         )
 
+    def _own_entries(self) -> list[LayerPlan | KeptTensor]:
+        """This rank's layers and kept tensors: in the source's order, or the longest first where reading is free.
+
+        A file that is read in order needs no second pass for its hash.
+        """
+        entries = {key: entry for key, entry in self.plan.entries.items() if not isinstance(entry, RemovedTensor)}
+        costs = {key: self._estimate_work(entry) for key, entry in entries.items()}
+        hashing = HASHED_BYTE * sum(spec.nbytes for spec in self.source.tensors.values())
+        own = self.run.workers.select_own(costs, fixed=hashing)
+        if self.source.path is None and len(self.run.workers.devices) > 1:
+            own.sort(key=lambda key: -costs[key])
+        return [entries[key] for key in own]
+
+    def _estimate_work(self, entry: LayerPlan | KeptTensor) -> float:
+        if isinstance(entry, KeptTensor):
+            return COPIED_BYTE * entry.nbytes
+        return estimate_work(entry.shape, self.run.recipe, entry.inputs)
+
     @contextmanager
-    def _loaded_entries(self) -> Iterator[Iterator[tuple[LayerPlan | KeptTensor, LoadedLayer | None]]]:
-        """All layers and kept tensors in the source's order, read ahead where the source is a file.
+    def _loaded_entries(self, entries: Sequence[LayerPlan | KeptTensor]) -> Iterator[Iterator[Loaded]]:
+        """Entries with their tensors, read ahead where the source is a file.
 
         A state dict costs nothing to read, and a loaded model is read in the caller's thread only.
         """
-        entries = [entry for entry in self.plan.entries.values() if isinstance(entry, LayerPlan | KeptTensor)]
         if self.source.path is None:
             yield ((entry, self._load(entry)) for entry in entries)
             return
@@ -132,9 +165,18 @@ class Execution:
         with self._output_lock:
             self.output.write(name, tensor)
 
-    def _quantize(self, layer: LayerPlan, loaded: LoadedLayer, writer: WriteBehind) -> LayerReport:
+    def _carry_out(self, loaded: Loaded, device: str, writer: WriteBehind) -> tuple[str, LayerReport | KeptReport]:
+        """Finish an entry; gives its key in the plan, and its report."""
+        entry, layer = loaded
+        if isinstance(entry, KeptTensor):
+            return entry.name, _kept_report(entry)
+        assert layer is not None  # what is to be quantized was read
+        with explain_failures(entry.name, entry.shape, device, self.run.recipe.rounding):
+            return entry.name + WEIGHT, self._quantize(entry, layer, device, writer)
+
+    def _quantize(self, layer: LayerPlan, loaded: LoadedLayer, device: str, writer: WriteBehind) -> LayerReport:
         weight, run = loaded.weight, self.run
-        task = make_task(layer, weight, run.recipe, run.device, run.check_cancelled, weight_only=self.plan.weight_only)
+        task = make_task(layer, weight, run.recipe, device, run.check_cancelled, weight_only=self.plan.weight_only)
         result = quantize_layer(task)
         tensors = layer.format.pack(result.codes, result.scale)
         written = {f"{layer.name}.{suffix}": tensor.to(weight.device) for suffix, tensor in tensors.items()}
@@ -186,21 +228,6 @@ class Execution:
         error = rounded - weight.to(rounded.device, torch.float32)
         corrected = bias.correct(name, old.to(rounded.device), error, mean.to(rounded.device))
         return cast(name, corrected.to(old.device), self.plan.kept[name].dtype)
-
-    def _announce(self, report: Report) -> None:
-        if self.run.on_progress is None:
-            return
-        layers, done = list(self.plan.layers.values()), len(report.layers)
-        sizes = [torch.Size(layer.shape).numel() for layer in layers]
-        progress = Progress(
-            done=done,
-            total=len(layers),
-            weights_done=sum(sizes[:done]),
-            weights_total=sum(sizes),
-            next_layer=layers[done].name if done < len(layers) else None,
-            last=report.layers[-1] if report.layers else None,
-        )
-        self.run.on_progress(progress)
 
 
 def _layer_report(layer: LayerPlan, result: QuantizedLayer) -> LayerReport:

@@ -18,6 +18,7 @@ from .recipe import Recipe, SvdSettings
 from .reports.entries import KeptReport, LayerReport
 from .reports.progress import Progress
 from .reports.report import Report
+from .workers.ranks import join_ranks
 
 __all__ = [
     "AlreadyQuantizedError",
@@ -35,6 +36,7 @@ __all__ = [
     "Report",
     "SvdSettings",
     "UnloadableError",
+    "join_ranks",
     "plan_file",
     "quantize_file",
     "quantize_state_dict",

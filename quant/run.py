@@ -8,6 +8,7 @@ from .calibration.statistics import Statistics
 from .errors import Cancelled
 from .recipe import Recipe
 from .reports.progress import Cancel, OnProgress
+from .workers.workers import Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +16,8 @@ class Run:
     """The settings of one run."""
 
     recipe: Recipe
-    device: str = "cpu"
-    """Where layers are computed."""
+    workers: Workers = field(default_factory=Workers)
+    """Who computes the layers."""
     statistics: Statistics = field(default_factory=dict)
     """What a calibration knows of the layers' inputs."""
     on_progress: OnProgress | None = None
@@ -29,6 +30,7 @@ class Run:
     """The source is a model that ComfyUI has loaded, so that its names are ComfyUI's own."""
 
     def check_cancelled(self) -> None:
-        """Raise Cancelled if the caller asked to stop."""
+        """Raise Cancelled if the caller asked to stop, and RankError if another rank failed."""
         if self.cancel is not None and self.cancel():
             raise Cancelled("Stopped on request; nothing was written.")
+        self.workers.ranks.check()

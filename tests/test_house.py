@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 QUANT = (
-    *("errors", "version", "text", "seeds", "device", "parallel", "pipelining", "bounded_json", "patterns", "notices"),
+    *("errors", "version", "text", "seeds", "device", "parallel", "pipelining", "workers", "bounded_json", "patterns"),
+    "notices",
     *("settings", "formats", "recipe", "files", "calibration", "rounding", "layer", "planning", "reports"),
     *("run", "execution", "engine", "api", "public", "__init__", "cli", "__main__"),
 )

@@ -26,7 +26,7 @@ EXIT_SECONDS = 60.0
 a factorization of a very wide layer.
 """
 
-DEVICES = ("auto", "cpu")
+AUTO, CPU, ALL_GPUS = "auto", "cpu", "all GPUs"
 
 T = TypeVar("T")
 Work = Callable[[OnProgress, Cancel], T]
@@ -153,12 +153,21 @@ def _report(worker: _Worker, bar: _Bar, observer: Observer) -> None:
         observer.show(progress)
 
 
-def device_name(choice: str) -> str:
-    """The torch device that one of `DEVICES` stands for."""
-    return "cpu" if choice == "cpu" else str(comfy.model_management.get_torch_device())
+def list_choices() -> list[str]:
+    """The choices of where to compute."""
+    return [AUTO, CPU, *([ALL_GPUS] if torch.cuda.device_count() > 1 else [])]
 
 
-def make_room(device: str, nbytes: int) -> None:
+def choose_devices(choice: str) -> tuple[str, ...]:
+    """The torch devices that one of `list_choices` stands for."""
+    if choice == ALL_GPUS:
+        return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    return ("cpu",) if choice == CPU else (str(comfy.model_management.get_torch_device()),)
+
+
+def make_room(devices: Sequence[str], nbytes: int) -> None:
     """Unload models where a device lacks ``nbytes`` of free memory."""
-    if device != "cpu":
+    for device in devices:
+        if device == "cpu":
+            continue
         comfy.model_management.free_memory(int(WORKSPACE * nbytes), torch.device(device))

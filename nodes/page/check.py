@@ -87,12 +87,12 @@ def check(question: Question) -> dict[str, Any]:
 
 def _describe_cost(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
     """Memory and time of the run: ``peak`` bytes, and ``seconds`` where such a run has ended here before, else None."""
-    device = running.device_name(str(question.values.get("device", "auto")))
+    devices = running.choose_devices(str(question.values.get("device", running.AUTO)))
     tensors = {name: entry.source for name, entry in plan.entries.items()}
     shapes = [layer.shape for layer in plan.layers.values()]
     return {
         "peak": largest_peak(tensors, recipe, FULL_SAMPLE if question.calibration else {}),
-        "seconds": durations.expect(recipe, device, shapes),
+        "seconds": durations.expect(recipe, devices, shapes),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import folder_paths
@@ -27,19 +27,19 @@ WORK: Mapping[str, Callable[[int, int], int]] = {
 """Rounding -> what the time of a weight ``[N, K]`` grows with; other roundings depend on too much else."""
 
 
-def remember(recipe: Recipe, device: str, shapes: Iterable[Shape], seconds: float) -> None:
+def remember(recipe: Recipe, devices: Sequence[str], shapes: Iterable[Shape], seconds: float) -> None:
     """Keep the time of a run that rounded weights of these shapes."""
     work = _count_work(recipe, shapes)
     if not work or seconds <= 0:
         return
     with contextlib.suppress(OSError, CheckpointError):  # a full or read-only disk costs the estimate alone
         _path().parent.mkdir(parents=True, exist_ok=True)
-        write_text(_path(), json.dumps(_read() | {_key(recipe, device): seconds / work}))
+        write_text(_path(), json.dumps(_read() | {_key(recipe, devices): seconds / work}))
 
 
-def expect(recipe: Recipe, device: str, shapes: Iterable[Shape]) -> float | None:
+def expect(recipe: Recipe, devices: Sequence[str], shapes: Iterable[Shape]) -> float | None:
     """Seconds that a run will take; None if nothing comparable ran here."""
-    pace = _read().get(_key(recipe, device))
+    pace = _read().get(_key(recipe, devices))
     return None if pace is None else pace * _count_work(recipe, shapes) or None
 
 
@@ -48,8 +48,10 @@ def _count_work(recipe: Recipe, shapes: Iterable[Shape]) -> int:
     return sum(measure(shape[0], shape[1]) for shape in shapes)
 
 
-def _key(recipe: Recipe, device: str) -> str:
-    return ", ".join([device_title() if device != "cpu" else "CPU", *recipe.candidates, recipe.rounding])
+def _key(recipe: Recipe, devices: Sequence[str]) -> str:
+    title = device_title() if "cpu" not in devices else "CPU"
+    several = [f"{len(devices)} devices"] if len(devices) > 1 else []
+    return ", ".join([title, *several, *recipe.candidates, recipe.rounding])
 
 
 def _read() -> dict[str, float]:

@@ -22,6 +22,7 @@ from ...quant.layer.memory import largest_peak
 from ...quant.notices import notice
 from ...quant.planning.plan import Plan
 from ...quant.run import Run
+from ...quant.workers.workers import Workers
 from ..host import running
 from ..host.registration import refuse_unloadable
 from ..host.weights import LoadedWeights
@@ -56,7 +57,7 @@ def quantize_weights(
         weights: of the model.
         stamp: identifies the model's file; empty: every value is hashed.
         recipe: the settings.
-        device_choice: one of `running.DEVICES`.
+        device_choice: one of `running.list_choices`.
         node_id: of the node that shows the progress.
         calibration: of this model.
         plan: as for `engine.quantize`.
@@ -66,15 +67,15 @@ def quantize_weights(
     """
     refuse_unloadable(recipe)
     refuse_impossible(weights, recipe, calibration or {})
-    device, store = running.device_name(device_choice), cache()
+    devices, store = running.choose_devices(device_choice), cache()
     live.begin(node_id)
     digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)
     calibrated = "" if calibration is None else f" {calibration.digest}"
-    path = store.path(f"{stamp} {digest}{calibrated}", recipe, device)
+    path = store.path(f"{stamp} {digest}{calibrated}", recipe, ",".join(devices))
     entry = store.find(path)
     if entry is not None:
         return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, from_disk=True)
-    running.make_room(device, largest_peak(weights.tensors, recipe, calibration or {}))
+    running.make_room(devices, largest_peak(weights.tensors, recipe, calibration or {}))
     sink = _CacheSink(path)
     report = running.run_engine(
         lambda progress, cancel: quantize(
@@ -82,7 +83,7 @@ def quantize_weights(
             sink,
             Run(
                 recipe=recipe,
-                device=device,
+                workers=Workers(devices),
                 statistics=calibration or {},
                 on_progress=progress,
                 cancel=cancel,
@@ -93,7 +94,7 @@ def quantize_weights(
         node_id,
         live.begin(node_id),
     )
-    durations.remember(recipe, device, [layer.shape for layer in report.layers], report.seconds)
+    durations.remember(recipe, devices, [layer.shape for layer in report.layers], report.seconds)
     if sink.obstacle:
         report.notes.append(notice("not_kept_on_disk", reason=sink.obstacle))
         return Result(sink.memory.tensors, report, from_disk=False)

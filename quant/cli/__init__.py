@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from ..device import is_out_of_memory
-from ..errors import QuantError
+from ..errors import QuantError, RankError
+from ..workers.ranks import end_process
 from .commands import compare, formats, inspect, profiles
 from .console import UsageError, abandon_output, fail, tolerate_any_text
 from .convert import convert
 from .record import record
+from .signals import Interrupted
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "formats": formats,
@@ -30,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
+        end_process(code)
         return code
     except BrokenPipeError:
         abandon_output()
@@ -42,8 +46,16 @@ def _dispatch(arguments: Sequence[str]) -> int:
             return COMMANDS[arguments[0]](arguments[1:])
         return convert(arguments)
     except UsageError as error:
-        fail(error)
+        if os.environ.get("RANK", "0") == "0":  # all ranks have the same command line
+            fail(error)
         return USAGE
+    except Interrupted as error:
+        fail(error)
+        return 128 + error.number
+    except RankError as error:
+        if not error.reported:
+            fail(error)
+        return USER_ERROR
     except QuantError as error:
         fail(error)
         return USER_ERROR

@@ -11,7 +11,7 @@ from typing import Any
 from ..api import plan_file, quantize_file
 from ..calibration.calibration import Calibration
 from ..calibration.file import has_sensitivities
-from ..device import AUTO_DEVICE, choose_device
+from ..device import AUTO_DEVICE, choose_device, list_devices, name_accelerator
 from ..errors import (
     AlreadyQuantizedError,
     Cancelled,
@@ -30,12 +30,15 @@ from ..planning.recommendation import Situation, recommend
 from ..recipe import AUTO, Recipe
 from ..reports.inspection import inspect_file
 from ..reports.model_card import write_model_card
+from ..text import counted
+from ..workers.ranks import Ranks, is_launched, join_ranks
 from .bar import progress_bar
 from .choices import list_unused, make_recipe, refuse_decided
-from .console import fail, say, say_lines
+from .console import say, say_lines
 from .ending import result_lines
+from .launch import launch
 from .options import make_parser
-from .signals import stop_on_signals
+from .signals import Interrupted, stop_on_signals
 from .text import plan_text
 
 SUFFIX = ".safetensors"
@@ -49,6 +52,17 @@ def convert(argv: Sequence[str]) -> int:
     args = parser.given(argv)
     if "input" not in args:
         parser.error("An input is needed: -i FILE.safetensors")
+    if "devices" in args and not is_launched():
+        devices = list_devices(args["devices"])
+        if "device" in args:
+            raise RecipeError("Give --device or --devices, not both.")
+        if len(devices) > 1 and "dry_run" not in args:
+            return launch(argv, len(devices))
+    with join_ranks() as ranks:
+        return _convert(args if ranks.rank == 0 else args | {"quiet": True}, ranks)
+
+
+def _convert(args: Mapping[str, Any], ranks: Ranks) -> int:
     recipe, reasons = make_recipe(args), list[Notice]()
     source, quiet = args["input"], args.get("quiet", False)
     try:
@@ -58,7 +72,9 @@ def convert(argv: Sequence[str]) -> int:
         if not quiet:
             for note in [*reasons, *list_unused(args, recipe), *needs_notices(recipe.usable_formats)]:
                 say(f"note: {render(note)}", sys.stderr)
-        return _dry_run(args, recipe, source, target) if "dry_run" in args else _run(args, recipe, source, target)
+        if "dry_run" in args:
+            return _dry_run(args, recipe, source, target) if ranks.rank == 0 else 0
+        return _run(args, recipe, source, target, ranks)
     except AlreadyQuantizedError as error:
         hint = "" if isinstance(error, UnreadableLayerError) else " (--dequantize does that.)"
         raise AlreadyQuantizedError(f"{source}: {error}{hint}") from None
@@ -111,8 +127,8 @@ def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path)
     return 0
 
 
-def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
-    device = choose_device(args.get("device", AUTO_DEVICE))
+def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path, ranks: Ranks) -> int:
+    device = _choose_device(args, ranks)
     recipe = _leave_out_unusable(args, recipe, source, device)
     overwrite = "overwrite" in args
     inputs = [*list_files(source), *(args[name] for name in ("calibration", "recipe") if name in args)]
@@ -120,7 +136,7 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
     report_path = _checked_report(args.get("report"), inputs, overwrite)
     card_path = _checked_card(args.get("model_card"), inputs, overwrite)
     calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
-    with stop_on_signals() as stop:
+    with stop_on_signals(ranks.explain_stop) as stop:
         try:
             with progress_bar(args.get("quiet", False)) as progress:
                 report = quantize_file(
@@ -128,6 +144,7 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
                     target,
                     recipe,
                     device=device,
+                    ranks=ranks,
                     statistics=calibration,
                     overwrite=overwrite,
                     force="force" in args,
@@ -135,8 +152,9 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
                     cancel=stop,
                 )
         except Cancelled as error:
-            fail(error)
-            return 128 + (stop.number or 0)
+            raise Interrupted(str(error), stop.number or 0) from None
+    if ranks.rank:
+        return 0
     if report_path is not None:
         _write_beside(
             report_path, "report", report.to_json() if report_path.suffix == ".json" else report.table(), overwrite
@@ -147,6 +165,18 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> 
         above = [*report.table().split("\n"), ""] if "verbose" in args else report.warnings()
         say_lines([*above, *result_lines(report, target)])
     return 0
+
+
+def _choose_device(args: Mapping[str, Any], ranks: Ranks) -> str:
+    """The device of this rank."""
+    number = int(os.environ.get("LOCAL_RANK", ranks.rank)) if ranks.size > 1 else 0
+    if "devices" not in args:
+        device = choose_device(args.get("device", AUTO_DEVICE))
+        return device if ranks.size == 1 else name_accelerator(device, number)
+    devices = list_devices(args["devices"])
+    if number >= len(devices):
+        raise RecipeError(f"--devices has {counted(len(devices), 'name')}, and there are more processes.")
+    return devices[number]
 
 
 def check_output(target: Path, inputs: Iterable[str | Path], overwrite: bool) -> None:

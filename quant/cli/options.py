@@ -123,6 +123,15 @@ RUNNING = (
         default=AUTO_DEVICE,
         arguments={"metavar": "NAME"},
     ),
+    Option(
+        names=("--devices",),
+        target="devices",
+        help="Quantize in several processes, one for each device; each takes some of the layers, and the file is the "
+        "same. all: every GPU. A number: the first GPUs; without a GPU, processes on the CPU.",
+        values="`cuda:0,cuda:1`, `all`, `2`, ...",
+        default="one process, on the --device",
+        arguments={"metavar": "NAMES"},
+    ),
     Option(names=("--quiet",), target="quiet", help="Print errors only.", arguments=FLAG),
     Option(names=("--verbose",), target="verbose", help="Print a line for each layer.", arguments=FLAG),
 )

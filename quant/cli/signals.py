@@ -17,12 +17,23 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FrameType
 
+from ..errors import Cancelled
 from ..files.staging import StagedFile, abandon_unfinished
+from ..workers.ranks import ALONE
 from .console import fail
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 GRACE_SECONDS = 1.0
 """How long the engine has to stop by itself."""
+
+
+class Interrupted(Cancelled):
+    """A signal asked to stop."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+        """The signal."""
 
 
 class Stop:
@@ -41,8 +52,12 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Within the block, signals that ask the process to end set the flag; those that are ignored (nohup) stay so."""
+def stop_on_signals(explain: Callable[[], str] = ALONE.explain_stop) -> Iterator[Stop]:
+    """Within the block, signals that ask the process to end set the flag; those that are ignored (nohup) stay so.
+
+    Args:
+        explain: returns what the process says if it is ended; empty: nothing.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may set handlers
@@ -51,7 +66,7 @@ def stop_on_signals() -> Iterator[Stop]:
     # None: a handler that Python did not install and could not put back.
     before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not None}
     taken = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-    with watch_signals(taken, partial(end_process, StagedFile.count_published)):
+    with watch_signals(taken, partial(end_process, StagedFile.count_published, explain)):
         for number in taken:
             signal.signal(number, stop.receive)
         try:
@@ -89,17 +104,20 @@ def watch_signals(numbers: Collection[int], end: Callable[[int], None]) -> Itera
             thread.join()
 
 
-def end_process(published: int, number: int) -> None:
+def end_process(published: int, explain: Callable[[], str], number: int) -> None:
     """End the process without its unfinished file. If the file is complete, the run is over and ends by itself.
 
     Args:
         published: `StagedFile.count_published` at the start of the run.
+        explain: returns what to say; empty: nothing.
         number: the signal.
     """
     with abandon_unfinished(published) as nothing_written:
         if nothing_written:
-            if sys.stderr.isatty():
+            text = explain()
+            if text and sys.stderr.isatty():
                 print(file=sys.stderr)  # the progress bar's line
-            fail("Stopped on request; nothing was written.")
+            if text:
+                fail(text)
             sys.stderr.flush()
             os._exit(128 + number)

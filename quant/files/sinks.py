@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..workers.ranks import Ranks
 from .reader import Checkpoint
 from .sources import Source, StateDictSource, Verify
 from .tensors import Layout
@@ -57,12 +58,12 @@ class StateDictSink:
 class FileSink:
     """Writes a checkpoint file, which appears whole or not at all."""
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
-        self.path, self.overwrite = path, overwrite
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = True, ranks: Ranks | None = None) -> None:
+        self.path, self.overwrite, self.ranks = path, overwrite, ranks
 
     @contextmanager
     def open(self, layout: Layout, metadata: Mapping[str, str]) -> Iterator[_FileOutput]:
-        with CheckpointWriter(self.path, layout, metadata, overwrite=self.overwrite) as writer:
+        with CheckpointWriter(self.path, layout, metadata, overwrite=self.overwrite, ranks=self.ranks) as writer:
             yield _FileOutput(writer)
 
 

@@ -91,6 +91,25 @@ class StagedFile:
                 self.discard()
             _allocate(self._opened(), self.size, self.target.parent)
 
+    @property
+    def shared_name(self) -> str | None:
+        """Name of the temporary file, with which another process can `join`; None where it is not there yet."""
+        return None if self._temporary is None else self._temporary.name
+
+    def join(self, name: str) -> None:
+        """Open the temporary file that another process created for the same target, and locks.
+
+        `discard` removes it for all.
+        """
+        self._temporary = self.target.with_name(name)
+        with self._explained():
+            self._descriptor = os.open(self._temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
+
+    def flush(self) -> None:
+        """Bring the bytes to the disk, where other machines see them."""
+        with self._explained():
+            os.fsync(self._opened())
+
     def write_at(self, offset: int, data: memoryview | bytes) -> None:
         """Put `data` at byte `offset`."""
         view = memoryview(data)

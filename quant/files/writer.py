@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RankError
+from ..workers.ranks import Ranks
 from .header import TensorInfo
 from .layout import arrange, encode_header, refit
 from .reader import open_checkpoint
@@ -26,7 +29,8 @@ class CheckpointWriter:
     file and leaves an older file at `path` as it was. The same layout, tensors and metadata give the same bytes.
 
     layout: name -> (dtype, shape). metadata: the header's text fields. overwrite: replace an older file at `path`; else
-    one is refused on entry, and by `commit` if it appeared since.
+    one is refused on entry, and by `commit` if it appeared since. ranks: several write the same file, each its own
+    tensors; rank 0 allocates and finishes it.
     Raises CheckpointError for a layout or metadata that the format cannot hold; on entry for a folder that is missing
     or not writable, a target that is a folder, and a disk that is full.
     """
@@ -38,8 +42,10 @@ class CheckpointWriter:
         metadata: Mapping[str, str],
         *,
         overwrite: bool = True,
+        ranks: Ranks | None = None,
     ) -> None:
         self.path = Path(path)
+        self._ranks = ranks or Ranks()
         self.tensors = arrange(layout, self.path)
         self._header = encode_header(self.tensors.values(), metadata, self.path)
         self._missing = dict.fromkeys(self.tensors)
@@ -48,7 +54,9 @@ class CheckpointWriter:
 
     def __enter__(self) -> CheckpointWriter:
         try:
-            self._file.create()
+            if self._ranks.rank == 0:
+                self._file.create()
+            self._meet()
         except BaseException:
             self._file.discard()
             raise
@@ -90,12 +98,35 @@ class CheckpointWriter:
         """Put the file in its place.
 
         Args:
-            metadata: replaces the metadata given at the start.
+            metadata: replaces the metadata given at the start; rank 0's counts.
             verify: looks at the whole file under its temporary name, and raises where it must not appear.
 
         Raises:
             CheckpointError: a slot is empty, `metadata` needs more room than the first one took, or the disk fails.
+            RankError: another rank failed.
         """
+        if self._ranks.size > 1:
+            self._file.flush()
+        for missing in self._ranks.share(self._missing):
+            self._missing = {name: None for name in self._missing if name in missing}
+        if self._ranks.rank == 0:
+            self._finish(metadata, verify)
+        # Until the file has its name, every rank would remove it at an error; what happens to a rank later is no error.
+        with suppress(RankError) if self._ranks.rank == 0 else nullcontext():
+            self._ranks.share(None)
+
+    def _meet(self) -> None:
+        """Let all ranks write to rank 0's file, if they have the same plan for it."""
+        header = hashlib.sha256(self._header).hexdigest()
+        temporary, expected = self._ranks.share((self._file.shared_name, header))[0]
+        if header != expected:
+            raise CheckpointError(
+                f"{self.path} cannot be written by several ranks: their sources, settings or versions are not the same."
+            )
+        if temporary is not None and self._ranks.rank:
+            self._file.join(temporary)
+
+    def _finish(self, metadata: Mapping[str, str] | None, verify: Verify | None) -> None:
         if self._missing:
             count, first = len(self._missing), quoted(next(iter(self._missing)))
             raise CheckpointError(f"{self.path} is incomplete: {count} tensors are missing, {first} first.")

@@ -25,11 +25,12 @@ class Alternative:
     error: float
     """`LayerErrors.primary`."""
     squares: Tensor | None
-    """Squared output error of each held-out row, float64 ``[R]``; None: not measured, `error` is the weight's."""
+    """Squared output error of each held-out row, float64 ``[R]`` on the CPU; None: `error` is the weight's."""
 
     @classmethod
     def of(cls, result: QuantizedLayer) -> Alternative:
-        return cls(result.errors.primary.error, result.output_squares)
+        squares = result.output_squares
+        return cls(result.errors.primary.error, None if squares is None else squares.cpu())
 
 
 def choose_alternative(alternatives: Sequence[Alternative]) -> int:

@@ -61,7 +61,7 @@ def peak_bytes(
     """
     height, width = shape
     rows = 0 if inputs.rows is None else len(inputs.rows)
-    method = _method(recipe, rows > 0)
+    method = name_method(recipe, rows > 0)
     peak = PEAKS[method]
     values = peak.hessian * width**2 + peak.weights * height * width + peak.rows * rows * (height + width)
     if isinstance(fmt, GroupedFormat):
@@ -84,7 +84,8 @@ def fits(nbytes: int, device: torch.device) -> bool:
     return free is None or WORKSPACE * nbytes <= free
 
 
-def _method(recipe: Recipe, has_rows: bool) -> str:
+def name_method(recipe: Recipe, has_rows: bool) -> str:
+    """Name of a layer's rounding in `PEAKS`."""
     if recipe.rounding == "calibrated" and has_rows:
         return "calibrated"
     if recipe.rounding == "svd":

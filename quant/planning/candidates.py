@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -14,10 +16,16 @@ from ..formats.rotation import group_sizes
 from ..layer.choice import Alternative, choose_alternative
 from ..layer.quantize import quantize_layer
 from ..layer.task import LayerTask
+from ..layer.work import estimate_work
 from ..recipe import AUTO, Recipe
 from ..text import percent
+from ..workers.devices import spread
+from ..workers.workers import Workers
 from .builder import with_format
 from .plan import LayerPlan
+
+Figures = tuple[Alternative, float]
+"""`Candidate.measured` and `Candidate.importance`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Evaluator:
     """Quantizes layers as the recipe would round them, and measures the error."""
 
     recipe: Recipe
-    device: str
+    workers: Workers
     check_cancelled: Callable[[], None]
     weight_only: bool = False
     """As `Plan.weight_only`."""
@@ -63,24 +71,51 @@ class Evaluator:
         """Whether enough is known of a layer to compare its output error with other layers'."""
         return inputs.has_rows and (inputs.sensitivity is not None or not self.by_sensitivity)
 
-    def evaluate(self, layer: LayerPlan, weight: Tensor) -> Candidate:
-        """Quantize ``weight [N, K]`` as planned.
+    def measure(
+        self, jobs: Mapping[str, Sequence[LayerPlan]], read: Callable[[str], Tensor], limit: float = -math.inf
+    ) -> dict[str, list[Candidate]]:
+        """Quantize layers in every way that is planned for them, divided among the workers.
+
+        Args:
+            jobs: the ways, by the key of the weight.
+            read: returns the weight ``[N, K]`` of a key.
+            limit: a layer's other ways are left out after the first whose error is at most this.
+
+        Returns:
+            The candidates of each layer, in the order of its ways, as far as they were measured.
 
         Raises:
             LayerError: as `quantize_layer`.
+            RankError: another rank failed.
         """
-        self.check_cancelled()
-        task = make_task(layer, weight, self.recipe, self.device, self.check_cancelled, weight_only=self.weight_only)
-        result = quantize_layer(task)
-        return Candidate(layer, Alternative.of(result), self._importance(result.output_power, layer.inputs))
+        costs = {key: self._estimate_work(variants) for key, variants in jobs.items()}
+        loaded = ((key, read(key)) for key in self.workers.select_own(costs))
+        measure = partial(self._measure, jobs=jobs, limit=limit)
+        with closing(spread(loaded, self.workers.devices, measure, self.check_cancelled)) as measured:
+            figures = self.workers.merge(dict(measured), self.check_cancelled)
+        # Figures travel between ranks; plans, which hold the calibration's rows, do not.
+        return {
+            key: [Candidate(plan, *pair) for plan, pair in zip(variants, figures[key], strict=False)]
+            for key, variants in jobs.items()
+        }
 
-    def best(self, layers: Iterable[LayerPlan], weight: Tensor) -> Candidate:
-        """The first candidate, or another one that is surely better.
+    def _measure(
+        self, loaded: tuple[str, Tensor], device: str, jobs: Mapping[str, Sequence[LayerPlan]], limit: float
+    ) -> tuple[str, list[Figures]]:
+        key, weight = loaded
+        figures = list[Figures]()
+        for layer in jobs[key]:
+            self.check_cancelled()
+            task = make_task(layer, weight, self.recipe, device, self.check_cancelled, weight_only=self.weight_only)
+            result = quantize_layer(task)
+            measured = Alternative.of(result)
+            figures.append((measured, self._importance(result.output_power, layer.inputs)))
+            if measured.error <= limit:
+                break
+        return key, figures
 
-        How much a layer matters to the result is the same for all of its candidates, and changes nothing here.
-        """
-        candidates = [self.evaluate(layer, weight) for layer in layers]
-        return candidates[choose_alternative([candidate.measured for candidate in candidates])]
+    def _estimate_work(self, variants: Sequence[LayerPlan]) -> float:
+        return math.fsum(estimate_work(layer.shape, self.recipe, layer.inputs) for layer in variants)
 
     def _importance(self, output_power: float | None, inputs: InputStatistics) -> float:
         if output_power is None:
@@ -88,6 +123,14 @@ class Evaluator:
         if self.by_sensitivity and inputs.sensitivity is not None:
             return output_power * inputs.sensitivity
         return math.sqrt(output_power)
+
+
+def choose_best(candidates: Sequence[Candidate]) -> Candidate:
+    """The first candidate of a layer, or another one that is surely better.
+
+    How much a layer matters to the result is the same for all of its candidates, and changes nothing here.
+    """
+    return candidates[choose_alternative([candidate.measured for candidate in candidates])]
 
 
 def make_task(

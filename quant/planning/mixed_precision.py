@@ -7,10 +7,10 @@ in every way that it may take.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 
 from ..calibration.statistics import NO_STATISTICS
 from ..errors import RecipeError
@@ -20,7 +20,7 @@ from ..notices import notice
 from ..recipe import AUTO, Recipe
 from ..text import percent
 from .builder import keep_layer
-from .candidates import Candidate, Evaluator, in_formats, with_rotations
+from .candidates import Candidate, Evaluator, choose_best, in_formats, with_rotations
 from .knapsack import Choice, Knapsack, Option
 from .plan import Entry, KeptTensor, LayerPlan, Plan
 from .size_curve import Budget, SizeCurve, join_budgets, refuse_target
@@ -44,7 +44,7 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
         measured = search.measure_formats()
         return measured.settle(measured.choose(evaluator.recipe), evaluator.recipe)
     if evaluator.recipe.max_error is not None:
-        search = replace(search, plan=plan.with_entries(dict(search.upgrades(evaluator.recipe.max_error))))
+        search = replace(search, plan=plan.with_entries(search.upgrades(evaluator.recipe.max_error)))
         if not search.plan.layers:
             formats = f"{evaluator.recipe.format} or {evaluator.recipe.upgrade}"
             raise RecipeError(
@@ -52,7 +52,7 @@ def settle_plan(plan: Plan, source: Source, evaluator: Evaluator) -> Plan:
                 "raise max_error, or upgrade to a closer format."
             )
     if evaluator.recipe.rotation_group == AUTO:
-        return search.plan.with_entries(dict(search.rotations()))
+        return search.plan.with_entries(search.rotations())
     return search.plan
 
 
@@ -141,33 +141,36 @@ class _Search:
     recipe: Recipe
     evaluator: Evaluator
 
-    def rotations(self) -> Iterator[tuple[str, Entry]]:
+    def rotations(self) -> dict[str, Entry]:
         """Each layer whose rotation is open, with the best one."""
-        for key, layer in self.plan.layers.items():
-            variants = with_rotations(layer, self.recipe)
-            if len(variants) > 1:
-                best = self.evaluator.best(variants, self.source.read(key))
-                yield key, best.plan.with_note(notice("rotation_chosen", candidate=best.text))
+        variants = {key: with_rotations(layer, self.recipe) for key, layer in self.plan.layers.items()}
+        open_layers = {key: plans for key, plans in variants.items() if len(plans) > 1}
+        measured = self.evaluator.measure(open_layers, self.source.read)
+        best = {key: choose_best(candidates) for key, candidates in measured.items()}
+        return {key: one.plan.with_note(notice("rotation_chosen", candidate=one.text)) for key, one in best.items()}
 
-    def upgrades(self, limit: float) -> Iterator[tuple[str, Entry]]:
+    def upgrades(self, limit: float) -> dict[str, Entry]:
         """Each layer as it stays below the relative weight error ``limit``: in its format, upgraded, or kept."""
+        variants = {key: self._list_upgrades(layer, limit) for key, layer in self.plan.layers.items()}
+        # By the error of the weight, which nearest rounding leaves.
         quick = replace(self.evaluator, recipe=Recipe(scale=self.recipe.scale))
-        for key, layer in self.plan.layers.items():
-            yield key, self._upgrade(layer, quick, limit)
+        blind = {key: [replace(plan, inputs=NO_STATISTICS) for plan in plans] for key, plans in variants.items()}
+        measured = quick.measure(blind, self.source.read, limit)
+        return {key: self._choose_upgrade(key, plans, measured[key], limit) for key, plans in variants.items()}
 
-    def _upgrade(self, layer: LayerPlan, evaluator: Evaluator, limit: float) -> Entry:
+    def _list_upgrades(self, layer: LayerPlan, limit: float) -> list[LayerPlan]:
+        """The layer in its own and in the upgrade's format, the smallest first."""
         note = notice("upgraded", format=layer.format.name, limit=percent(limit))
         upgraded = in_formats(layer, [self.recipe.upgrade or layer.format.name], self.recipe)
-        variants = sorted([layer, *(plan.with_note(note) for plan in upgraded)], key=lambda plan: plan.nbytes)
-        weight, texts = self.source.read(f"{layer.name}.weight"), list[str]()
-        for variant in variants:
-            # By the error of the weight, which nearest rounding leaves.
-            candidate = evaluator.evaluate(replace(variant, inputs=NO_STATISTICS), weight)
-            texts.append(candidate.text)
-            if candidate.error <= limit:
-                return variant
-        formats = ", ".join(texts)
-        return keep_layer(layer, self.recipe, f"no format stays under a weight error of {percent(limit)}: {formats}")
+        return sorted([layer, *(plan.with_note(note) for plan in upgraded)], key=lambda plan: plan.nbytes)
+
+    def _choose_upgrade(self, key: str, plans: list[LayerPlan], measured: list[Candidate], limit: float) -> Entry:
+        """The plan whose candidate was measured last, if it is within the limit."""
+        if measured[-1].error <= limit:
+            return plans[len(measured) - 1]
+        texts = ", ".join(candidate.text for candidate in measured)
+        reason = f"no format stays under a weight error of {percent(limit)}: {texts}"
+        return keep_layer(self.plan.layers[key], self.recipe, reason)
 
     def measure_formats(self) -> MeasuredFormats:
         """Measure the formats of all layers, to choose them together.
@@ -175,19 +178,27 @@ class _Search:
         Raises:
             RecipeError: no layer has a choice.
         """
-        choices = dict(self._choices())
+        choices = self._choices()
         if not choices:
             raise RecipeError("No layer has a choice of formats; loosen exclude and overrides, or name a format.")
         source = sum(spec.nbytes for spec in self.source.tensors.values())
         return MeasuredFormats(plan=self.plan, choices=choices, source_nbytes=source)
 
-    def _choices(self) -> Iterator[tuple[str, _LayerChoice]]:
+    def _choices(self) -> dict[str, _LayerChoice]:
         """The layers that have a choice, by the weight's key, with every candidate measured."""
-        for key, variants in list_variants(self.plan, self.recipe, self.evaluator.can_weigh).items():
-            weight = self.source.read(key)
-            best = [self.evaluator.best(with_rotations(plan, self.recipe), weight) for plan in variants]
-            kept = keep_layer(variants[0], self.recipe, "") if self.recipe.has_target else None
-            yield key, _LayerChoice(best, kept)
+        choices = list_variants(self.plan, self.recipe, self.evaluator.can_weigh)
+        variants = {
+            key: [rotated for plan in plans for rotated in with_rotations(plan, self.recipe)]
+            for key, plans in choices.items()
+        }
+        measured = self.evaluator.measure(variants, self.source.read)
+        return {key: self._make_choice(candidates) for key, candidates in measured.items()}
+
+    def _make_choice(self, measured: list[Candidate]) -> _LayerChoice:
+        """The best rotation of each format."""
+        by_format = groupby(measured, key=lambda candidate: candidate.plan.format.name)
+        best = [choose_best(list(candidates)) for _, candidates in by_format]
+        return _LayerChoice(best, keep_layer(best[0].plan, self.recipe, "") if self.recipe.has_target else None)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""A pretend CUDA device: everything that `quant` does on ``cuda:0`` runs on the CPU, and is counted.
+"""Pretend CUDA devices: everything that `quant` does on ``cuda:0`` runs on the CPU, and is counted.
 
     with PretendCuda() as cuda:
         quantize_file(source, target, recipe, device="cuda:0")
     assert cuda.ledger.wait_count <= 3, cuda.ledger
 
 Operands on two devices raise as CUDA does, and so do operations on FP8 tensors that CUDA does not have. Kernels are the
-eager ones.
+eager ones. `PretendCuda(count=2)` is two devices, which share the ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .ledger import Ledger
-from .tensor import DEVICE, PretendTensor, handlers, is_device, unwrap
+from .tensor import PretendTensor, find_index, handlers, is_device, unwrap
 
 MEMORY = 1 << 34
 
@@ -53,19 +54,19 @@ ON_FLOAT8 = VIEWS | COPIES | {"clone", "fill_", "zero_", "zeros", "zeros_like", 
 
 
 class PretendCuda(TorchDispatchMode):
-    """The device, for a with-block."""
+    """The devices, for a with-block."""
 
-    def __init__(self, memory: int = MEMORY) -> None:
+    def __init__(self, memory: int = MEMORY, count: int = 1) -> None:
         super().__init__()
         self.ledger = Ledger()
-        self._memory = memory
+        self._memory, self._count_devices = memory, count
         self._patches = ExitStack()
 
     def __enter__(self) -> PretendCuda:
         answers = {
             "_lazy_init": lambda: None,
             "is_available": lambda: True,
-            "device_count": lambda: 1,
+            "device_count": lambda: self._count_devices,
             "current_device": lambda: 0,
             "synchronize": lambda device=None: None,
             "memory_reserved": lambda device=None: 0,
@@ -79,6 +80,7 @@ class PretendCuda(TorchDispatchMode):
         # torch makes these past every mode.
         self._patches.enter_context(mock.patch.object(torch, "tensor", _make_tensor))
         self._patches.enter_context(kernel_backend("eager"))
+        self._patches.enter_context(mock.patch.object(threading.Thread, "run", self._reach(threading.Thread.run)))
         handlers.append(self)
         super().__enter__()
         return self
@@ -87,6 +89,15 @@ class PretendCuda(TorchDispatchMode):
         super().__exit__(*error)
         handlers.remove(self)
         self._patches.close()
+
+    def _reach(self, run: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+        """Let threads that are started within the block make tensors on the devices; a mode is of one thread."""
+
+        def run_on_devices(thread: threading.Thread) -> None:
+            with _ThreadMode(self):
+                run(thread)
+
+        return run_on_devices
 
     @property
     def _free(self) -> int:
@@ -106,6 +117,7 @@ class PretendCuda(TorchDispatchMode):
             return func(*args, **kwargs)
         if device is not None:
             kwargs["device"] = torch.device("cpu")
+        index = find_index(device) if device is not None else (args[0] if name == "copy_" else ours[0]).index
         down = bool(ours) and device is not None and not is_device(device)
         down |= name == "copy_" and not isinstance(args[0], PretendTensor)
         self._refuse(name, tensors, others)
@@ -113,10 +125,10 @@ class PretendCuda(TorchDispatchMode):
         results = func(*unwrap(args), **unwrap(kwargs))
         if down:
             return args[0] if name == "copy_" else _own(results, ours)
-        return self._wrap(results, ours)
+        return self._wrap(results, ours, index)
 
-    def _wrap(self, results: Any, ours: Sequence[PretendTensor]) -> Any:
-        """Put results on the device; an operand that was changed in place stays the same tensor."""
+    def _wrap(self, results: Any, ours: Sequence[PretendTensor], index: int) -> Any:
+        """Put results on a device; an operand that was changed in place stays the same tensor."""
         operands = {id(tensor.values): tensor for tensor in ours}
 
         def wrap(values: torch.Tensor) -> torch.Tensor:
@@ -124,18 +136,20 @@ class PretendCuda(TorchDispatchMode):
                 operand = operands[id(values)]
                 assert operand.shape == values.shape, "the pretend device cannot reshape in place"
                 return operand
-            tensor = PretendTensor(values)
+            tensor = PretendTensor(values, index)
             self.ledger.memory.hold(tensor, values)
             return tensor
 
         return tree_map_only(torch.Tensor, wrap, results)
 
     def _refuse(self, name: str, tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> None:
+        found = sorted({str(tensor.device) for tensor in tensors if isinstance(tensor, PretendTensor)})
         free = name in COPIES or name in INDEXING or name == "lift_fresh"
-        if not free and len(others) < len(tensors) and any(x.dim() or name in STRICT for x in others):
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found {DEVICE} and cpu (pretend: {name})"
-            )
+        if not free and found and any(x.dim() or name in STRICT for x in others):
+            found.append("cpu")
+        if len(found) > 1 and name not in COPIES:
+            names = " and ".join(found)
+            raise RuntimeError(f"Expected all tensors to be on the same device, but found {names} (pretend: {name})")
         if name not in ON_FLOAT8 and any(tensor.dtype in FLOAT8 for tensor in tensors):
             raise NotImplementedError(f"CUDA has no {name} for FP8")
 
@@ -163,6 +177,17 @@ class PretendCuda(TorchDispatchMode):
                 self.ledger.wait(f"{name} by indices on the CPU")
 
 
+class _ThreadMode(TorchDispatchMode):
+    """The mode of another thread."""
+
+    def __init__(self, cuda: PretendCuda) -> None:
+        super().__init__()
+        self._cuda = cuda
+
+    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        return self._cuda.handle(func, args, dict(kwargs or {}))
+
+
 _torch_tensor = torch.tensor
 
 
@@ -170,7 +195,7 @@ def _make_tensor(data: Any, *, device: Any = None, **options: Any) -> torch.Tens
     """`torch.tensor`, which copies to the device what it made on the CPU."""
     if device is None or not is_device(device):
         return _torch_tensor(data, device=device, **options)
-    return _torch_tensor(data, **options).to(DEVICE)
+    return _torch_tensor(data, **options).to(device)
 
 
 def _own(results: Any, ours: Sequence[PretendTensor]) -> Any:

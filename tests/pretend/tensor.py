@@ -1,4 +1,4 @@
-"""Tensors that compute on the CPU and say that they are on ``cuda:0``."""
+"""Tensors that compute on the CPU and say that they are on ``cuda:0``, or on another CUDA device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_map_only
 
 DEVICE = torch.device("cuda", 0)
+"""The first device."""
 
 
 class Handler(Protocol):
@@ -44,40 +45,47 @@ class _Module(backend_registration._DummyBackendModule):
 
 # Any build of torch has guards for this device, and no build has CUDA's without CUDA.
 backend_registration._setup_privateuseone_for_python_backend("pretend", _Module())
-INSIDE = torch.device("pretend", 0)
-"""Where torch's own code takes the tensors to be."""
+INSIDE = "pretend"
+"""Type of the device on which torch's own code takes the tensors to be."""
 
 
 def is_device(device: object) -> bool:
-    """Whether a device is the pretend one, under either of its names."""
-    return torch.device(device).type in (DEVICE.type, INSIDE.type)  # type: ignore[call-overload]
+    """Whether a device is a pretend one, under either of its names."""
+    return torch.device(device).type in (DEVICE.type, INSIDE)  # type: ignore[call-overload]
+
+
+def find_index(device: object) -> int:
+    """The index of a pretend device."""
+    return torch.device(device).index or 0  # type: ignore[call-overload]
 
 
 def to_inside(value: Any) -> Any:
-    """Replace the pretend device by the name that torch's own code knows it by."""
+    """Replace a pretend device by the name that torch's own code knows it by."""
     if isinstance(value, torch.device) or (isinstance(value, str) and value.startswith(DEVICE.type)):
-        return INSIDE if is_device(value) else value
+        return torch.device(INSIDE, find_index(value)) if is_device(value) else value
     return value
 
 
 class PretendTensor(torch.Tensor):
-    """A tensor on the pretend device; `values` holds its values on the CPU."""
+    """A tensor on a pretend device; `values` holds its values on the CPU."""
 
     values: torch.Tensor
+    index: int
+    """Of the device."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, values: torch.Tensor) -> PretendTensor:
+    def __new__(cls, values: torch.Tensor, index: int = 0) -> PretendTensor:
         tensor = torch.Tensor._make_wrapper_subclass(
             cls,
             values.shape,
             strides=values.stride(),
             storage_offset=values.storage_offset(),
             dtype=values.dtype,
-            device=INSIDE,
+            device=torch.device(INSIDE, index),
         )
-        tensor.values = values
+        tensor.values, tensor.index = values, index
         return tensor
 
     @classmethod
@@ -91,7 +99,7 @@ class PretendTensor(torch.Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return DEVICE
+        return torch.device(DEVICE.type, self.index)
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]
@@ -109,7 +117,7 @@ class PretendTensor(torch.Tensor):
         return self.cpu().tolist()
 
     def new_tensor(self, data: Any) -> torch.Tensor:  # type: ignore[override]
-        return torch.tensor(data, dtype=self.dtype).to(DEVICE)
+        return torch.tensor(data, dtype=self.dtype).to(self.device)
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PretendTensor({list(self.shape)}, {self.dtype})"

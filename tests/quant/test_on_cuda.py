@@ -263,3 +263,14 @@ def test_mixed_devices_raise() -> None:
         assert (on_device + torch.tensor(1.0)).tolist() == [2.0, 2.0]
         with pytest.raises(NotImplementedError, match="FP8"):
             torch.cat([on_device.to(torch.float8_e4m3fn)] * 2)
+
+
+def test_two_devices_do_not_mix() -> None:
+    with PretendCuda(count=2):
+        first, second = (torch.ones(2, device=f"cuda:{index}") for index in range(2))
+        with pytest.raises(RuntimeError, match="same device, but found cuda:0 and cuda:1"):
+            first + second
+        assert (first.to("cuda:1") + second).device == torch.device("cuda:1")
+        first.copy_(second + 1)
+        assert first.tolist() == [2.0, 2.0]
+        assert first.device == torch.device("cuda:0")

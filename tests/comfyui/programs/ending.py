@@ -38,7 +38,7 @@ def end_while_quantizing(folder: str) -> dict[str, Any]:
     recipe = Recipe(format="int8_row", profile="generic", rounding="svd", svd=LONG)
 
     def work(progress: Any, cancel: Any) -> Any:
-        return quantize(weights, sink, Run(recipe=recipe, device="cpu", on_progress=progress, cancel=cancel))
+        return quantize(weights, sink, Run(recipe=recipe, on_progress=progress, cancel=cancel))
 
     def run() -> None:
         with suppress(Cancelled):

@@ -15,6 +15,7 @@ from calibrated_rounding.quant import Recipe, plan_file, quantize_file
 from calibrated_rounding.quant.files.sources import StateDictSource
 from calibrated_rounding.quant.planning.builder import make_plan
 from calibrated_rounding.quant.planning.candidates import Evaluator
+from calibrated_rounding.quant.workers.workers import Workers
 from calibrated_rounding.tools.comfyui.inside.models import count_hooks, load_unet, relative_error
 from calibrated_rounding.tools.comfyui.inside.pack import call, load_extension
 from calibrated_rounding.tools.comfyui.inside.sampling import conditions, sample, sample_briefly
@@ -130,5 +131,6 @@ def cost_of(weights: StateDictSource, layer: str, fmt: str, calibration: Any) ->
     """The cost that `auto` expects of quantizing one layer."""
     recipe, key = quantize_only(layer, fmt), f"{layer}.weight"
     plan = make_plan(weights.tensors, recipe, calibration)
-    evaluator = Evaluator(recipe=recipe, device="cpu", check_cancelled=lambda: None, by_sensitivity=True)
-    return float(evaluator.evaluate(plan.layers[key], weights.read(key)).cost)
+    evaluator = Evaluator(recipe=recipe, workers=Workers(), check_cancelled=lambda: None, by_sensitivity=True)
+    candidate = evaluator.measure({key: [plan.layers[key]]}, weights.read)[key][0]
+    return float(candidate.cost)
