@@ -186,6 +186,8 @@ class Site:
 
     def set_slow_rounding(self, node: int, iterations: int) -> None:
         """Select learned rounding, which takes a while, with a seed that no cache has."""
+        if self.call("widgetIs", node, "format", "recommended"):
+            self.set(node, format="int8_convrot")  # a recommendation would choose the rounding
         seed = random.randrange(2**31)
         if self.call("widgetValue", node, "format") == "recommended":  # which would decide the rounding
             self.set(node, format="int8_convrot")
