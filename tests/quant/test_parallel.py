@@ -85,7 +85,8 @@ def test_same_bytes_on_any_number_of_threads(
         for name, tensor in tensors.items():
             assert torch.equal(as_bytes(tensor), as_bytes(stored[0][name])), name
         assert result.errors == first.errors
-        assert replace(result, codes=first.codes, scale=first.scale) == first
+        tensors = {"codes": first.codes, "scale": first.scale, "output_squares": first.output_squares}
+        assert replace(result, **tensors) == first
 
 
 def test_new_threads_keep_their_number() -> None:

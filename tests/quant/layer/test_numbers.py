@@ -97,7 +97,7 @@ WAYS = {
     "auto within a size": {"format": "auto", "target_share": 0.9},
     "auto of two": {"format": "auto", "formats": ("mxfp8", "int8_convrot")},
     "auto rotation": {"rotation_group": "auto"},
-    "upgrade": {"format": "int8_row", "upgrade": "mxfp8", "max_error": 1e-5},
+    "upgrade": {"format": "int8_row", "upgrade": "mxfp8", "max_error": 0.02},
     "embeddings": {"format": "int8_row", "embeddings": True},
     "bias correction": {"format": "int8_row", "bias_correction": "measured"},
     "input scale": {"format": "float8_e4m3fn", "input_scale": "mse"},
