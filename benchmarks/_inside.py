@@ -1,4 +1,4 @@
-"""The part of benchmarks/sampling.py that runs in ComfyUI's interpreter; see `Host.call` in tools/comfyui/host.py."""
+"""The parts of sampling.py and encoders.py that run in ComfyUI (`Host.call` in tools/comfyui/host.py)."""
 
 from __future__ import annotations
 
@@ -44,3 +44,33 @@ def sample_files(paths: dict[str, str], table: Tensor, seeds: int) -> dict[str, 
         return torch.stack([sample(model, table, seed) for seed in range(seeds)])
 
     return {name: sample_file(path) for name, path in paths.items()}
+
+
+def calibrate_encoder(source: str, prompts: list[str], folder: str) -> dict[str, str]:
+    """Calibrate the shipped text encoder on prompts.
+
+    Returns:
+        path: The calibration file, below ``folder``.
+    """
+    extension = load_extension()
+    folder_paths.set_output_directory(folder)
+    inputs = {"prompts": "\n".join(prompts), "rows": 2048, "budget_gib": 2.0}
+    calibration = call(extension.CalibrateTextEncoder, clip=load_example_encoder(source), **inputs).args[0]
+    return {"path": call(extension.SaveCalibration, calibration=calibration, name="encoder").args[0]}
+
+
+def encode_files(paths: dict[str, str], prompts: list[str]) -> dict[str, list[Tensor]]:
+    """Encode prompts with each file of the shipped text encoder: name -> hidden states ``[tokens, width]``."""
+    load_extension()
+
+    def encode_file(path: str) -> list[Tensor]:
+        clip = load_example_encoder(path)
+        return [clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0][0][0].float() for prompt in prompts]
+
+    return {name: encode_file(path) for name, path in paths.items()}
+
+
+def load_example_encoder(path: str) -> Any:
+    from calibrated_rounding.nodes.nodes_example_encoder import load
+
+    return load(path)

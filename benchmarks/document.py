@@ -137,6 +137,9 @@ GROUPED_STEPS = (
     *("scales of nearest", "neighbouring scales", "all candidates", "one pass", "two passes", "six passes"),
     *("smaller channel scales", "larger channel scales", "fitted codebook", "groups of 8"),
 )
+ENCODER_FORMATS = ("int8_convrot", "float8_e4m3fn", *FEW_BITS)
+ENCODERS = {"shipped": "shipped encoder"}
+"""Title of each text encoder -> its part of the cases in encoders.json."""
 LEARNED_FROM = ("4096 rows", "quantized inputs", "corrected target", "in order", "in order, corrected")
 CHOICES = ("smallest error", "chosen")
 NETWORKS = {"shipped model": "digits", "MiniLM": "MiniLM", "SmolLM2": "SmolLM2"}
@@ -249,6 +252,17 @@ TABLES: Mapping[str, Table | CardTable] = {
         head="network, format",
         rows={f"SmolLM2, `{fmt}`": f"SmolLM2, {fmt}" for fmt in FEW_BITS},
         columns=FEW_BITS_COLUMNS,
+    ),
+    "text encoders": Table(
+        results="encoders",
+        head="format (bytes a weight)",
+        rows={_label(name): name for name in ENCODER_FORMATS}
+        | {"GGUF `Q8_0` (1.06)": "Q8_0", "FP8 without a scale (1.00)": "FP8 cast"},
+        columns=tuple(
+            Column(title=f"{title}, {method}", case=f"{name}, {{}}, {method}", cell="{SNR:.1f} dB ({cosine:.5f})")
+            for title, name in ENCODERS.items()
+            for method in ("nearest", "calibrated")
+        ),
     ),
     "rounding in groups": Table(
         results="grouped",

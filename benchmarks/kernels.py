@@ -6,9 +6,10 @@ The table has median milliseconds and TOPS (2 M N K operations) for each layer o
 Our layers include the quantization of the activation. They run in turn with bf16 ``torch.nn.functional.linear``, with
 comfy-kitchen's ``int8_linear`` in every backend that is available, and with ``torch._int_mm`` and ``torch._scaled_mm``
 on operands that are already quantized. The second-level cache is cleared before every call, and each output is compared
-with the float32 layer's. --tune measures the tiles first and writes the user's table; entries that exist are kept.
-Without a GPU nothing is measured, and the table says so; --smoke then runs one small layer on the CPU to check the
-benchmark itself. --host measures the CPU's part of a block-wise layer instead, with Triton and without a GPU.
+with the float32 layer's. Layers that the GPU's free memory does not hold are skipped, and named. --tune measures the
+tiles first and writes the user's table; entries that exist are kept. Without a GPU nothing is measured, and the table
+says so; --smoke then runs one small layer on the CPU to check the benchmark itself. --host measures the CPU's part of a
+block-wise layer instead, with Triton and without a GPU.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import torch
 from _table import Row, arguments, emit
 from calibrated_rounding.kernels import ops
 from calibrated_rounding.kernels.backend import kernel_backend, runs_triton
+from calibrated_rounding.kernels.memory import describe_size, fits
 from calibrated_rounding.kernels.shapes import ROWS, SHAPES
-from calibrated_rounding.kernels.timing import race
+from calibrated_rounding.kernels.timing import CACHE_BYTES, race
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -123,12 +125,24 @@ def measure(shapes: Mapping[str, tuple[int, int]], rows: list[int], rounds: int,
     cases = list_cases(shapes, rows)
     for m in rows:
         for n, k in shapes.values():
+            case, needed = next(cases), peak_bytes(m, n, k)
+            if not fits(needed, torch.device(device)):
+                size = describe_size(needed)
+                print(f"{case}: skipped, {size} are not free", flush=True)
+                result.append(Row(case=case, metric="all", value=None, unit=f"not measured: {size} are not free"))
+                continue
             generator = torch.Generator(device).manual_seed(n + k + m)
             x = torch.randn(m, k, device=device, generator=generator).to(torch.bfloat16)
             w = torch.randn(n, k, device=device, generator=generator).mul_(k**-0.5).to(torch.bfloat16)
-            result += measure_layer(Layer(next(cases), x, w), rounds)
+            result += measure_layer(Layer(case, x, w), rounds)
             print(format_last(result), flush=True)
     return result
+
+
+def peak_bytes(m: int, n: int, k: int) -> int:
+    """Return the bytes that measuring a layer takes: operands in 16 and 8 bits, float32 copies, and int32 products."""
+    inputs, weights, outputs = m * k, n * k, m * n
+    return 5 * inputs + 8 * weights + 8 * max(inputs, weights) + 12 * outputs + CACHE_BYTES
 
 
 def measure_layer(layer: Layer, rounds: int) -> list[Row]:

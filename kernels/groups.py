@@ -7,7 +7,7 @@ A code or a scale is the same unless a target lies within float32 rounding of a 
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -22,7 +22,13 @@ __all__ = ["GroupGrid", "RoundedGroup", "round_group"]
 
 
 def round_group(
-    grid: GroupGrid, weight: Tensor, targets: Tensor, factor: Tensor, pivots: Tensor, scales: Tensor
+    grid: GroupGrid,
+    weight: Tensor,
+    targets: Tensor,
+    factor: Tensor,
+    pivots: Tensor,
+    scales: Tensor,
+    costs: Sequence[float] | None = None,
 ) -> RoundedGroup:
     """Round a group's columns from the last to the first, with the candidate scale of least cost in each row.
 
@@ -37,23 +43,22 @@ def round_group(
         factor: Block of ``L^T`` on the diagonal, float32 ``[B, B]``; only entries above its own diagonal are read.
         pivots: Block of D, float32 ``[B]``, of ``H = L D L^T``.
         scales: Candidates, float32 ``[C, N]``, above 0.
+        costs: ``pivots`` as numbers; None: they are read, which waits for a GPU that runs without Triton.
 
     Raises:
         KernelError: Operands do not fit each other, or the selected backend cannot run.
     """
     check_group(weight, targets, factor, pivots, scales)
-    result: RoundedGroup = _select_implementation(grid, weight).round_group(
-        grid, weight, targets, factor, pivots, scales
-    )
-    return result
+    if _runs_triton(grid, weight):
+        from .gpu import groups
+
+        return groups.round_group(grid, weight, targets, factor, pivots, scales)
+    return eager.round_group(grid, weight, targets, factor, pivots, scales, costs)
 
 
-def _select_implementation(grid: GroupGrid, weight: Tensor) -> ModuleType:
-    backend, columns, device = get_kernel_backend(), len(weight), weight.device
-    if weight.numel() and runs_triton(backend, weight, LDLQ):
-        variant = columns, grid.integer
-        if is_usable("group ldlq", device, backend, variant, lambda: [cases.group_ldlq(*variant, device)]):
-            from .gpu import groups
-
-            return groups
-    return eager
+def _runs_triton(grid: GroupGrid, weight: Tensor) -> bool:
+    backend, device = get_kernel_backend(), weight.device
+    if not weight.numel() or not runs_triton(backend, weight, LDLQ):
+        return False
+    variant = len(weight), grid.integer
+    return is_usable("group ldlq", device, backend, variant, lambda: [cases.group_ldlq(*variant, device)])

@@ -80,6 +80,16 @@ class GemmShape:
         """Name of the shape without its rows, as tables spell it."""
         return f"{'row' if self.block is None else f'block{self.block}'}/{self.n}x{self.k}"
 
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes of both operands in float32, as they are drawn, and in INT8."""
+        return 5 * self.k * (self.m + self.n)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of a result in 16 bits."""
+        return 2 * self.m * self.n
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceInfo:

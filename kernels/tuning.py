@@ -4,6 +4,7 @@ python -m calibrated_rounding.kernels.tuning [--out FILE] [--shape N K]... [--ro
 
 Nothing in the pack runs this by itself. Without --shape and --rows the layers of the supported models are measured.
 Entries of the table are kept unless --again is given. Every candidate's result is compared with the default tile's.
+Products that the GPU's memory does not hold are skipped, and named.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ import torch
 from torch import Tensor
 
 from . import tables
+from .memory import describe_size, fits
 from .ops import act_quant, weight_quant
 from .shapes import ROWS, list_unique_shapes
 from .tables import KernelConfig, TableKey
 from .tiles import BACKENDS, DeviceInfo, GemmShape, Tile, choose_default_tile
-from .timing import race
+from .timing import CACHE_BYTES, race
 
 TOLERANCE = 1e-5
 """Allowed error of a block-scaled sum, relative to the largest: its terms may be added in another order."""
+
+COMPARED_BYTES = 1 << 28
+"""Memory for comparing results, some rows at a time."""
 
 ROUNDS = 10
 LOW = ((16, 16, 4), (16, 32, 4), (16, 64, 4), (32, 64, 4))
@@ -87,12 +92,19 @@ def tune(
     head = {"arch": device.arch, "device": torch.cuda.get_device_name(), "triton": triton.__version__}
     for shape in list_gemm_shapes(shapes, rows):
         key = shape.family, shape.bucket
-        if again or key not in table:
+        if not fits(peak_bytes(shape), torch.device("cuda")):
+            print(f"{shape.family} M {shape.m}: skipped, {describe_size(peak_bytes(shape))} are not free", flush=True)
+        elif again or key not in table:
             table.pop(key, None)
             table |= _tune_shape(key, shape, device)
             tables.write_table(path, table, head)
     tables.clear_caches()
     return path
+
+
+def peak_bytes(shape: GemmShape) -> int:
+    """Return the bytes that tuning a product takes: operands, two results, and what clears the cache."""
+    return shape.operand_bytes + 2 * shape.output_bytes + COMPARED_BYTES + CACHE_BYTES
 
 
 def list_gemm_shapes(shapes: Iterable[Sequence[int]], rows: Iterable[int]) -> Iterator[GemmShape]:
@@ -171,7 +183,12 @@ def _agrees(call: Callable[[], object], out: Tensor, reference: Tensor, name: st
         logger.info("%s does not run: %s", name, error)
         return False
     # bfloat16 keeps 8 bits, so adding terms in another order can move a value by one place.
-    return bool((out - reference).abs().max() <= (TOLERANCE + 2.0**-8) * reference.abs().max())
+    height = max(1, COMPARED_BYTES // (8 * out.shape[1]))
+    pairs = list(zip(torch.split(out, height), torch.split(reference, height), strict=True))
+    largest = max(float(part.abs().max()) for _, part in pairs)
+    differences = [float((part - other).abs().max()) for part, other in pairs]
+    # A maximum of floats would drop NaN.
+    return all(difference <= (TOLERANCE + 2.0**-8) * largest for difference in differences)
 
 
 if __name__ == "__main__":

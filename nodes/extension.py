@@ -20,12 +20,14 @@ from .nodes_files import QuantizeFile, SaveQuantizedModel, SaveQuantizedTextEnco
 from .nodes_inspect import WhatIsThisFile
 from .nodes_quantize import QuantizeModel, QuantizeTextEncoder
 from .nodes_recipe import LoadRecipe, QuantizationRecipe
+from .nodes_size import QuantizeToSize
 from .page.routes import add_routes
 from .pipeline.quantize import cache
 
 NODES: list[type[io.ComfyNode]] = [
     QuantizeModel,
     QuantizeTextEncoder,
+    QuantizeToSize,
     SaveQuantizedModel,
     SaveQuantizedTextEncoder,
     QuantizeFile,

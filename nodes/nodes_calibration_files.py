@@ -8,8 +8,7 @@ from comfy_api.latest import io
 
 from ..quant.calibration.calibration import Calibration
 from .host import folders
-from .page.saved import show_files
-from .page.shown import show_calibration
+from .page.shown import show_calibration, show_files
 from .pipeline import saving
 from .pipeline.naming import check_name, describe_tokens, find_model_name
 from .recipe.inputs import QuantCalibration

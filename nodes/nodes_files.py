@@ -19,8 +19,8 @@ from .host.encoders import find_quantized_parts
 from .host.machine import describe_machine
 from .host.origin import PREFIX, read_kept_dtypes, read_provenance, read_source_metadata
 from .page import durations, live
-from .page.saved import SavedFile, show_files
-from .page.shown import show_report
+from .page.saved import SavedFile
+from .page.shown import show_files, show_report
 from .pipeline import saving
 from .pipeline.naming import DEFAULT_NAME, check_name, describe_tokens, make_words, name_model
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
@@ -119,7 +119,8 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
         clip.load_model()
         tensors, dtypes = clip.patcher.model_state_dict_for_saving(), read_kept_dtypes(clip.patcher)
         workflow = saving.workflow_fields(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        name = saving.fill(filename_prefix, saving.find_words(clip.patcher, cls.hidden), cls.hidden)
+        words = saving.find_words(clip.patcher, cls.hidden, parts[0].name if len(parts) == 1 else "text_encoders")
+        name = saving.fill(filename_prefix, words, cls.hidden)
         written, notices = list[SavedFile](), list[Notice]()
         for part in parts:
             path = folders.choose_output_path(name if len(parts) == 1 else f"{name}_{part.name}")
@@ -196,7 +197,7 @@ class QuantizeFile(io.ComfyNode):
         )
         durations.remember(recipe, devices, [layer.shape for layer in report.layers], report.seconds)
         notices = [*reasons, *note_unused(recipe, calibrated=calibration is not None)]
-        ui = show_report(report, notices, file=str(target))
+        ui = show_report(report, notices, saved=saving.describe_file(target, kind, report=report))
         return io.NodeOutput(str(target), to_markdown(report), ui=ui)
 
 

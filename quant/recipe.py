@@ -80,7 +80,7 @@ FORMAT_OR_AUTO = Choice(
     | {AUTO: "for each layer the format with the smallest measured error; best with a calibration"},
     summary=f"a format or `{AUTO}`",
     aliases=ALIASES,
-    misfits=FORMAT.misfits,
+    misfits={**FORMAT.misfits, "recommended": "the option --recommended of the command line"},
 )
 
 TARGET = Alternatives(

@@ -173,7 +173,7 @@ def comparison(name: str, values: Mapping[str, Any], title: str) -> Column:
         Group(title, {name: Node(type=QUANTIZE, size=(WIDE, 640), values=values, links=links)}),
         Group(
             "How close is it?",
-            {f"{name} compared": Node(type=compare, size=(WIDE, 640), values=settings, links=compared)},
+            {f"{name} compared": Node(type=compare, size=(WIDE, 740), values=settings, links=compared)},
         ),
         Group(
             "Seed by seed, step by step",

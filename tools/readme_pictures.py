@@ -34,6 +34,17 @@ PICTURES_EACH = 4
 Box = Mapping[str, float]
 
 
+def draw_one_node(site: Site) -> bytes:
+    """Draw the node Quantize after a run: the file, what was recommended, and what came of it."""
+    node = site.create("CalibratedRoundingQuantizeFile")
+    site.set(node, file=f"diffusion_models/{MODEL}")
+    site.watch(node, lambda panel: "Recommended" in panel["notices"])
+    site.queue()
+    site.watch_until(node, "done")
+    site.page.wait_for_timeout(2000)  # the frame of a running node goes later
+    return take_picture(site, bound_nodes(site))
+
+
 def draw_saved(site: Site) -> bytes:
     """Draw the three nodes after a run."""
     quantize, save = create_chain(site)
@@ -81,6 +92,7 @@ def draw_calibration(site: Site) -> bytes:
 
 
 PICTURES: Mapping[str, Callable[[Site], bytes]] = {
+    "one_node": draw_one_node,
     "quantize_model": draw_saved,
     "before_the_run": draw_notice,
     "calibrate": draw_calibration,

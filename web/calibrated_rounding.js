@@ -9,6 +9,7 @@ import { loadStyle } from "./dom.mjs";
 import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
 import { FilePanel } from "./file_panel.mjs";
+import { joined, watchEnds } from "./finished.mjs";
 import { failure } from "./notices.mjs";
 import { Panel } from "./panel.mjs";
 import { openReport } from "./report.mjs";
@@ -34,6 +35,7 @@ const QUANTIZING = {
 const TALKING = {
   CalibratedRoundingSaveModel: { over: "model", kind: "files", name: "filename_prefix" },
   CalibratedRoundingSaveTextEncoder: { over: "clip", kind: "files", name: "filename_prefix" },
+  CalibratedRoundingQuantizeToSize: {},
   CalibratedRoundingCollectCalibration: {},
   CalibratedRoundingCalibrateModel: {},
   CalibratedRoundingCalibrateTextEncoder: {},
@@ -65,6 +67,7 @@ function makePanel(node, quantizes) {
   return new Panel(
     (report) => openReport(report, node.title, aiming(node, report)),
     () => turnAdvanced(node),
+    node,
   );
 }
 
@@ -112,9 +115,11 @@ function show(workflow, id, state) {
 
 function executed(node, output) {
   const id = executionId(node);
-  const seen = panels.get(node)?.state?.files?.map(({ path }) => path);
+  const before = panels.get(node)?.state;
+  const seen = [...(before?.files ?? []), before?.report?.saved ?? []].flat().map(({ path }) => path);
   const state = runs.executed(workflowId(), id, output);
-  if (state?.files?.some(({ path }) => !seen?.includes(path))) refreshLists();
+  const files = state?.files ?? (state?.report?.saved ? [state.report.saved] : []);
+  if (files.some(({ path }) => !seen.includes(path))) refreshLists();
   show(workflowId(), id, state);
 }
 
@@ -154,6 +159,7 @@ function succeeded() {
 }
 
 function progressed({ detail }) {
+  joined();
   const workflow = detail.workflow ?? workflowId();
   const state = runs.progressed(workflow, detail);
   if (state) show(workflow, detail.node, state);
@@ -215,6 +221,7 @@ app.registerExtension({
 
   async setup() {
     loadStyle();
+    watchEnds();
     await loadWords();
   },
 

@@ -5,7 +5,7 @@ import { PAIRS } from "./errors.mjs";
 import { sentence } from "./notices.mjs";
 
 /** The report without what only the page needs. */
-export function toJson({ from_disk: _, notices: __, file: ___, ...report }) {
+export function toJson({ from_disk: _, notices: __, saved: ___, ...report }) {
   return JSON.stringify(report, null, 1);
 }
 

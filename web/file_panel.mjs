@@ -7,7 +7,7 @@ import { h } from "./dom.mjs";
 import { linked } from "./graph.mjs";
 import { failure, line } from "./notices.mjs";
 import { legend } from "./palette.mjs";
-import { button } from "./saved.mjs";
+import { button, cardButton } from "./saved.mjs";
 import { bytes, text, whole } from "./text.mjs";
 
 const RECIPE = "CalibratedRoundingLoadRecipe";
@@ -66,13 +66,13 @@ export class FilePanel {
   #draw(found) {
     this.element.dataset.phase = found ? "done" : "idle";
     const parts = found ? describe(found) : [h("p", {}, text("file_hint"))];
-    if (found?.recipe && this.node.comfyClass !== RECIPE) parts.push(this.#useSettings());
+    if (found?.recipe && this.node.comfyClass !== RECIPE) parts.push(this.#buttons(found));
     this.words.replaceChildren(...parts);
   }
 
-  #useSettings() {
+  #buttons({ card }) {
     const use = button(text("use_settings"), text("use_settings_help"), () => addRecipe(this.node, this.file));
-    return h("div", { class: "calro-buttons" }, use);
+    return h("div", { class: "calro-buttons" }, use, cardButton(this.file, card));
   }
 }
 

@@ -3,7 +3,7 @@
 import { h } from "./dom.mjs";
 import { text } from "./text.mjs";
 
-const SIGNS = { error: "✕", warning: "⚠", info: "ⓘ" };
+const SIGNS = { error: "✕", warning: "⚠", info: "i" };
 
 /** A notice as a sentence. */
 export function sentence({ kind, values }) {

@@ -2,9 +2,11 @@
 
 import { h, tail } from "./dom.mjs";
 import { primaryError, verdict } from "./errors.mjs";
-import { failure, line, merge } from "./notices.mjs";
+import { ask, mayAsk } from "./finished.mjs";
+import { failure, line, merge, sentence } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { secondsLeft } from "./runs.mjs";
+import { fileLine, loaderButton } from "./saved.mjs";
 import { Strip } from "./strip.mjs";
 import { bytes, change, duration, error, keptLayers, percent, range, text, whole } from "./text.mjs";
 
@@ -12,8 +14,9 @@ const TICK = 1000;
 const ENDED = ["done", "interrupted", "failed"];
 
 export class Panel {
-  /** openReport(report) and turnAdvanced() are called by the buttons. */
-  constructor(openReport, turnAdvanced) {
+  /** openReport(report) and turnAdvanced() are called by the buttons. node: whose panel it is. */
+  constructor(openReport, turnAdvanced, node) {
+    this.node = node;
     this.height = 223;
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
@@ -88,8 +91,28 @@ export class Panel {
     this.bar.firstChild.style.width = `${100 * (view.share ?? 0)}%`;
     this.notices.replaceChildren(...this.#notices());
     this.button.disabled = !report;
+    this.#offerNotification(phase === "running" && mayAsk());
+    this.#offerLoader(this.changed ? null : report?.saved?.loader);
     if (this.said.textContent !== view.title) this.said.textContent = view.title;
     this.#tick(phase === "running");
+  }
+
+  /** During a run: a button that asks the browser for permission to tell its end. */
+  #offerNotification(offered) {
+    if (Boolean(this.bell) === offered) return;
+    this.bell?.remove();
+    this.bell = offered ? button(text("notify_me"), () => ask().then(() => this.#draw())) : null;
+    if (this.bell) this.button.after(this.bell);
+    if (this.bell) this.bell.title = text("notify_me_help");
+  }
+
+  /** A button that loads the file that was written. */
+  #offerLoader(loader = null) {
+    if (loader?.value === this.loader?.value) return;
+    this.loader = loader;
+    this.added?.remove();
+    this.added = loader && loaderButton(loader, this.node);
+    if (this.added) this.button.after(this.added);
   }
 
   /** While nothing comes from the server, the time left still goes down. */
@@ -105,9 +128,9 @@ export class Panel {
     const failed = this.#phase === "failed";
     // The error that made the run fail takes the place of errors that would.
     const notices = failed
-      ? [failure(message), ...before.filter(({ level }) => level !== "error")]
+      ? [failure(message), ...before.filter((notice) => notice.level !== "error" && sentence(notice) !== message)]
       : merge(report?.notices, report?.notes, before);
-    const file = report?.file ? [tail(report.file)] : [];
+    const file = report?.saved ? [fileLine(report.saved)] : [];
     if (file.length + notices.length) return [...file, ...notices.map(line)];
     if (this.#phase === "idle" && !this.check?.plan) return [h("p", {}, text("hint"))];
     const formats = new Set(layers.map((layer) => layer.format));
@@ -171,11 +194,10 @@ function sizes(counts) {
 
 /** What is known before `auto` chooses: the target's size if it has one, and the sizes that it can reach. */
 function choices({ smallest, largest, layers }, before, after) {
-  const share = (value) => percent(value / (before || 1));
-  const shares = `${share(smallest)} – ${share(largest)}`;
+  const size = after == null ? ["", bytes(before)] : [percent(after / (before || 1)), change(before, after)];
   return [
-    pairFact(text("size"), after == null ? "" : share(after), after == null ? bytes(before) : change(before, after)),
-    pairFact(text("reachable"), shares, range(smallest, largest)),
+    pairFact(text("size"), ...size),
+    pairFact(text("reachable"), "", range(smallest, largest)),
     [text("layers"), text("to_choose", { count: whole(layers) })],
   ];
 }

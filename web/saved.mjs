@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { addBeside, choose } from "./beside.mjs";
 import { h, tail } from "./dom.mjs";
+import { download } from "./export.mjs";
 import { bytes, text } from "./text.mjs";
 
 const SAID = 1500; // milliseconds that a button says what it has done
@@ -10,16 +11,29 @@ const SAID = 1500; // milliseconds that a button says what it has done
 /** files: [{path, nbytes, loader}] (nodes/page/saved.py). node: the node that wrote them. */
 export function fileLines(files, node) {
   return files.flatMap((file) => [
-    h("div", { class: "calro-file" }, tail(file.path), h("b", {}, bytes(file.nbytes))),
+    fileLine(file),
     h("div", { class: "calro-buttons" }, ...buttons(file, node)),
   ]);
 }
 
-function buttons({ path, loader }, node) {
+export const fileLine = ({ path, nbytes }) =>
+  h("div", { class: "calro-file" }, tail(path), h("b", {}, bytes(nbytes)));
+
+function buttons({ path, loader, card }, node) {
   const copy = button(text("copy_path"), text("copy_path_help"), () => copyText(path));
-  if (!loader) return [copy];
+  const own = [copy, ...(card ? [cardButton(path, card)] : [])];
+  return loader ? [...own, loaderButton(loader, node)] : own;
+}
+
+/** Keeps the Markdown text that describes the file for others. */
+export function cardButton(path, card) {
+  const name = path.split(/[\\/]/).at(-1).replace(/\.\w+$/, "");
+  return button(text("model_card"), text("model_card_help"), () => download(`${name}.md`, "text/markdown", card));
+}
+
+export function loaderButton(loader, node) {
   const title = text("add_loader_help", { file: loader.value });
-  return [copy, button(text("add_loader"), title, () => addLoader(node, loader))];
+  return button(text("add_loader"), title, () => addLoader(node, loader));
 }
 
 /** A button that says for a moment that it has worked. */

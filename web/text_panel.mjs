@@ -56,6 +56,6 @@ export class TextPanel {
     if (files?.length) return [...fileLines(files, this.node), ...(more ? [h("p", {}, more)] : [])];
     const said = words ?? text(phase === "idle" ? "nothing_yet" : phase);
     const shown = [h("p", {}, [said, message].filter(Boolean).join("\n"))];
-    return this.state?.images?.length ? [...shown, this.#comparing()] : shown;
+    return this.state?.images?.length ? [this.#comparing(), ...shown] : shown;
   }
 }

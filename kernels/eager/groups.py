@@ -8,6 +8,7 @@ grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +97,13 @@ class RoundedGroup:
 
 
 def round_group(
-    grid: GroupGrid, weight: Tensor, targets: Tensor, factor: Tensor, pivots: Tensor, scales: Tensor
+    grid: GroupGrid,
+    weight: Tensor,
+    targets: Tensor,
+    factor: Tensor,
+    pivots: Tensor,
+    scales: Tensor,
+    costs: Sequence[float] | None = None,
 ) -> RoundedGroup:
     """Round a group's columns from the last to the first, with the candidate scale of least cost in each row.
 
@@ -110,12 +117,13 @@ def round_group(
         factor: Block of ``L^T`` on the diagonal, ``[B, B]``; only entries above its own diagonal are read.
         pivots: Block of D, ``[B]``, of ``H = L D L^T``.
         scales: Candidates ``[C, N]``, above 0.
+        costs: ``pivots`` as numbers; None: they are read.
     """
     (columns, rows), count = weight.shape, len(scales)
     errors = weight.new_empty(columns, count, rows)
     cost, inverses = torch.zeros_like(scales), scales.reciprocal()
-    # Read as numbers: a product with a tensor of one element takes longer than one with a number.
-    costs = pivots.tolist()
+    # As numbers: a product with a tensor of one element takes longer than one with a number.
+    costs = pivots.tolist() if costs is None else costs
     for i in range(columns - 1, -1, -1):
         feedback = factor[i, i + 1 :] @ errors[i + 1 :].view(-1, count * rows)
         target = targets[i] - feedback.view(count, rows)

@@ -16,11 +16,19 @@ try:
 except ImportError:  # Triton before 3.4 cannot make descriptors on the CPU's side
     TensorDescriptor = None
 
+OPTIONS = {"enable_fp_fusion": False}
+"""Of every launch. Products are rounded before they are added, as in the reference, whatever Triton does by default;
+where a kernel fuses, it says so."""
+
 SHARED = {"sm80": 166_912, "sm87": 166_912, "sm90": 232_448, "sm100": 232_448, "sm103": 232_448}
 """Bytes of shared memory that one program may have (CUDA C++ Programming Guide, technical specifications)."""
 
 LEAST_SHARED, LEAST_SHARED_AMD = 101_376, 65_536
 """The same for every other GPU since compute capability 8.0, and for AMD."""
+
+SLOW_CONVERSIONS = ("sm80",)
+"""Architectures that convert integers to floats at a quarter of the rate of additions (CUDA C++ Programming Guide,
+throughput of arithmetic instructions). All others that have INT8 products convert as fast as they add."""
 
 INTERPRETED = DeviceInfo(arch="interpreter", processors=3, shared=232_448, descriptors=TensorDescriptor is not None)
 """The device of Triton's interpreter: few processors, so that each computes several tiles."""

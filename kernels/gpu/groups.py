@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from ..eager.groups import GroupGrid, RoundedGroup
-from .device import use_device
+from .device import OPTIONS, use_device
 from .jit import groups as jit
 
 TILE = 64
 """Rows of a program. Not measured: with four warps a thread keeps two groups of 16 in 16 registers."""
 
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-"""Products are rounded before they are added, so that equal codes have bit-equal errors."""
+WARPS = 4
 
 
 def round_group(
@@ -27,6 +26,6 @@ def round_group(
             weight, targets, factor, pivots, scales, grid.levels, grid.places, errors, scale, cost,
             columns, len(scales), rows, len(grid.places), grid.density, grid.offset,
             weight.stride(0), targets.stride(0), *factor.stride(), pivots.stride(0), scales.stride(0), errors.stride(0),
-            COLUMNS=1 << (columns - 1).bit_length(), TILE=TILE, INTEGER=grid.integer, **OPTIONS,
+            COLUMNS=1 << (columns - 1).bit_length(), TILE=TILE, INTEGER=grid.integer, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip
     return RoundedGroup(errors=errors, scale=scale, cost=cost)

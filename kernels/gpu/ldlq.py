@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..eager.ldlq import ColumnBlock
-from .device import use_device
+from .device import OPTIONS, use_device
 from .jit.ldlq import round_columns
 
 BLOCK = 128
@@ -14,8 +14,7 @@ BLOCK = 128
 TILE = 32
 """Rows of a program. Not measured: with four warps a thread keeps 32 errors in registers, and none spills."""
 
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-"""Products are rounded before they are added, as in the reference: equal codes have bit-equal errors."""
+WARPS = 4
 
 
 def ldlq_block(block: ColumnBlock, factor: Tensor, targets: Tensor, errors: Tensor) -> None:
@@ -38,5 +37,5 @@ def _launch(block: ColumnBlock, matrix: Tensor, start: Tensor, errors: Tensor, *
             start.stride(0), block.weight.stride(0), *block.scale.stride(), low.stride(0), high.stride(0),
             *matrix.stride(), errors.stride(0),
             BLOCK=BLOCK, TILE=TILE, DESCEND=descend, LIMITED=block.limits is not None, MAXIMUM=grid.maximum,
-            MANTISSA_BITS=grid.mantissa_bits, SMALLEST_EXPONENT=grid.smallest_exponent, **OPTIONS,
+            MANTISSA_BITS=grid.mantissa_bits, SMALLEST_EXPONENT=grid.smallest_exponent, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip

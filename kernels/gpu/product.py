@@ -17,7 +17,16 @@ from ..eager.quantize import count_groups
 from ..first_use import is_usable
 from ..tables import KernelConfig, choose_config
 from ..tiles import DeviceInfo, GemmShape, Tile
-from .device import get_device_info, make_descriptor, make_rows_contiguous, row_stride, supports_descriptor, use_device
+from .device import (
+    OPTIONS,
+    SLOW_CONVERSIONS,
+    get_device_info,
+    make_descriptor,
+    make_rows_contiguous,
+    row_stride,
+    supports_descriptor,
+    use_device,
+)
 from .jit.product import fixed, persistent
 
 KERNEL_NAMES = {
@@ -148,6 +157,7 @@ def run_product(
         "SCALAR": b_scale.ndim == 0,
         "BIAS": bias is not None,
         "QUANTIZE": out_scale is not None,
+        "BIASED": shape.block is not None and out_scale is None and device.arch in SLOW_CONVERSIONS,
     }
     with use_device(out):
         launch(kernel[(programs,)], (*tensors, shape.m, shape.n, shape.k, *strides), constants, tile, out.dtype)
@@ -171,7 +181,7 @@ def launch(
     key = (tile, dtype, *constants.values())
     for stages in range(_FITTING.get(key, tile.stages), 0, -1):
         try:
-            kernel(*arguments, **constants, num_warps=tile.warps, num_stages=stages)
+            kernel(*arguments, **constants, num_warps=tile.warps, num_stages=stages, **OPTIONS)
             return
         except OutOfResources:
             if stages == 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..eager.quantize import count_groups
-from .device import make_rows_contiguous, row_stride, use_device
+from .device import OPTIONS, make_rows_contiguous, row_stride, use_device
 from .jit.quantize import dequantize, quantize, quantize_weight
 from .jit.rotation import rotate_quantize
 
@@ -64,7 +64,7 @@ def weight_quant(w: Tensor, block: int) -> tuple[Tensor, Tensor]:
     codes = torch.empty((n, k), dtype=torch.int8, device=w.device)
     scale = torch.empty((count_groups(n, block), count_groups(k, block)), dtype=torch.float32, device=w.device)
     with use_device(w):
-        quantize_weight[tuple(scale.shape)](w, codes, scale, n, k, row_stride(w), BLOCK=block, num_warps=8)
+        quantize_weight[tuple(scale.shape)](w, codes, scale, n, k, row_stride(w), BLOCK=block, num_warps=8, **OPTIONS)
     return codes, scale
 
 
@@ -79,7 +79,7 @@ def rotate_quant(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     with use_device(x):
         rotate_quantize[(rows.shape[0],)](
             rows, codes, scale, columns, row_stride(rows),
-            GROUPS=count, GROUP=group, STEPS=steps, num_warps=_count_warps(count * group),
+            GROUPS=count, GROUP=group, STEPS=steps, num_warps=_count_warps(count * group), **OPTIONS,
         )  # fmt: skip
     return codes, scale
 
@@ -92,7 +92,7 @@ def _quantize(x: Tensor, x_scale: Tensor | None, block: int | None, *, gelu: boo
     with use_device(x):
         quantize[(rows.shape[0], cut.programs)](
             rows, x_scale, codes, scale, rows.shape[1], cut.count, row_stride(rows),
-            GROUPS=cut.groups, BLOCK=cut.block, GELU=gelu, TANH=tanh, num_warps=cut.warps,
+            GROUPS=cut.groups, BLOCK=cut.block, GELU=gelu, TANH=tanh, num_warps=cut.warps, **OPTIONS,
         )  # fmt: skip
     return codes, scale
 
@@ -103,7 +103,7 @@ def _dequantize(codes: Tensor, scale: Tensor, cut: Cut, rows_per_scale: int, dty
     with use_device(codes):
         dequantize[(rows.shape[0], cut.programs)](
             rows, scale.contiguous(), out, rows.shape[1], cut.count, row_stride(rows),
-            ROWS=rows_per_scale, GROUPS=cut.groups, BLOCK=cut.block, num_warps=cut.warps,
+            ROWS=rows_per_scale, GROUPS=cut.groups, BLOCK=cut.block, num_warps=cut.warps, **OPTIONS,
         )  # fmt: skip
     return out
 

@@ -6,6 +6,7 @@ lost. A patch that is merged first is quantized with the weight.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class WeightPatches:
     def reshapes(self, weight: Tensor) -> bool:
         """Whether a patch gives the weight another shape, as LoRAs of some editing models do."""
         return comfy.lora.calculate_shape(self.patches, weight, self.key) != weight.shape
+
+    def digest(self) -> str | None:
+        """SHA-256 of the patches; None if they hold values of unknown kinds, such as functions."""
+        digest = hashlib.sha256()
+        return digest.hexdigest() if _add_to_digest(digest, self.patches) else None
 
     def describe(self) -> list[str]:
         """Kind and strength of each patch, such as ``lora 0.8``."""
@@ -93,7 +99,7 @@ def merge_on_read(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtyp
             f"A patch changes the shape of {counted(len(reshaped), 'weight')} ({shortened(reshaped)}) and cannot be "
             "merged; switch merge_loras off, or remove the patch."
         )
-    return LoadedWeights(tensors, dtypes, {name: found.merge for name, found in patches.items()})
+    return LoadedWeights(tensors, dtypes, patches)
 
 
 def refuse_other_patches(calibration: Calibration | None, patches: Patches) -> None:
@@ -137,6 +143,23 @@ def drop_patches(patcher: Any, keys: Iterable[str]) -> Any:
     clone.patches = {key: patches for key, patches in clone.patches.items() if key not in dropped}
     clone.patches_uuid = uuid.uuid4()
     return clone
+
+
+def _add_to_digest(digest: Any, value: Any) -> bool:
+    """Add a patch or a part of it to a digest; False if its kind is unknown."""
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return True
+    if value is None or isinstance(value, (bool, int, float, str)):
+        digest.update(f"{value!r};".encode())
+        return True
+    if isinstance(value, (list, tuple)):
+        digest.update(f"{len(value)};".encode())
+        return all(_add_to_digest(digest, entry) for entry in value)
+    if isinstance(value, WeightAdapterBase) and set(vars(value)) == {"loaded_keys", "weights"}:
+        return _add_to_digest(digest, [type(value).__name__, value.weights])
+    return False
 
 
 def _name_kind(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -13,8 +13,16 @@ from ...quant.files.tensors import Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-Merge = Callable[[torch.Tensor], torch.Tensor]
-"""Makes a patched weight from the model's own, which it leaves unchanged."""
+
+class Merge(Protocol):
+    """Patches to merge into a weight."""
+
+    def merge(self, weight: Tensor) -> Tensor:
+        """Make the patched weight from the model's own, which stays unchanged."""
+
+    def digest(self) -> str | None:
+        """SHA-256 of everything that `merge` depends on but for the weight; None: unknown."""
+
 
 SAMPLE = 1024
 """Values of each tensor that a quick digest takes."""
@@ -36,7 +44,7 @@ class LoadedWeights:
         Args:
             tensors: The model's own tensors, by name.
             file_dtypes: Dtypes of the tensors in the file that the model comes from, which plans and files keep.
-            merges: For each tensor with patches to be merged into it, what merges them.
+            merges: For each tensor with patches to be merged into it, these patches.
         """
         self._data, self._merges = tensors, merges or {}
         dtypes = file_dtypes or {}
@@ -47,7 +55,7 @@ class LoadedWeights:
         """A copy on the CPU, merged. A model's own weights are inference tensors, which no optimizer can use."""
         tensor = self._data[name].detach()
         if name in self._merges:
-            tensor = self._merges[name](tensor)
+            tensor = self._merges[name].merge(tensor)
         with torch.inference_mode(False):
             return tensor.to("cpu", self.tensors[name].dtype, copy=True)
 
@@ -55,19 +63,21 @@ class LoadedWeights:
         return None
 
     def digest(self, *, quick: bool, check_cancelled: Callable[[], None] = lambda: None) -> str:
-        """SHA-256 over names, dtypes, shapes and values.
+        """SHA-256 over names, dtypes, shapes and values, and over patches. Merging is left to `read`, where it can be.
 
         Args:
-            quick: Take the first `SAMPLE` values only, of tensors without patches.
+            quick: Take the first `SAMPLE` values of the model's own tensors only.
             check_cancelled: Called before each tensor; may raise to stop.
         """
         digest = hashlib.sha256()
         for name, tensor in self._data.items():
             check_cancelled()
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            merged = name in self._merges
-            values = (self.read(name) if merged else tensor.detach()).reshape(-1)
-            values = (values[:SAMPLE] if quick and not merged else values).to("cpu").contiguous()
+            patches = self._merges[name].digest() if name in self._merges else ""
+            whole = patches is None
+            digest.update((patches or "").encode())
+            values = (self.read(name) if whole else tensor.detach()).reshape(-1)
+            values = (values[:SAMPLE] if quick and not whole else values).to("cpu").contiguous()
             digest.update(values.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 

@@ -208,7 +208,9 @@ def _describe_choice(plan: Plan, recipe: Recipe, question: Question) -> dict[str
     if reachable is None:
         return {}
     target = reachable.target(recipe)
-    size = None if target is None else min(target.nbytes, reachable.largest)
+    size = None
+    if target is not None and target.nbytes >= reachable.smallest:
+        size = min(target.nbytes, reachable.largest)
     sizes = {"smallest": reachable.smallest, "largest": reachable.largest, "layers": reachable.layers}
     default = round(DEFAULT_SHARE * reachable.source / GIGABYTE, 3)
     return {"bytes_after": size, "reachable": sizes, "default_gb": default, "formats": list(recipe.candidates)}
@@ -249,8 +251,13 @@ def _plan(path: str, recipe: Recipe, whole: bool) -> Plan:
 def _formats(plan: Plan | None, recipe: Recipe) -> list[Format]:
     chosen = [FORMATS[name] for name in recipe.candidates] if plan is None or recipe.format == AUTO else _used(plan)
     upgrade = [] if recipe.upgrade is None else [FORMATS[recipe.upgrade]]
-    return list(dict.fromkeys(chosen + upgrade))
+    return _unique(chosen + upgrade)
 
 
 def _used(plan: Plan) -> list[Format]:
-    return list(dict.fromkeys(layer.format for layer in plan.layers.values()))
+    return _unique(layer.format for layer in plan.layers.values())
+
+
+def _unique(formats: Iterable[Format]) -> list[Format]:
+    """Each format once, in order. By name: formats with a codebook cannot be hashed."""
+    return list({fmt.name: fmt for fmt in formats}.values())

@@ -9,7 +9,7 @@ from typing import Any
 
 import comfy.quant_ops
 
-from ...quant import QuantError, Recipe
+from ...quant import QuantError
 from ...quant.calibration.calibration import Calibration
 from ...quant.calibration.file import is_calibration
 from ...quant.formats import BLOCKWISE, FORMATS
@@ -17,6 +17,7 @@ from ...quant.formats.stored import STORED_FORMATS
 from ...quant.notices import Notice, notice
 from ...quant.planning.profiles import get_profile
 from ...quant.reports.inspection import Entry, Inspection, inspect_file
+from ...quant.reports.model_card import write_model_card
 from ...quant.reports.provenance import Provenance
 from .check import is_emulated
 
@@ -31,9 +32,16 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         ``title``, ``bytes``, ``formats`` (rows of `_format_rows`), ``kept`` (count and bytes), ``recipe`` (settings
-        that differ from the defaults, None if unknown), ``made`` and ``notices``.
+        that differ from the defaults, None if unknown), ``card`` (`write_model_card`), ``made`` and ``notices``.
     """
-    answer: dict[str, Any] = {"title": "", "bytes": _size(path), "formats": [], "kept": None, "recipe": None}
+    answer: dict[str, Any] = {
+        "title": "",
+        "bytes": _size(path),
+        "formats": [],
+        "kept": None,
+        "recipe": None,
+        "card": "",
+    }
     try:
         if is_calibration(Path(path)):
             found = Calibration.load(path)
@@ -46,19 +54,11 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         "title": get_profile(inspection.profile).title,
         "formats": list(_format_rows(inspection)),
         "kept": {"count": len(kept), "bytes": sum(entry.nbytes for entry in kept)},
-        "recipe": list_settings(inspection.provenance),
+        "recipe": inspection.provenance and inspection.provenance.list_settings(),
+        "card": write_model_card(inspection),
         "made": _describe_making(inspection.provenance),
         "notices": _data([*_obstacles(inspection), *_verdicts(inspection)]),
     }
-
-
-def list_settings(provenance: Provenance | None) -> dict[str, Any] | None:
-    """The recipe's settings that differ from the defaults, and always format and rounding; None if it is unknown."""
-    if provenance is None:
-        return None
-    defaults, recipe = Recipe().to_dict(), dict(provenance.recipe)
-    always = ("format", "rounding")
-    return {name: value for name, value in recipe.items() if name in always or value != defaults.get(name)}
 
 
 def _describe_making(provenance: Provenance | None) -> dict[str, Any] | None:

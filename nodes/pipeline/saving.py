@@ -12,13 +12,15 @@ import torch
 from comfy.cli_args import args
 from torch import Tensor
 
-from ...quant import QuantError
+from ...quant import QuantError, Report
 from ...quant.files import CheckpointWriter
 from ...quant.files.verification import verify_layers
 from ...quant.formats import BLOCKWISE, pack_notice
 from ...quant.formats.marker import SUFFIX, Marker, from_header
 from ...quant.layer.overflow import cast
 from ...quant.notices import Notice, notice
+from ...quant.reports.inspection import inspect_file
+from ...quant.reports.model_card import write_model_card
 from ...quant.reports.provenance import Provenance, build_header
 from ..host import registration
 from ..host.folders import CALIBRATIONS, OUTPUT_NAMES, find_listed_name, name_calibration
@@ -116,15 +118,19 @@ def loading_notices(path: Path, kind: str, metadata: Mapping[str, str]) -> list[
     return unlisted if needed is None else [*unlisted, needed]
 
 
-def find_words(patcher: Any, hidden: Any) -> dict[str, str]:
+def find_words(patcher: Any, hidden: Any, several: str = "model") -> dict[str, str]:
     """The words for the tokens in a file's name.
 
     Args:
         patcher: Of the MODEL or CLIP that is saved.
         hidden: The node's hidden inputs.
+        several: The name of a model that comes from several files.
     """
     files, provenance = read_source_names(patcher), read_provenance(patcher)
-    known = name_model(files[0]) if len(files) == 1 else find_model_name(hidden.prompt, hidden.unique_id)
+    if len(files) > 1:
+        known: str | None = several
+    else:
+        known = name_model(files[0]) if files else find_model_name(hidden.prompt, hidden.unique_id)
     formats = () if provenance else list_formats(patcher.model.state_dict())
     return make_words(known or "model", provenance and provenance.recipe, formats)
 
@@ -141,15 +147,17 @@ def list_formats(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(name for name in formats if name is not None)
 
 
-def describe_file(path: Path, kind: str, formats: Collection[str] = ()) -> SavedFile:
+def describe_file(path: Path, kind: str, formats: Collection[str] = (), report: Report | None = None) -> SavedFile:
     """A file that was written, with the loader that takes it.
 
     Args:
         path: The file.
         kind: One of `LOADERS`.
         formats: Formats of its layers, by their names in markers.
+        report: Of the run that wrote it, for the model card.
     """
     own = kind == "diffusion_models" and BLOCKWISE in formats and registration.needs_own_loader()
     node, widget = BLOCKWISE_LOADER if own else LOADERS[kind]
     name = name_calibration(path) if kind == CALIBRATIONS else find_listed_name(path, kind)
-    return SavedFile.describe(path, None if name is None else Loader(node=node, widget=widget, value=name))
+    card = "" if kind == CALIBRATIONS else write_model_card(inspect_file(path), report)
+    return SavedFile.describe(path, None if name is None else Loader(node=node, widget=widget, value=name), card)

@@ -14,22 +14,27 @@ from ..planning.recommendation import FormatRow, list_formats
 from ..reports.comparison import Comparison, Difference, compare_files
 from ..reports.inspection import Inspection, inspect_file
 from ..reports.inspection_text import inspection_lines
+from ..reports.model_card import write_model_card
 from ..text import dimensions, percent, shortened, table
 from .bar import progress_bar
 from .console import PROGRAM, Parser, say_lines
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """``inspect FILE [--json]``; gives the exit code."""
+    """``inspect FILE [--json | --model-card]``; gives the exit code."""
     parser = Parser(prog=f"{PROGRAM} inspect", description="Show what is in a checkpoint, layer by layer.")
     parser.add_argument("file", metavar="FILE", help="FILE.safetensors, or FILE.safetensors.index.json")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--model-card", action="store_true", help="print a Markdown text for a shared file")
     given = parser.given(argv)
     if is_calibration(given["file"]):
         say_lines(_calibration_lines(Calibration.load(given["file"]), given["json"]))
         return 0
     found = inspect_file(given["file"])
-    say_lines(_json_lines(found) if given["json"] else inspection_lines(found))
+    if given["model_card"]:
+        say_lines(write_model_card(found).split("\n"))
+    else:
+        say_lines(_json_lines(found) if given["json"] else inspection_lines(found))
     return 0
 
 

@@ -28,7 +28,8 @@ from ..notices import Notice, render
 from ..planning.machine import detect_machine, leave_out_unusable
 from ..planning.recommendation import Situation, recommend
 from ..recipe import AUTO, Recipe
-from ..reports.report import Report
+from ..reports.inspection import inspect_file
+from ..reports.model_card import write_model_card
 from ..text import counted
 from ..workers.ranks import Ranks, is_launched, join_ranks
 from .bar import progress_bar
@@ -42,6 +43,7 @@ from .text import plan_text
 
 SUFFIX = ".safetensors"
 REPORT_SUFFIXES = (".json", ".txt")
+CARD_SUFFIX = ".md"
 
 
 def convert(argv: Sequence[str]) -> int:
@@ -112,8 +114,10 @@ def output_path(source: str, output: str | None, recipe: Recipe) -> Path:
 
 
 def _dry_run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path) -> int:
-    if "report" in args:
-        raise RecipeError("--dry-run writes nothing, so --report cannot go with it.")
+    for option in ("report", "model_card"):
+        if option in args:
+            name = option.replace("_", "-")
+            raise RecipeError(f"--dry-run writes nothing, so --{name} cannot go with it.")
     calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
     plan = plan_file(source, recipe, statistics=calibration, force="force" in args)
     say(plan_text(plan, recipe))
@@ -130,6 +134,7 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path, ran
     inputs = [*list_files(source), *(args[name] for name in ("calibration", "recipe") if name in args)]
     check_output(target, inputs, overwrite)
     report_path = _checked_report(args.get("report"), inputs, overwrite)
+    card_path = _checked_card(args.get("model_card"), inputs, overwrite)
     calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
     with stop_on_signals(ranks.explain_stop) as stop:
         try:
@@ -151,7 +156,11 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path, ran
     if ranks.rank:
         return 0
     if report_path is not None:
-        _write_report(report, report_path, overwrite)
+        _write_beside(
+            report_path, "report", report.to_json() if report_path.suffix == ".json" else report.table(), overwrite
+        )
+    if card_path is not None:
+        _write_beside(card_path, "model card", write_model_card(inspect_file(target), report).rstrip(), overwrite)
     if "quiet" not in args:
         above = [*report.table().split("\n"), ""] if "verbose" in args else report.warnings()
         say_lines([*above, *result_lines(report, target)])
@@ -206,9 +215,18 @@ def _checked_report(name: str | None, inputs: Iterable[str | Path], overwrite: b
     return path
 
 
-def _write_report(report: Report, path: Path, overwrite: bool) -> None:
-    text = report.to_json() if path.suffix == ".json" else report.table()
+def _checked_card(name: str | None, inputs: Iterable[str | Path], overwrite: bool) -> Path | None:
+    if name is None:
+        return None
+    if Path(name).suffix != CARD_SUFFIX:
+        raise RecipeError(f"--model-card {name!r} must end in {CARD_SUFFIX}.")
+    check_output(Path(name), inputs, overwrite)
+    return Path(name)
+
+
+def _write_beside(path: Path, what: str, text: str, overwrite: bool) -> None:
+    """Write a text about the model that has been written; ``what`` names it in an error."""
     try:
         write_text(path, text + "\n", overwrite=overwrite)
     except CheckpointError as error:
-        raise CheckpointError(f"The model is written, but its report is not: {error}") from None
+        raise CheckpointError(f"The model is written, but its {what} is not: {error}") from None

@@ -91,6 +91,13 @@ FILES = (
         arguments=FILE,
     ),
     Option(
+        names=("--model-card",),
+        target="model_card",
+        help="Write a Markdown text for those with whom the file is shared.",
+        values="FILE.md",
+        arguments=FILE,
+    ),
+    Option(
         names=("--dry-run",),
         target="dry_run",
         help="Print the plan, from the header alone, and write nothing.",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .group_scales import by_group
+from .weight_rows import WeightRows
 
 NORMAL = (
     -0.980602,
@@ -42,20 +43,18 @@ ROW_SAMPLE = 1 << 22
 """Weights of the evenly spaced rows that decide for the whole weight."""
 
 
-def choose_codebook(weight: Tensor, group: int, smallest: float) -> Tensor:
+def choose_codebook(rows: WeightRows, group: int, smallest: float) -> Tensor:
     """The table for a rotated weight.
 
     Args:
-        weight: float32 ``[N, K]``, rotated.
+        rows: of the weight, rotated.
         group: inputs that share a scale.
         smallest: least scale of a group.
 
     Returns:
         float32 ``[16]``, ascending.
     """
-    most = max(1, ROW_SAMPLE // max(weight.shape[1], 1))
-    if weight.shape[0] > most:
-        weight = weight[torch.linspace(0, weight.shape[0] - 1, most, device=weight.device).long()]
+    weight = rows.sample(max(1, ROW_SAMPLE // max(rows.shape[1], 1)))
     groups = by_group(weight, group)
     relative = (groups / groups.abs().amax(dim=-1, keepdim=True).clamp(min=smallest)).flatten()
     if _excess_kurtosis(_draw(relative, TEST_SAMPLE)) <= HEAVY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,6 +35,15 @@ class GroupScales:
         """The scales of some rows."""
         channel = self.channel if self.channel.dim() == 0 else self.channel[part]
         return replace(self, group=self.group[part], channel=channel)
+
+    @classmethod
+    def join(cls, parts: Sequence[GroupScales]) -> GroupScales:
+        """The scales of consecutive parts of one weight."""
+        first = parts[0]
+        # By bytes: not every CUDA build joins tensors in FP8.
+        group = torch.cat([part.group.view(torch.uint8) for part in parts]).view(first.group.dtype)
+        channel = first.channel if first.channel.dim() == 0 else torch.cat([part.channel for part in parts])
+        return replace(first, group=group, channel=channel)
 
     def where(self, rows: Tensor, other: GroupScales) -> GroupScales:
         """These scales for the rows of a mask ``[N]``, and other ones of the same weight for all other rows.

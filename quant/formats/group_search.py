@@ -17,6 +17,7 @@ from torch import Tensor
 from .codebook import choose_codebook
 from .group_scales import GroupScales, by_group
 from .grouped import CHUNK_ELEMENTS, E4M3, FindScale, GroupedFormat, nearest_places
+from .weight_rows import WeightRows
 
 SMALLEST = 1e-8
 """Least scale of a group and of a row: weights far below it become zero."""
@@ -32,9 +33,14 @@ Fit = tuple[Tensor, Tensor]
 """Scale and levels of every group, float32 ``[n, K / g, 1]`` and ``[n, K / g, g]``."""
 
 
-def fit_normal(weight: Tensor, fmt: GroupedFormat) -> GroupScales:
+def share_codebook(rows: WeightRows, fmt: GroupedFormat) -> Tensor:
+    """The codebook of ``w4a8``."""
+    return choose_codebook(rows, fmt.group, SMALLEST)
+
+
+def fit_normal(weight: Tensor, fmt: GroupedFormat, table: Tensor | None) -> GroupScales:
     """Scales of ``w4a8``: levels of a codebook."""
-    table = choose_codebook(weight, fmt.group, SMALLEST)
+    assert table is not None
 
     def start(groups: Tensor) -> Tensor:
         return groups.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST)
@@ -43,10 +49,10 @@ def fit_normal(weight: Tensor, fmt: GroupedFormat) -> GroupScales:
         return table[nearest_places(table, relative)]
 
     scales = [_relate(_fit(groups, start(groups), nearest)) for groups in _chunks(weight, fmt)]
-    return replace(_join(scales), codebook=table)
+    return replace(GroupScales.join(scales), codebook=table)
 
 
-def fit_uniform(weight: Tensor, fmt: GroupedFormat) -> GroupScales:
+def fit_uniform(weight: Tensor, fmt: GroupedFormat, shared: Tensor | None = None) -> GroupScales:
     """Scales of ``w6a8`` before the search: levels are whole numbers."""
     last = fmt.table[fmt.order[-1]]
 
@@ -56,7 +62,8 @@ def fit_uniform(weight: Tensor, fmt: GroupedFormat) -> GroupScales:
     def nearest(relative: Tensor) -> Tensor:
         return relative.round().clamp_(-last, last)
 
-    return _join([_relate(_fit(groups, start(groups), nearest)) for groups in _chunks(weight, fmt)])
+    parts = [_relate(_fit(groups, start(groups), nearest)) for groups in _chunks(weight, fmt)]
+    return GroupScales.join(parts)
 
 
 def search_neighbours(weight: Tensor, scale: GroupScales, fmt: GroupedFormat, reach: int) -> GroupScales:
@@ -98,13 +105,6 @@ def _relate(fit: Fit) -> GroupScales:
     return GroupScales(group=(scale.squeeze(-1) / channel[:, None]).to(E4M3), channel=channel)
 
 
-def _join(parts: list[GroupScales]) -> GroupScales:
-    return GroupScales(
-        group=torch.cat([part.group.view(torch.uint8) for part in parts]).view(E4M3),
-        channel=torch.cat([part.channel for part in parts]),
-    )
-
-
 def _chunks(weight: Tensor, fmt: GroupedFormat) -> list[Tensor]:
     height = max(1, CHUNK_ELEMENTS // max(weight.shape[1], 1))
     return [by_group(rows, fmt.group) for rows in torch.split(weight, height)]
@@ -112,9 +112,9 @@ def _chunks(weight: Tensor, fmt: GroupedFormat) -> list[Tensor]:
 
 NORMAL_METHODS: Mapping[str, FindScale] = {
     "absmax": fit_normal,
-    "mse": lambda weight, fmt: search_neighbours(weight, fit_normal(weight, fmt), fmt, reach=2),
+    "mse": lambda weight, fmt, table: search_neighbours(weight, fit_normal(weight, fmt, table), fmt, reach=2),
 }
 UNIFORM_METHODS: Mapping[str, FindScale] = {
-    "absmax": lambda weight, fmt: search_neighbours(weight, fit_uniform(weight, fmt), fmt, reach=1),
-    "mse": lambda weight, fmt: search_neighbours(weight, fit_uniform(weight, fmt), fmt, reach=2),
+    "absmax": lambda weight, fmt, _: search_neighbours(weight, fit_uniform(weight, fmt), fmt, reach=1),
+    "mse": lambda weight, fmt, _: search_neighbours(weight, fit_uniform(weight, fmt), fmt, reach=2),
 }

@@ -22,6 +22,7 @@ from . import mxfp8
 from .base import Format, Layout, Shape
 from .group_scales import GroupScales, by_group
 from .packing import Packing
+from .weight_rows import WeightRows
 
 E4M3 = torch.float8_e4m3fn
 CODEBOOK = "weight_codebook"
@@ -29,7 +30,9 @@ CODEBOOK = "weight_codebook"
 CHUNK_ELEMENTS = 1 << 20
 """Weights that are rounded at a time: the grids of a group of 16 take up to four times its memory."""
 
-FindScale = Callable[[Tensor, "GroupedFormat"], GroupScales]
+FindScale = Callable[[Tensor, "GroupedFormat", "Tensor | None"], GroupScales]
+"""Finds scales of rows; the last argument is what `FindShared` found."""
+FindShared = Callable[[WeightRows, "GroupedFormat"], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class GroupedFormat(Format):
     """Whether group scales are stored in tiles of 128 x 4, as cuBLAS reads them."""
     find: Mapping[str, FindScale]
     """How scales are chosen, by method."""
+    share: FindShared | None = None
+    """Finds what all rows of a weight share: its codebook, or the channel scale. None: rows share nothing."""
     inputs: Format | None = None
     """Format that ComfyUI rounds the inputs to; None: the same as the weight's."""
 
@@ -92,7 +97,15 @@ class GroupedFormat(Format):
         }
 
     def find_scale(self, weight: Tensor, method: str) -> GroupScales:
-        return self.find[method](weight, self)
+        return self.find_row_scales(weight, method, self.find_shared(WeightRows.of(weight)))
+
+    def find_shared(self, rows: WeightRows) -> Tensor | None:
+        """Find what all rows of a weight share, which `find_row_scales` takes."""
+        return None if self.share is None else self.share(rows, self)
+
+    def find_row_scales(self, weight: Tensor, method: str, shared: Tensor | None) -> GroupScales:
+        """Choose the scales of some rows ``[n, K]`` of a weight; arguments as in `find_scale`."""
+        return self.find[method](weight, self, shared)
 
     def decode(self, levels: Tensor, group_scale: Tensor) -> Tensor:
         """Grid points, float32, of levels under group scales that broadcast with them."""
@@ -101,14 +114,14 @@ class GroupedFormat(Format):
 
     def levels(self, scale: GroupScales) -> Tensor:
         """Levels in ascending order, float32 ``[L]``; ``order`` has their codes."""
-        return self._table(scale)[_load_constants(self.order, torch.int64, scale.group.device)]
+        return self._table(scale)[load_constants(self.order, torch.int64, scale.group.device)]
 
     def grid(self, scale: GroupScales) -> Tensor:
         """Grid points of every group, float32 ``[N, K / g, L]``, ascending, in units of the channel scale."""
         return self.decode(self.levels(scale), scale.group.to(torch.float32)[..., None])
 
     def round(self, weight: Tensor, scale: GroupScales) -> Tensor:
-        order = _load_constants(self.order, torch.uint8, weight.device)
+        order = load_constants(self.order, torch.uint8, weight.device)
         return torch.cat([order[self._nearest(weight[part], scale.rows(part))] for part in _chunks(weight)])
 
     def neighbours(self, weight: Tensor, scale: GroupScales) -> tuple[Tensor, Tensor]:
@@ -149,7 +162,7 @@ class GroupedFormat(Format):
     def _table(self, scale: GroupScales) -> Tensor:
         if scale.codebook is not None:
             return scale.codebook.to(scale.group.device)
-        return _load_constants(self.table, torch.float32, scale.group.device)
+        return load_constants(self.table, torch.float32, scale.group.device)
 
     def _nearest(self, weight: Tensor, scale: GroupScales) -> Tensor:
         """Places in `order` of the nearest grid points of some rows, ``[n, K]``; the lower of equals."""
@@ -166,7 +179,7 @@ class GroupedFormat(Format):
 
 
 @lru_cache(maxsize=32)
-def _load_constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def load_constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers on a device, copied there once; they are not written to."""
     return torch.tensor(values, dtype=dtype, device=device)
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..parallel import run_all
 from .group_scales import GroupScales, by_group
-from .grouped import E4M3, FindScale, GroupedFormat
+from .grouped import E4M3, FindScale, GroupedFormat, load_constants
+from .weight_rows import WeightRows
 
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """E2M1 numbers by their three lower bits; the fourth is the sign."""
@@ -35,13 +37,13 @@ class Nvfp4Format(GroupedFormat):
         total = (scale.channel * scale.group.to(torch.float32))[..., None]
         scaled = torch.where(total == 0, 0.0, by_group(weight, self.group) / total)
         nearest = round_e2m1(scaled)
-        magnitudes = torch.tensor(MAGNITUDES, device=weight.device)
+        magnitudes = load_constants(MAGNITUDES, torch.float32, weight.device)
         codes = torch.searchsorted(magnitudes, nearest.abs()) + 8 * torch.signbit(scaled)
         return codes.to(torch.uint8).flatten(1)
 
     def round_inputs(self, rows: Tensor, input_scale: float | None = None) -> Tensor:
         """As `Format.round_inputs`; without an ``input_scale`` ComfyUI takes the largest input of each call."""
-        channel = find_channel(rows) if input_scale is None else rows.new_tensor(input_scale)
+        channel = find_channel(WeightRows.of(rows), self) if input_scale is None else rows.new_tensor(input_scale)
         scale = GroupScales(group=_relate(rows, self, channel, SEARCHED[0]), channel=channel)
         return self.dequantize(self.round(rows, scale), scale)
 
@@ -53,15 +55,15 @@ def round_e2m1(x: Tensor) -> Tensor:
     return (x / step).round_().mul_(step).clamp_(-MAGNITUDES[-1], MAGNITUDES[-1])
 
 
-def find_largest(weight: Tensor, fmt: GroupedFormat) -> GroupScales:
+def find_largest(weight: Tensor, fmt: GroupedFormat, channel: Tensor | None) -> GroupScales:
     """Scales that map the largest magnitude of each group to 6."""
-    channel = find_channel(weight)
+    assert channel is not None
     return GroupScales(group=_relate(weight, fmt, channel, SEARCHED[0]), channel=channel)
 
 
-def search_largest(weight: Tensor, fmt: GroupedFormat) -> GroupScales:
+def search_largest(weight: Tensor, fmt: GroupedFormat, channel: Tensor | None) -> GroupScales:
     """The same, each group's largest magnitude mapped to 6 or 4, whichever leaves the smaller squared error."""
-    best = find_largest(weight, fmt)
+    best = find_largest(weight, fmt, channel)
     best_error = _square_errors(weight, best, fmt)
     other = GroupScales(group=_relate(weight, fmt, best.channel, SEARCHED[1]), channel=best.channel)
     better = _square_errors(weight, other, fmt) < best_error
@@ -69,9 +71,9 @@ def search_largest(weight: Tensor, fmt: GroupedFormat) -> GroupScales:
     return GroupScales(group=group.view(E4M3), channel=best.channel)
 
 
-def find_channel(weight: Tensor) -> Tensor:
+def find_channel(rows: WeightRows, fmt: GroupedFormat) -> Tensor:
     """The scale of a weight; 1 for a weight of zeros, where comfy-kitchen writes NaN."""
-    amax = weight.abs().amax()
+    amax = torch.stack(run_all(lambda part: rows.load(part).abs().amax(), rows.parts)).amax()
     return torch.where(amax > 0, amax / (LARGEST_SCALE * MAGNITUDES[-1]), 1.0)
 
 

@@ -19,7 +19,7 @@ from .base import Format
 from .codebook import NORMAL
 from .granularity import Granularity, PerBlock, PerRow, PerTensor
 from .grids import E4M3, E5M2, INT8, Grid
-from .group_search import NORMAL_METHODS, UNIFORM_METHODS
+from .group_search import NORMAL_METHODS, UNIFORM_METHODS, share_codebook
 from .grouped import GroupedFormat
 from .packing import E2M1_NIBBLES, NIBBLES, SIX_BITS
 from .scaled import ScaledFormat
@@ -122,6 +122,7 @@ FORMATS: Mapping[str, Format] = {
             packing=NIBBLES,
             codebooks=True,
             find=NORMAL_METHODS,
+            share=share_codebook,
             multiple=(1, 16),
             rotated=True,
             needs_rotation=True,
@@ -140,6 +141,7 @@ FORMATS: Mapping[str, Format] = {
             channel_per_row=False,
             packing=E2M1_NIBBLES,
             find=nvfp4.METHODS,
+            share=nvfp4.find_channel,
             group_name="weight_scale",
             channel_name="weight_scale_2",
             swizzled=True,

@@ -18,6 +18,7 @@ from ..calibration.statistics import NO_STATISTICS, InputStatistics, Statistics
 from ..files.tensors import WEIGHT, TensorSpec, is_layer
 from ..formats import FORMATS, Format, GroupedFormat
 from ..recipe import AUTO, Recipe
+from .operands import BLOCK_ELEMENTS
 
 WORKSPACE = 1.2
 """What a device needs beside the tensors, relative to them: workspaces of its libraries, and gaps."""
@@ -43,7 +44,8 @@ PEAKS: Mapping[str, Peak] = {
     "svd, feedback": Peak(weights=8.0, hessian=2.2),
 }
 GROUPED_WEIGHTS = 14.0
-"""Added to the factor of the weights for formats with scales of groups, which are searched on whole weights."""
+"""Added to the factor of the weights for formats with scales of groups. Nearest rounding searches them in blocks of
+rows, all others on whole weights."""
 
 
 def peak_bytes(
@@ -59,9 +61,11 @@ def peak_bytes(
     """
     height, width = shape
     rows = 0 if inputs.rows is None else len(inputs.rows)
-    peak = PEAKS[name_method(recipe, rows > 0)]
-    weights = peak.weights + (GROUPED_WEIGHTS if isinstance(fmt, GroupedFormat) else 0)
-    values = peak.hessian * width**2 + weights * height * width + peak.rows * rows * (height + width)
+    method = name_method(recipe, rows > 0)
+    peak = PEAKS[method]
+    values = peak.hessian * width**2 + peak.weights * height * width + peak.rows * rows * (height + width)
+    if isinstance(fmt, GroupedFormat):
+        values += GROUPED_WEIGHTS * min(height * width, BLOCK_ELEMENTS if method == "nearest" else height * width)
     return FIXED_BYTES + int(4 * values)
 
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..formats import ScaledFormat, scales
+from ..formats import Format, GroupedFormat, GroupScales, Scale, ScaledFormat, scales
 from ..formats.granularity import PerTensor
+from ..formats.weight_rows import WeightRows
 from ..parallel import run_all
 from ..rounding import round_nearest
 from .histogram import find_amax, make_table
 from .layer_errors import relative_error, square_sums
-from .measurement import Measurement, add_output_errors, make_result
+from .measurement import add_output_errors, make_result
 from .operands import hold_out, load_input_rows, load_unchecked_block, load_weight, not_finite, row_blocks
 from .task import LayerTask, QuantizedLayer
 from .validator import Validator
+
+S = TypeVar("S", Tensor, GroupScales)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +32,8 @@ class RoundedWeight:
 
     codes: Tensor
     """``[N, K]`` in the format's code dtype."""
-    scale: Tensor
-    """float32, as the format shapes it."""
+    scale: Scale
+    """As the format shapes it."""
     square_error: float
     """Sum over all weights of ``(W_q - W)^2``."""
     square: float
@@ -36,14 +41,9 @@ class RoundedWeight:
 
 
 def quantize_nearest(task: LayerTask) -> QuantizedLayer:
-    """Round each weight to the nearest grid point.
-
-    Formats of one level of scales work in blocks of rows, so that a layer needs little memory.
-    """
+    """Round each weight to the nearest grid point, in blocks of rows, so that a layer needs little memory."""
     fmt = task.format
-    if not isinstance(fmt, ScaledFormat):
-        return _quantize_whole(task)
-    rounded = _round_by_table(task, fmt) if _has_table(task, fmt) else _round_by_blocks(task, fmt)
+    rounded = _round(task, fmt)
     error = relative_error(rounded.square_error, rounded.square)
     result = make_result(task, rounded.codes, rounded.scale, error, error)
     rows = load_input_rows(task)
@@ -54,10 +54,11 @@ def quantize_nearest(task: LayerTask) -> QuantizedLayer:
     return add_output_errors(result, outputs, outputs)
 
 
-def _quantize_whole(task: LayerTask) -> QuantizedLayer:
-    task.check_cancelled()
-    measurement = Measurement.prepare(task, load_input_rows(task))
-    return measurement.measure(measurement.nearest)
+def _round(task: LayerTask, fmt: Format) -> RoundedWeight:
+    if isinstance(fmt, GroupedFormat):
+        return _round_groups(task, fmt)
+    assert isinstance(fmt, ScaledFormat)
+    return _round_by_table(task, fmt) if _has_table(task, fmt) else _round_by_blocks(task, fmt)
 
 
 def _has_table(task: LayerTask, fmt: ScaledFormat) -> bool:
@@ -101,20 +102,51 @@ def _places(weight: Tensor) -> Tensor:
 
 def _round_by_blocks(task: LayerTask, fmt: ScaledFormat) -> RoundedWeight:
     shared = _tensor_scale(task, fmt) if isinstance(fmt.granularity, PerTensor) else None
-    codes = torch.empty(task.padded_shape, dtype=fmt.code_dtype, device=task.weight.device)
 
-    def round_block(rows: slice) -> tuple[Tensor, Tensor]:
+    def find_scale(block: Tensor) -> Tensor:
+        return fmt.find_scale(block, task.recipe.scale) if shared is None else shared
+
+    codes, found, sums = _round_rows(task, find_scale)
+    scale = torch.cat(list(found)) if shared is None else shared
+    return _sum_up(task, codes, scale, sums)
+
+
+def _round_groups(task: LayerTask, fmt: GroupedFormat) -> RoundedWeight:
+    """Rows share the codebook, or one channel scale, which are found first."""
+
+    def load(rows: slice) -> Tensor:
+        task.check_cancelled()
+        return load_unchecked_block(task, rows)
+
+    height, width = task.padded_shape
+    shared = fmt.find_shared(WeightRows((height, width), load, row_blocks(task)))
+    codes, found, sums = _round_rows(task, lambda block: fmt.find_row_scales(block, task.recipe.scale, shared))
+    return _sum_up(task, codes, GroupScales.join(found), sums)
+
+
+def _round_rows(task: LayerTask, find_scale: Callable[[Tensor], S]) -> tuple[Tensor, Sequence[S], Sequence[Tensor]]:
+    """Round a weight block by block.
+
+    Returns:
+        Codes; the scale of each block; and sums of squares of each block's errors and weights, float64 ``[2, chunks]``.
+    """
+    codes = torch.empty(task.padded_shape, dtype=task.format.code_dtype, device=task.weight.device)
+
+    def round_block(rows: slice) -> tuple[S, Tensor]:
         task.check_cancelled()
         block = load_unchecked_block(task, rows)
-        scale = fmt.find_scale(block, task.recipe.scale) if shared is None else shared
-        codes[rows] = round_nearest(block, scale, fmt)
-        errors = fmt.dequantize(codes[rows], scale).sub_(block)
+        scale = find_scale(block)
+        codes[rows] = round_nearest(block, scale, task.format)
+        errors = task.format.dequantize(codes[rows], scale).sub_(block)
         return scale, torch.stack([square_sums(errors), square_sums(block)])
 
-    block_scales, block_sums = zip(*run_all(round_block, row_blocks(task)), strict=True)
-    scale = torch.cat(block_scales) if shared is None else shared
+    found, sums = zip(*run_all(round_block, row_blocks(task)), strict=True)
+    return codes, found, sums
+
+
+def _sum_up(task: LayerTask, codes: Tensor, scale: Scale, sums: Sequence[Tensor]) -> RoundedWeight:
     # The only wait for a GPU.
-    square_error, square = (math.fsum(sums) for sums in torch.cat(block_sums, dim=1).tolist())
+    square_error, square = (math.fsum(values) for values in torch.cat(list(sums), dim=1).tolist())
     if not math.isfinite(square):
         load_weight(task)  # which raises if the weight is not finite
     return RoundedWeight(codes=codes, scale=scale, square_error=square_error, square=square)

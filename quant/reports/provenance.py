@@ -71,6 +71,11 @@ class Provenance:
             version=str(fields.get("version")),
         )
 
+    def list_settings(self) -> dict[str, Any]:
+        """The recipe's settings that differ from the defaults, and always format and rounding."""
+        defaults, always = Recipe().to_dict(), ("format", "rounding")
+        return {k: v for k, v in self.recipe.items() if k in always or v != defaults.get(k)}
+
     def load_recipe(self) -> Recipe:
         """The recipe as a value.
 

@@ -23,6 +23,7 @@ from ...kernels import groups
 from ...kernels.errors import KernelError
 from ...kernels.groups import GroupGrid
 from ..errors import RecipeError
+from ..formats.grouped import load_constants
 from ..parallel import cpu_blocks, run_all
 from .cholesky import factorize
 from .ldlq import BLOCK, CheckCancelled
@@ -68,6 +69,12 @@ class _Factors:
     corners: Tensor
     """Cholesky factors of the groups' own blocks, ``[K / g, g, g]``."""
 
+    costs: Sequence[float]
+    """`pivots` as numbers: reading them for each group would wait for the GPU each time."""
+
+    corner_costs: Sequence[Sequence[float]]
+    """The same of `corners`: squares of their diagonals."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
@@ -89,11 +96,11 @@ class _Part:
         """Columns that share a scale."""
         return len(self.weight) // len(self.scale)
 
-    def candidates(self, index: int, steps: Sequence[int]) -> Tensor:
-        """Return the scales ``[C, n]`` that lie some E4M3 numbers from a group's present scale."""
+    def candidates(self, index: int, steps: Tensor) -> Tensor:
+        """Return the scales ``[C, n]`` that lie some E4M3 numbers, int16 ``[C, 1]``, from a group's present scale."""
         scale = self.scale[index]
         bits = scale.to(torch.float8_e4m3fn).view(torch.uint8).to(torch.int16)
-        moved = (bits + bits.new_tensor(steps)[:, None]).clamp_(1, LARGEST_BITS).to(torch.uint8)
+        moved = (bits + steps).clamp_(1, LARGEST_BITS).to(torch.uint8)
         return moved.view(torch.float8_e4m3fn).to(torch.float32)
 
 
@@ -181,12 +188,21 @@ def _factorize_groups(hessian: Tensor, count: int) -> _Factors:
     width = len(hessian) // count
     blocks = hessian.view(count, width, count, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     corners = torch.linalg.cholesky(blocks)
-    return _Factors(hessian=hessian, lower=lower, pivots=root.square_(), corners=corners)
+    pivots, squares = root.square_(), corners.diagonal(dim1=1, dim2=2).square()
+    return _Factors(
+        hessian=hessian,
+        lower=lower,
+        pivots=pivots,
+        corners=corners,
+        costs=pivots.tolist(),
+        corner_costs=squares.tolist(),
+    )
 
 
 def _run_ldlq(part: _Part, factors: _Factors, steps: Sequence[int], check_cancelled: CheckCancelled) -> None:
     """Round all columns of some rows, from the last group to the first."""
     errors, lower, width = part.errors, factors.lower, part.group
+    moves = load_constants(tuple(steps), torch.int16, errors.device)[:, None]
     for stop in range(len(lower), 0, -BLOCK):
         check_cancelled()
         columns = slice(max(0, stop - BLOCK), stop)
@@ -200,7 +216,8 @@ def _run_ldlq(part: _Part, factors: _Factors, steps: Sequence[int], check_cancel
                 target,
                 lower[own, own].T,
                 factors.pivots[own],
-                part.candidates(start // width, steps),
+                part.candidates(start // width, moves),
+                factors.costs[own],
             )
             errors[own], part.scale[start // width] = rounded.errors, rounded.scale
 
@@ -212,31 +229,35 @@ def _run_pass(part: _Part, factors: _Factors, check_cancelled: CheckCancelled) -
         The cost of these rows, each block's counted before it was changed, and what was removed of it.
     """
     hessian, errors, width = factors.hessian, part.errors, part.group
-    cost, removed = 0.0, 0.0
+    moves = load_constants(PASS_STEPS, torch.int16, errors.device)[:, None]
+    # Summed in float64 where they are: reading each would wait for the GPU.
+    cost, removed = torch.zeros(2, dtype=torch.float64, device=errors.device)
     for start in range(0, len(hessian), BLOCK):
         check_cancelled()
         stop = min(start + BLOCK, len(hessian))
         gradient = hessian[start:stop] @ errors
-        cost += float((errors[start:stop] * gradient).sum())
+        cost += (errors[start:stop] * gradient).sum()
         for first in range(start, stop, width):
             own = slice(first, first + width)
             before = errors[own].clone()
-            removed += _improve_group(part, factors.corners[first // width], first, gradient[first - start :][:width])
+            removed += _improve_group(part, factors, first, gradient[first - start :][:width], moves)
             later = slice(first + width, stop)
             gradient[first + width - start :].addmm_(hessian[later, own], errors[own] - before)
-    return cost, removed
+    return float(cost), float(removed)
 
 
-def _improve_group(part: _Part, corner: Tensor, start: int, gradient: Tensor) -> float:
+def _improve_group(part: _Part, factors: _Factors, start: int, gradient: Tensor, moves: Tensor) -> Tensor:
     """Round a group once more, in the rows where that costs less; returns the cost removed.
 
     Args:
         part: The rows; errors and scales of the group change.
-        corner: Cholesky factor of the group's block of the Hessian.
+        factors: Of the Hessian.
         start: The group's first column.
         gradient: Half the gradient of the cost with respect to the group's errors, ``[g, n]``.
+        moves: Candidates, in E4M3 numbers from the present scale.
     """
-    own, index = slice(start, start + len(corner)), start // len(corner)
+    own, index = slice(start, start + part.group), start // part.group
+    corner, costs = factors.corners[index], factors.corner_costs[index]
     weight, errors = part.weight[own], part.errors[own]
     # The group's errors would cost least at `errors - excess`, if they were free.
     excess = torch.cholesky_solve(gradient, corner)
@@ -244,8 +265,8 @@ def _improve_group(part: _Part, corner: Tensor, start: int, gradient: Tensor) ->
     factor, pivots = (corner / root).T, root.square()
     present = (factor @ excess).square_().mul_(pivots[:, None]).sum(dim=0)
     target = weight + errors - excess
-    rounded = groups.round_group(part.grid, target, target, factor, pivots, part.candidates(index, PASS_STEPS))
+    rounded = groups.round_group(part.grid, target, target, factor, pivots, part.candidates(index, moves), costs)
     better = rounded.cost < present
     part.errors[own] = torch.where(better, rounded.errors + target - weight, errors)
     part.scale[index] = torch.where(better, rounded.scale, part.scale[index])
-    return float((present - rounded.cost).clamp_(min=0).sum())
+    return (present - rounded.cost).clamp_(min=0).sum()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 NODES = (
     *("QuantizeModel", "QuantizeTextEncoder", "SaveModel", "SaveTextEncoder", "QuantizeFile", "Recipe", "LoadRecipe"),
     *("RecordCalibration", "CollectCalibration", "CalibrateModel", "SaveCalibration", "LoadCalibration"),
-    *("CalibrateTextEncoder", "CompareModels", "LoadClassConditioning", "LoadExampleTextEncoder"),
+    *("CalibrateTextEncoder", "CompareModels", "QuantizeToSize", "LoadClassConditioning", "LoadExampleTextEncoder"),
 )
 STEPS = {"iterations": 20, "learning_rate": 0.0}
 

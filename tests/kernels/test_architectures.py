@@ -1,6 +1,7 @@
 """The launches of the kernels, compiled for every architecture of NVIDIA that the pack supports, without a GPU.
 
-Bounds are facts of the Triton that is installed: another one may change them.
+`architectures` finds facts about the machine code of products, which `architectures.json` holds: another Triton may
+change them.
 """
 
 from __future__ import annotations
@@ -10,28 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from calibrated_rounding.kernels.cases import ProductOutputs
 from calibrated_rounding.kernels.eager.groups import GroupGrid
 from calibrated_rounding.kernels.eager.ldlq import ColumnBlock
-from calibrated_rounding.kernels.tables import KernelConfig
-from calibrated_rounding.kernels.tiles import DeviceInfo, GemmShape, choose_default_tile
 from calibrated_rounding.quant.formats.grids import E4M3, INT8
-from calibrated_rounding.tests.kernels.inputs import operands, values
+from calibrated_rounding.tests.kernels.inputs import values
 
 pytest.importorskip("triton")
 
+import triton
 from calibrated_rounding.kernels import gpu as kernels
-from calibrated_rounding.kernels.gpu import groups, ldlq, product
-from calibrated_rounding.tests.pretend.driver import PROCESSORS, SHARED, TOOL, PretendDriver
+from calibrated_rounding.kernels.gpu import groups, ldlq
+from calibrated_rounding.kernels.gpu.device import SLOW_CONVERSIONS
+from calibrated_rounding.tests.kernels.architectures import ARCHITECTURES, PRODUCTS, find_facts_alone, read_facts
+from calibrated_rounding.tests.pretend.driver import SHARED, TOOL, PretendDriver
 
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-PRODUCTS = ARCHITECTURES[1:]
-"""Triton has no INT8 product for 7.5."""
-
-SPILLS = {80: 0, 86: 8, 89: 8, 90: 8, 100: 0, 120: 32}
-"""Most bytes a thread that the largest persistent tile spills with a bias, scales per row."""
-QUANTIZED_SPILLS = {86: 24, 90: 16, 120: 24}
-"""The same of the largest tile that quantizes its results in blocks."""
+EVERY_ARCHITECTURE = (75, *ARCHITECTURES)
 
 
 @pytest.fixture(autouse=True)
@@ -69,42 +63,39 @@ def run_group_ldlq() -> None:
         groups.round_group(grid, weight, weight, torch.eye(16), torch.ones(16), torch.ones(3, 40))
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", EVERY_ARCHITECTURE)
 @pytest.mark.parametrize("run", [run_other_kernels, run_ldlq, run_group_ldlq])
 def test_kernels_without_products_stay_in_registers(arch: int, run: Callable[[], None]) -> None:
     with PretendDriver(arch) as gpu:
         run()
     assert len(gpu.launches) >= 2
     assert [launch for launch in gpu.launches if launch.spilled or launch.shared > SHARED[arch]] == []
+    assert not any(launch.fused for launch in gpu.launches)
 
 
-@pytest.mark.parametrize(
-    ("arch", "backend"), [*((arch, "triton_v2") for arch in PRODUCTS), (100, "triton"), (80, "triton")]
-)
-def test_largest_tile_fits_and_spills_little(arch: int, backend: str) -> None:
-    device = DeviceInfo(arch=f"sm{arch}", processors=PROCESSORS, shared=SHARED[arch], descriptors=arch >= 90)
-    tile = choose_default_tile(GemmShape(m=4608, n=12288, k=3072, block=None), device)
-    a, a_scale, b, b_scale = operands(256, 512, 256, None)
-    bias, out = torch.ones(512, dtype=torch.bfloat16), torch.empty(256, 512, dtype=torch.bfloat16)
-    shape = GemmShape(m=256, n=512, k=256, block=None)
-    with PretendDriver(arch) as gpu:
-        product.run_product(KernelConfig(backend, tile), shape, a, a_scale, b, b_scale, bias, out, None)
-    (launch,) = gpu.launches
-    assert launch.constants["DESCRIPTOR"] == (backend == "triton_v2" and arch >= 90)
-    assert launch.shared <= SHARED[arch]
-    assert launch.spilled <= SPILLS[arch]
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_products_compile_to_recorded_facts(arch: int) -> None:
+    recorded = read_facts()
+    assert find_facts_alone(arch) == recorded["architectures"][f"sm{arch}"], (
+        f"recorded with Triton {recorded['triton']}, this is {triton.__version__}; look at the difference, then "
+        "record it: python -m calibrated_rounding.tests.kernels.architectures"
+    )
 
 
-@pytest.mark.parametrize("arch", QUANTIZED_SPILLS)
-def test_block_products_quantize_their_results_in_registers(arch: int) -> None:
-    a, a_scale, b, b_scale = operands(4608, 3072, 256, 128)
-    outputs = ProductOutputs(dtype=torch.float32, bias=torch.float32, quantized=True)
-    shape = GemmShape(m=4608, n=3072, k=256, block=128)
-    with PretendDriver(arch) as gpu:
-        config = product.choose_product("triton_v2", shape, outputs, a.device)
-        assert config is not None
-        product.gemm_quant(config, a, a_scale, b, b_scale, torch.ones(3072), 128)
-    (launch,) = gpu.launches
-    assert launch.constants["QUANTIZE"] and launch.constants["ROWS"] == 128
-    assert launch.shared <= SHARED[arch]
-    assert launch.spilled <= QUANTIZED_SPILLS[arch]
+def test_recorded_products_spill_little() -> None:
+    for facts in read_facts()["architectures"].values():
+        assert facts.keys() == PRODUCTS.keys()
+        for name, product in facts.items():
+            assert product["spilled"] <= (24 if name == "persistent block 128, quantized" else 0)
+
+
+def test_only_slow_conversions_are_replaced() -> None:
+    """A100 converts 64 sums a chunk by additions; what is left computes addresses."""
+    facts = read_facts()["architectures"]
+    replaced = {arch for arch, products in facts.items() if products["fixed block 128"]["conversions"] < 64}
+    assert replaced == set(SLOW_CONVERSIONS)
+
+
+def test_h100_waits_for_every_product() -> None:
+    """Triton does not keep INT8 products asynchronous there: see DEVELOPMENT.md."""
+    assert {product["pending"] for product in read_facts()["architectures"]["sm90"].values()} == {0}

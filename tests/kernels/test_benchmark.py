@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
 
@@ -49,3 +51,20 @@ def test_smoke_run_compares_every_output(tmp_path: Path) -> None:
     assert {"bf16 linear, error", "ours, row, error", "ours, block 128, error", "comfy-kitchen eager, error"} <= set(
         errors
     )
+
+
+def test_layers_without_room_are_skipped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card of 16 GB: the product of a video and Flux.2's widest layer alone takes more."""
+    monkeypatch.syspath_prepend(str(BENCHMARK.parent))
+    spec = importlib.util.spec_from_file_location("benchmark_of_kernels", BENCHMARK)
+    assert spec is not None and spec.loader is not None
+    kernels = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, kernels)
+    spec.loader.exec_module(kernels)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (16 << 30, 16 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    (row,) = kernels.measure({"Flux.2 linear1": (55_296, 6144)}, [32_760], 1, "cuda")
+    assert row.case == "Flux.2 linear1 55296x6144, M 32760" and row.value is None
+    assert row.unit == "not measured: 27.2 GiB are not free"
+    assert kernels.peak_bytes(4608, 55_296, 6144) < 16 << 30

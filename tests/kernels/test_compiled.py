@@ -17,6 +17,7 @@ triton = pytest.importorskip("triton")
 
 from calibrated_rounding.kernels.gpu import groups as group_launcher  # noqa: E402
 from calibrated_rounding.kernels.gpu import ldlq as launcher  # noqa: E402
+from calibrated_rounding.kernels.gpu.device import OPTIONS  # noqa: E402
 from calibrated_rounding.kernels.gpu.jit import groups, ldlq, product, quantize, rotation  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
@@ -43,7 +44,6 @@ def compiled(
     warps: int,
     stages: int,
     folder: Path,
-    **options: Any,
 ) -> Compiled:
     """``constants`` are the kernel's capitals and absent arguments; other arguments are `POINTERS`, ``types``, or
     32-bit multiples of 16.
@@ -59,7 +59,7 @@ def compiled(
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     target = GPUTarget("cuda", int(device.arch.removeprefix("sm")), 32)
-    done = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages} | options)
+    done = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages} | OPTIONS)
     binary = folder / "kernel.cubin"
     binary.write_bytes(done.asm["cubin"])
     usage = subprocess.run([TOOL, "-res-usage", binary], capture_output=True, text=True, check=True)
@@ -87,6 +87,8 @@ def test_products_run_on_tensor_cores(device: DeviceInfo, m: int, block: int | N
     assert re.search(instruction, result.ptx)
     assert result.shared <= device.shared
     assert result.spilled <= 16
+    # Sums of blocks are fused by name; sums of rows are the reference's, bit for bit.
+    assert ("fma.rn.f32" in result.ptx) == (block is not None)
     assert ("cp.async.bulk.tensor" in result.ptx) == (backend == "persistent" and device.descriptors)
 
 
@@ -104,7 +106,11 @@ def compiled_product(
     described = backend == "persistent" and device.descriptors
     constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "ORDER": tile.order}
     constants |= {"BLOCK": block or 0, "DESCRIPTOR": described, "EVEN": True, "SCALAR": False}
-    constants |= {"BIAS": quantized, "QUANTIZE": quantized}
+    constants |= {
+        "BIAS": quantized,
+        "QUANTIZE": quantized,
+        "BIASED": block is not None and not quantized and device is A100,
+    }
     # What is not given comes as None, which Triton takes as a constant.
     constants |= {} if quantized else {"bias": None, "out_scale": None}
     types = {"out": "*i8" if quantized else "*bf16"}
@@ -123,6 +129,7 @@ def test_activations_move_in_16_bytes(device: DeviceInfo, dtype: str, groups: in
     constants = {"GROUPS": groups, "BLOCK": block, "GELU": dtype == "i8", "TANH": False}
     result = compiled(quantize.quantize, device, constants, {"x": f"*{dtype}"}, 4, 3, cache)
     assert "ld.global.v4.b32" in result.ptx and "st.global.v4.b32" in result.ptx
+    assert dtype == "i8" or "fma.rn.f32" not in result.ptx
     assert result.spilled == 0
 
 
@@ -134,7 +141,9 @@ def test_other_kernels_do_not_spill(device: DeviceInfo, cache: Path) -> None:
         (rotation.rotate_quantize, {"GROUPS": 16, "GROUP": 256, "STEPS": 4}, {"x": "*bf16"}),
     )
     for kernel, constants, types in cases:
-        assert compiled(kernel, device, constants, types, 8, 3, cache).spilled == 0
+        result = compiled(kernel, device, constants, types, 8, 3, cache)
+        assert result.spilled == 0
+        assert "fma.rn.f32" not in result.ptx
 
 
 @pytest.mark.parametrize("device", [A100, H200], ids=lambda device: device.arch)
@@ -147,8 +156,7 @@ def test_ldlq_stays_in_registers_and_float32(
     constants |= {"MAXIMUM": grid.maximum, "MANTISSA_BITS": grid.mantissa_bits}
     constants |= {"SMALLEST_EXPONENT": grid.smallest_exponent, "scale_step": 1, "matrix_step": 1}
     types = dict.fromkeys(("start", "weight", "low", "high", "matrix", "errors"), "*fp32")
-    options = dict(launcher.OPTIONS)
-    result = compiled(ldlq.round_columns, device, constants, types, options.pop("num_warps"), 3, cache, **options)
+    result = compiled(ldlq.round_columns, device, constants, types, launcher.WARPS, 3, cache)
     assert result.spilled == 0
     assert "tf32" not in result.ptx
     assert not re.search(r"\bfma\.", result.ptx)
@@ -161,8 +169,7 @@ def test_group_ldlq_stays_in_registers_and_float32(device: DeviceInfo, integer: 
     constants = {"COLUMNS": 16, "TILE": group_launcher.TILE, "INTEGER": integer, "factor_step": 1, "pivots_stride": 1}
     types = dict.fromkeys(("weight", "targets", "factor", "pivots", "scales", "levels", "errors"), "*fp32")
     types |= {"chosen_scale": "*fp32", "chosen_cost": "*fp32", "places": "*i32", "density": "fp32", "offset": "fp32"}
-    options = dict(group_launcher.OPTIONS)
-    result = compiled(groups.round_group, device, constants, types, options.pop("num_warps"), 3, cache, **options)
+    result = compiled(groups.round_group, device, constants, types, group_launcher.WARPS, 3, cache)
     assert result.spilled == 0
     assert "tf32" not in result.ptx
     assert not re.search(r"\bfma\.", result.ptx)

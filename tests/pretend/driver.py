@@ -15,8 +15,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,10 +34,12 @@ TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump
 SHARED = {75: 65_536, 80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """Bytes of shared memory of a program, by architecture (CUDA C++ Programming Guide, technical specifications)."""
 PROCESSORS = 100
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ )?(WARPGROUP\.DEPBAR|[A-Z0-9]+)[\w.]*([^;]*);")
+"""A line of machine code: name without suffixes, and operands."""
 LARGEST_GRID = (2**31 - 1, 65_535, 65_535)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Launch:
     """A kernel that would have been started."""
 
@@ -46,6 +50,33 @@ class Launch:
     registers: int
     spilled: int
     """Bytes of registers that did not fit, in each thread."""
+    fused: bool
+    """Whether the compiler may fuse products with sums."""
+    binary: bytes = field(repr=False)
+
+    @cached_property
+    def instructions(self) -> Counter[str]:
+        """How often each instruction stands in the machine code, by its name without suffixes."""
+        return Counter(name for name, _ in self._disassembled)
+
+    @cached_property
+    def pending(self) -> int | None:
+        """Most products that are still running where the code waits for others; None where it does not wait (sm90)."""
+        waits = [int(operands.split(",")[1], 0) for name, operands in self._disassembled if name == "WARPGROUP.DEPBAR"]
+        return max(waits, default=None)
+
+    @cached_property
+    def _disassembled(self) -> list[tuple[str, str]]:
+        matches = INSTRUCTION.finditer(_read_binary(self.binary, "-sass"))
+        return [(match[1], match[2]) for match in matches]
+
+
+def _read_binary(binary: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        done = subprocess.run([TOOL, option, file.name], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 class PretendDriver:
@@ -97,15 +128,11 @@ class PretendDriver:
         return {"max_shared_mem": SHARED[self.arch], "multiprocessor_count": PROCESSORS, "warpSize": 32}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, Any, int, int, int]:
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(binary)
-            file.flush()
-            usage = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True)
-        text = usage.stdout + usage.stderr
+        text = _read_binary(binary, "-res-usage")
         registers, spilled = (
             int(match[1]) for what in ("REG", "STACK") if (match := re.search(rf"{what}:(\d+)", text))
         )
-        return object(), (registers, spilled), registers, spilled // 4, 1024
+        return object(), (registers, spilled, binary), registers, spilled // 4, 1024
 
     def unload_module(self, module: Any) -> None:
         """Nothing was loaded."""
@@ -122,6 +149,8 @@ class PretendDriver:
                     shared=metadata.shared,
                     registers=function[0],
                     spilled=function[1],
+                    fused=metadata.enable_fp_fusion,
+                    binary=function[2],
                 )
             )
 

@@ -35,6 +35,7 @@ Tensors = Mapping[str, torch.Tensor]
 LAYER = "blocks.0.proj"
 SHAPE = (128, 128)
 PLAIN = ("float8_e4m3fn", "int8_tensor", "int8_row", "int8_convrot", "mxfp8", "int8_blockwise")
+GROUPED = ("w6a8", "w4a8", "nvfp4")
 ROUNDINGS = {
     "nearest": Recipe(profile="generic"),
     "svd": Recipe(profile="generic", rounding="svd", svd=SvdSettings(iterations=2, metric="inputs")),
@@ -117,6 +118,24 @@ def test_nearest_waits_three_times_a_layer(fmt: str, place: str) -> None:
     assert cuda.ledger.launches <= 70 * count, cuda.ledger
 
 
+@pytest.mark.parametrize("fmt", GROUPED)
+def test_grouped_nearest_waits_little(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks of rows there are."""
+    recipe = Recipe(format=fmt, profile="generic")
+    weight = draw(512, 256, seed=0, dtype=torch.bfloat16)
+    reference, _ = quantize_state_dict({f"{LAYER}.weight": weight}, recipe, force=True)
+    monkeypatch.setattr("calibrated_rounding.quant.layer.operands.BLOCK_ELEMENTS", 1 << 14)
+    with PretendCuda() as cuda:
+        source = {f"{LAYER}.weight": weight.to(DEVICE)}
+        before = cuda.ledger.wait_count
+        result, _ = quantize_state_dict(source, recipe, force=True)
+        assert cuda.ledger.wait_count - before <= 6, cuda.ledger
+        # Codes and scales of all rows, float32 values of a block, and what decides about a codebook.
+        most = 3 * weight.nbytes + 4 * 16 * (1 << 14) + (16 * weight.numel() if fmt == "w4a8" else 0)
+        assert cuda.ledger.memory.peak <= most, cuda.ledger
+        assert_same_bytes(result, reference)
+
+
 def test_tall_layers_wait_no_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of a layer is read back at once, however many there are."""
     monkeypatch.setattr("calibrated_rounding.quant.layer.operands.BLOCK_ELEMENTS", 1 << 12)
@@ -135,6 +154,23 @@ def test_learned_rounding_waits_within_bounds(
         recipe = recipe_of(rounding, "int8_row")
         quantize_state_dict(move(tensors, DEVICE), recipe, statistics=statistics, force=True)
     assert cuda.ledger.wait_count <= waits, cuda.ledger
+
+
+@pytest.mark.parametrize("fmt", GROUPED)
+def test_calibrated_groups_wait_no_more_in_wide_layers(fmt: str) -> None:
+    """Neither LDLQ nor its passes wait for each group."""
+    waits = []
+    for width in (128, 512):
+        rows = draw(96, width, seed=3)
+        stats = {LAYER: InputStatistics(rows=rows, mean=rows.mean(dim=0), absmax=float(rows.abs().amax()))}
+        with PretendCuda() as cuda:
+            source = {f"{LAYER}.weight": draw(64, width, seed=1).to(DEVICE)}
+            before = cuda.ledger.wait_count
+            recipe = Recipe(format=fmt, profile="generic", rounding="calibrated")
+            quantize_state_dict(source, recipe, statistics=stats, force=True)
+            waits.append(cuda.ledger.wait_count - before)
+    assert waits[1] <= waits[0] + 4, cuda.ledger
+    assert waits[0] <= 60, cuda.ledger
 
 
 def test_one_tensor_is_computed_where_it_is(tensors: Tensors) -> None:
@@ -203,7 +239,7 @@ def test_recording_on_device_gives_cpu_values() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "int8_row", "int8_convrot"])
+@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "int8_row", "int8_convrot", *GROUPED])
 def test_damaged_weights_are_named_on_device(fmt: str, value: float, tensors: Tensors) -> None:
     with PretendCuda():
         damaged = move(tensors, DEVICE)

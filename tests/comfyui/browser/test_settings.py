@@ -42,7 +42,7 @@ def is_planned(panel: Panel) -> bool:
 
 def test_corrected_setting_clears_old_error(site: Site, chain: Chain) -> None:
     _, quantize, _ = chain
-    site.set(quantize, profile="flux")
+    site.set(quantize, format="int8_row", profile="flux")
     site.queue()
     failed = site.watch_until(quantize, "failed")[-1]
     assert "'flux' does not describe" in failed["notices"]
@@ -103,6 +103,7 @@ def write_large_model(site: Site) -> str:
     tensor = {"dtype": "BF16", "shape": shape, "data_offsets": [0, 2 * shape[0] * shape[1]]}
     header = json.dumps({"blocks.0.linear.weight": tensor}).encode()
     path = site.server.base / "models" / "diffusion_models" / "large.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + tensor["data_offsets"][1])

@@ -111,7 +111,7 @@ def test_quantize_file_shows_full_panel(site: Site) -> None:
     assert done["title"].startswith("Done in ") and {"Size", "Layers", "Kept layers"} <= set(facts)
     assert "Weight error" not in facts and "not measured" in facts
     site.screenshot("file")
-    path = Path(done["notices"].strip())
+    path = Path(done["files"][0])
     assert path.is_file() and path.is_relative_to(site.server.output), "the node must say where the file is"
     assert site.open_report(node).locator(".calro-layers tbody tr").count() == LAYERS
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import comfy.lora
 import comfy.sd
 import folder_paths
 import torch
 from calibrated_rounding.nodes.host.origin import read_diffusion_tensors, read_origin
 from calibrated_rounding.tests.comfyui.programs import small_encoders
+from calibrated_rounding.tools.comfyui.inside.calls import count_calls
 from calibrated_rounding.tools.comfyui.inside.errors import error_message
 from calibrated_rounding.tools.comfyui.inside.models import apply_lora, load_unet, random_lora, relative_error
 from calibrated_rounding.tools.comfyui.inside.pack import (
@@ -42,7 +44,9 @@ def merge_into_model(source: str, table: Tensor, output: str, fmt: str) -> dict[
     calibration, other = record(patched, table), record(model, table)
     path = call(extension.SaveCalibration, calibration=calibration, name="patched").args[0]
     ModelSave().save(patched, "diffusion_models/float")
-    nearest = quantize_model(patched, fmt, merge_loras=True)
+    with count_calls(comfy.lora, "calculate_weight") as merges:
+        nearest = quantize_model(patched, fmt, merge_loras=True)
+    nearest_merges = len(merges)
     calibrated = quantize_model(patched, fmt, CALIBRATED, calibration=calibration, merge_loras=True)
     kept = quantize_model(patched, fmt, CALIBRATED, calibration=calibration)
     again = quantize_model(patched, fmt, CALIBRATED, calibration=calibration, merge_loras=True)
@@ -67,6 +71,7 @@ def merge_into_model(source: str, table: Tensor, output: str, fmt: str) -> dict[
             "quantized": error_message(partial(quantize_model, kept.args[0], fmt, dequantize=True, merge_loras=True)),
         },
         "source_patches": len(patched.patches),
+        "merges": nearest_merges,
         "source_equal": torch.equal(float_latents, sample(patched)) and torch.equal(plain, sample(model)),
     }
 

@@ -31,10 +31,11 @@ def build_qwen() -> torch.nn.Module:
     return llama.Qwen3_06B({}, torch.bfloat16, "cpu", comfy.ops.manual_cast)
 
 
-def build_t5() -> torch.nn.Module:
+def build_t5(file: str = "t5_config_xxl.json") -> torch.nn.Module:
+    """Build a T5 with the sizes of one of ComfyUI's configurations, but narrow."""
     folder = os.path.join(os.path.dirname(comfy.sd.__file__), "text_encoders")
-    with open(os.path.join(folder, "t5_config_xxl.json"), encoding="utf-8") as file:
-        config = json.load(file) | NARROW_T5
+    with open(os.path.join(folder, file), encoding="utf-8") as text:
+        config = json.load(text) | NARROW_T5
     return t5.T5(config, torch.bfloat16, "cpu", comfy.ops.manual_cast)
 
 

@@ -117,6 +117,23 @@ def test_every_tile_gives_same_result(backend: str, quantized: bool, block: int 
         assert_same_sums(out, eager.gemm(a, a_scale, b, b_scale, None, block, torch.float32))
 
 
+@pytest.mark.parametrize("arch", ["sm80", "sm90"])
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("columns", [64, 256])
+def test_largest_block_sums_are_exact(arch: str, block: int, columns: int) -> None:
+    """On sm80 sums start at the bits of a float: the largest ones of either sign are still whole numbers."""
+    columns = min(columns, 2 * block)
+    tile = Tile(rows=64, columns=columns, depth=block, warps=4, stages=3)
+    low = torch.full((3, 2 * block), -128, dtype=torch.int8)
+    a = torch.cat([low, -1 - low, codes(3, 2 * block)])
+    b = torch.cat([low, -1 - low, codes(40, 2 * block, 2)])
+    device, out = replace(INTERPRETED, arch=arch), torch.empty(9, 46)
+    a_scale, b_scale = torch.ones(9, 2), torch.ones(1, 2)
+    shape = GemmShape(m=9, n=46, k=2 * block, block=block)
+    run_product(KernelConfig("triton", tile), shape, a, a_scale, b, b_scale, None, out, None, device)
+    assert torch.equal(out.long(), a.long() @ b.long().T)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_longest_sum_does_not_overflow(backend: str) -> None:
     a = torch.full((2, 65_536), -128, dtype=torch.int8)

@@ -35,6 +35,7 @@ window.packPage = (() => {
         .map(({ id }) => Number(id)),
     nodeTypes: () => graph().nodes.map((entry) => entry.type),
     nodeTitles: () => graph().nodes.map((entry) => entry.title),
+    findNode: (type) => Number(graph().nodes.find((entry) => entry.type === type).id),
     lastNode: () => ({ id: Number(lastNode().id), place: [...lastNode().pos] }),
     lastNodeIsPlaced: () => !lastNode().flags?.ghost,
     placeLastNode: (place) => {

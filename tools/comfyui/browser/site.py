@@ -121,8 +121,8 @@ class Site:
         assert math.dist(node["place"], PLACES[count]) < 50, "a node must lie where it was dropped"
         return int(node["id"])
 
-    def add(self, title: str) -> int:
-        """Add a node from the search box at the next place; returns its id."""
+    def add(self, title: str, place: tuple[int, int] | None = None) -> int:
+        """Add a node from the search box at a place, by default the next one; returns its id."""
         count = self.call("countNodes")
         self._open_search()
         self.page.keyboard.type(title, delay=15)
@@ -130,7 +130,7 @@ class Site:
         self.page.keyboard.press("Enter")
         self.wait("hasNodes", count + 1)
         self._put_down()
-        self.call("placeLastNode", PLACES[count])
+        self.call("placeLastNode", place or PLACES[count])
         return int(self.call("lastNode")["id"])
 
     def search(self, words: str) -> None:
