@@ -13,6 +13,7 @@ from ...quant.planning.machine import leave_out_unusable
 from ...quant.planning.pinning import pin_recipe
 from ...quant.planning.size_curve import GIGABYTE, SizeCurve
 from ...quant.run import Run
+from ...quant.workers.workers import Workers
 from ..host import running
 from ..host.machine import describe_machine
 from ..host.registration import refuse_unloadable
@@ -61,7 +62,7 @@ def quantize_together(
         loaded: The models.
         parts: All their parts.
         nbytes: Of all parts.
-        device_choice: One of `running.DEVICES`.
+        device_choice: One of `running.list_choices`.
         node_id: Of the node that shows the progress.
 
     Raises:
@@ -78,15 +79,15 @@ def quantize_together(
         refuse_unloadable(recipe)
         recipes.append(replace(recipe, target_gb=target))
         notices += [found for found in left_out if found not in notices]
-    device = running.device_name(device_choice)
+    devices = running.choose_devices(device_choice)
     weights = [(entry.part.weights, entry.part.calibration or {}) for entry in parts]
     peaks = (largest_peak(w.tensors, r, known) for (w, known), r in zip(weights, recipes, strict=True))
-    running.make_room(device, max(peaks))
+    running.make_room(devices, max(peaks))
     send_text("measuring every layer in each format", node_id)
     plans, curve = running.run_engine(
         lambda progress, cancel: plan_together(
             [
-                (w, Run(recipe=recipe, device=device, statistics=known, cancel=cancel, is_loaded_model=True))
+                (w, Run(recipe=recipe, workers=Workers(devices), statistics=known, cancel=cancel, is_loaded_model=True))
                 for (w, known), recipe in zip(weights, recipes, strict=True)
             ]
         ),

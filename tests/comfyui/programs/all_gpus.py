@@ -28,10 +28,10 @@ def quantize_on_two(source: str) -> dict[str, Any]:
     alone, used = list_options(), list[tuple[str, ...]]()
     reference = quantize_model(model, "int8_convrot", device="cpu")
 
-    def quantize_on_gpus(weights: Any, sink: Any, run: Any) -> Any:
+    def quantize_on_gpus(weights: Any, sink: Any, run: Any, plan: Any) -> Any:
         used.append(run.workers.devices)
         with PretendCuda(count=2):
-            return quantize(weights, sink, run)
+            return quantize(weights, sink, run, plan)
 
     with (
         mock.patch.object(torch.cuda, "device_count", lambda: 2),
