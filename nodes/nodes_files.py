@@ -23,6 +23,7 @@ from .page.saved import SavedFile
 from .page.shown import show_files, show_report
 from .pipeline import saving
 from .pipeline.naming import DEFAULT_NAME, check_name, describe_tokens, make_words, name_model
+from .pipeline.quantize import layer_folder
 from .recipe.inputs import calibration_link, recipe_inputs, recipe_link
 from .recipe.layout import NONE
 from .recipe.values import choose_recipe, note_unused
@@ -189,6 +190,7 @@ class QuantizeFile(io.ComfyNode):
                 device=devices,
                 statistics=calibration,
                 overwrite=False,
+                resume=layer_folder(),
                 progress=progress,
                 cancel=cancel,
             ),

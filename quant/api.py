@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .files.dequantized import as_float
 from .files.sinks import FileSink, StateDictSink
 from .files.sources import StateDictSource
 from .files.tensors import WEIGHT, is_layer
+from .finished import FinishedLayers
 from .planning.builder import make_plan
 from .planning.loading import check_source
 from .planning.plan import Plan
@@ -38,6 +40,7 @@ def quantize_file(
     statistics: Statistics | None = None,
     overwrite: bool = True,
     force: bool = False,
+    resume: str | os.PathLike[str] | None = None,
     progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Report:
@@ -56,6 +59,8 @@ def quantize_file(
         statistics: a calibration of this model, by layer name.
         overwrite: replace a file that is there already, or appears during the run.
         force: quantize also what ComfyUI would not load as a quantized model.
+        resume: a folder that keeps finished layers until the target is there, so that the same call after an
+            interrupt does not compute them again; None: nothing is kept.
         progress: called before the first layer and after each.
         cancel: asked often, also within a layer; True stops the run.
 
@@ -66,6 +71,7 @@ def quantize_file(
         refuse_same_file(checkpoint.paths, target)
         workers = Workers((device,) if isinstance(device, str) else tuple(device), ranks or Ranks())
         run = _run(recipe, workers, statistics, force, progress, cancel)
+        run = replace(run, finished=None if resume is None else FinishedLayers(Path(resume)))
         return quantize(checkpoint, FileSink(target, overwrite=overwrite, ranks=ranks), run)
 
 

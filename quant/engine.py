@@ -66,6 +66,8 @@ def quantize(source: Source, sink: Sink, run: Run, plan: Plan | None = None) -> 
         run.check_cancelled()
         verify = partial(verify_planned, layout=plan.layout, markers=plan.markers)
         output.commit(_header(plan, floats, run, floats.sha256()), verify)
+    if run.finished is not None:
+        run.finished.forget()
     return report
 
 

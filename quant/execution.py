@@ -16,12 +16,13 @@ from .errors import ProfileError
 from .files.sinks import Output
 from .files.sources import Source
 from .files.tensors import WEIGHT
+from .finished import FinishedLayer, identify_layer
 from .formats.dequantize import dequantize_layer
 from .formats.marker import SUFFIX
 from .layer import bias
 from .layer.overflow import cast, refuse_overflow
 from .layer.quantize import explain_failures, quantize_layer
-from .layer.task import QuantizedLayer
+from .layer.task import LayerTask, QuantizedLayer
 from .layer.work import COPIED_BYTE, HASHED_BYTE, estimate_work
 from .notices import Notice
 from .pipelining import ReadAhead, WriteBehind, write_behind
@@ -175,9 +176,28 @@ class Execution:
             return entry.name + WEIGHT, self._quantize(entry, layer, device, writer)
 
     def _quantize(self, layer: LayerPlan, loaded: LoadedLayer, device: str, writer: WriteBehind) -> LayerReport:
-        weight, run = loaded.weight, self.run
-        task = make_task(layer, weight, run.recipe, device, run.check_cancelled, weight_only=self.plan.weight_only)
-        result = quantize_layer(task)
+        finished = self._find_or_compute(layer, loaded, device)
+        for name, tensor in finished.tensors.items():
+            writer.submit(partial(self._write, name, tensor), tensor.nbytes, self.run.check_cancelled)
+        return finished.report
+
+    def _find_or_compute(self, layer: LayerPlan, loaded: LoadedLayer, device: str) -> FinishedLayer:
+        """The layer as an interrupted run left it, or computed. Nearest rounding takes no longer than reading."""
+        run, store = self.run, self.run.finished
+        task = make_task(
+            layer, loaded.weight, run.recipe, device, run.check_cancelled, weight_only=self.plan.weight_only
+        )
+        if store is None or run.recipe.rounding == "nearest":
+            return self._compute(layer, loaded, task)
+        key = identify_layer(layer, task, loaded.bias)
+        found = store.find(key)
+        if found is None:
+            found = self._compute(layer, loaded, task)
+            store.keep(key, found)
+        return found
+
+    def _compute(self, layer: LayerPlan, loaded: LoadedLayer, task: LayerTask) -> FinishedLayer:
+        weight, result = loaded.weight, quantize_layer(task)
         tensors = layer.format.pack(result.codes, result.scale)
         written = {f"{layer.name}.{suffix}": tensor.to(weight.device) for suffix, tensor in tensors.items()}
         scales = (tensor for name, tensor in written.items() if name != layer.name + WEIGHT)
@@ -187,9 +207,7 @@ class Execution:
             written[f"{layer.name}.input_scale"] = torch.tensor(layer.input_scale, dtype=torch.float32)
         if loaded.bias is not None:
             written[f"{layer.name}.bias"] = self._correct_bias(layer, loaded.bias, weight, result)
-        for name, tensor in written.items():
-            writer.submit(partial(self._write, name, tensor), tensor.nbytes, run.check_cancelled)
-        return _layer_report(layer, result)
+        return FinishedLayer(written, _layer_report(layer, result))
 
     def _refuse_mismatch(self, layer: LayerPlan, weight: Tensor) -> None:
         """Raise ProfileError, naming every layer with another weight than the calibrated one, if this layer has one."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from .calibration.statistics import Statistics
 from .errors import Cancelled
+from .finished import FinishedLayers
 from .recipe import Recipe
 from .reports.progress import Cancel, OnProgress
 from .workers.workers import Workers
@@ -26,6 +27,8 @@ class Run:
     """Asked often, also within a layer; True stops the run."""
     force: bool = False
     """Quantize also what ComfyUI would not load: for those who load it with code of their own."""
+    finished: FinishedLayers | None = None
+    """Where layers are kept until the whole run has ended well; None: nowhere."""
     is_loaded_model: bool = False
     """The source is a model that ComfyUI has loaded, so that its names are ComfyUI's own."""
 

@@ -14,7 +14,7 @@ QUANT = (
     *("errors", "version", "text", "seeds", "device", "parallel", "pipelining", "workers", "bounded_json", "patterns"),
     "notices",
     *("settings", "formats", "recipe", "files", "calibration", "rounding", "layer", "planning", "reports"),
-    *("run", "execution", "engine", "api", "public", "__init__", "cli", "__main__"),
+    *("finished", "run", "execution", "engine", "api", "public", "__init__", "cli", "__main__"),
 )
 """Modules and folders of ``quant``, each of which may import itself and what stands before it."""
 

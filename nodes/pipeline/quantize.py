@@ -18,6 +18,7 @@ from ...quant.engine import quantize, refuse_impossible
 from ...quant.errors import CheckpointError
 from ...quant.files.sinks import FileSink, Output, StateDictSink
 from ...quant.files.tensors import Layout
+from ...quant.finished import FinishedLayers
 from ...quant.layer.memory import largest_peak
 from ...quant.notices import notice
 from ...quant.planning.plan import Plan
@@ -40,6 +41,11 @@ class Result:
 
 def cache() -> Cache:
     return Cache(os.path.join(folder_paths.get_user_directory(), "calibrated_rounding", "cache"))
+
+
+def layer_folder() -> Path:
+    """Where finished layers wait for the run that follows an interrupted one."""
+    return Path(folder_paths.get_user_directory(), "calibrated_rounding", "layers")
 
 
 def quantize_weights(
@@ -87,6 +93,7 @@ def quantize_weights(
                 statistics=calibration or {},
                 on_progress=progress,
                 cancel=cancel,
+                finished=FinishedLayers(layer_folder()),
                 is_loaded_model=True,
             ),
             plan,

@@ -136,6 +136,7 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path, ran
     report_path = _checked_report(args.get("report"), inputs, overwrite)
     card_path = _checked_card(args.get("model_card"), inputs, overwrite)
     calibration = Calibration.load(args["calibration"]) if "calibration" in args else None
+    kept = target.with_name(f".{target.name}.layers") if "resume" in args else None
     with stop_on_signals(ranks.explain_stop) as stop:
         try:
             with progress_bar(args.get("quiet", False)) as progress:
@@ -148,11 +149,13 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path, ran
                     statistics=calibration,
                     overwrite=overwrite,
                     force="force" in args,
+                    resume=kept,
                     progress=progress,
                     cancel=stop,
                 )
         except Cancelled as error:
-            raise Interrupted(str(error), stop.number or 0) from None
+            more = f" Finished layers are kept in {kept} for --resume." if kept is not None and kept.is_dir() else ""
+            raise Interrupted(f"{error}{more}", stop.number or 0) from None
     if ranks.rank:
         return 0
     if report_path is not None:

@@ -63,6 +63,12 @@ FILES = (
     ),
     Option(names=("--overwrite",), target="overwrite", help="Replace the output and the report.", arguments=FLAG),
     Option(
+        names=("--resume",),
+        target="resume",
+        help="Keep finished layers beside the output until it is there, and go on from those of an interrupted run.",
+        arguments=FLAG,
+    ),
+    Option(
         names=("--force",),
         target="force",
         help="Quantize files that ComfyUI will not load, too: for code of your own.",
