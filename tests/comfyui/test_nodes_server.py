@@ -65,7 +65,7 @@ def test_loader_lists_saved_model(server: Server, digits: str, optimizer: str) -
     assert "19 layers quantized" in outputs["4"]["text"][0]
     report = outputs["2"]["calibrated_rounding"][0]
     assert report["recipe"]["svd"]["optimizer"] == optimizer
-    name = Path(outputs["3"]["text"][0]).name
+    name = Path(outputs["3"]["calibrated_rounding"][0]["files"][0]["path"]).name
     listed = server.object_info("UNETLoader")["input"]["required"]["unet_name"][0]
     assert name in listed
     written = load_file(server.output / "diffusion_models" / name)

@@ -80,7 +80,7 @@ def test_auto_shows_sizes_within_reach(site: Site, chain: Chain) -> None:
     site.watch(quantize, lambda panel: "4.45 → 3.56 MB" in panel["facts"] and "80%" in panel["facts"])
     site.screenshot("reachable")
     site.set(quantize, format__target__target_share=0.3)
-    site.watch(quantize, lambda panel: "cannot take this model below" in panel["notices"])
+    site.watch(quantize, lambda panel: "cannot take it below" in panel["notices"])
     site.screenshot("out_of_reach")
 
 
