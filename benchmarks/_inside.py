@@ -1,7 +1,8 @@
-"""The parts of sampling.py and encoders.py that run in ComfyUI (`Host.call` in tools/comfyui/host.py)."""
+"""The parts of sampling.py, encoders.py and recording.py that run in ComfyUI (`Host.call` in tools/comfyui/host.py)."""
 
 from __future__ import annotations
 
+import time
 from importlib.metadata import version
 from typing import Any
 
@@ -44,6 +45,21 @@ def sample_files(paths: dict[str, str], table: Tensor, seeds: int) -> dict[str, 
         return torch.stack([sample(model, table, seed) for seed in range(seeds)])
 
     return {name: sample_file(path) for name, path in paths.items()}
+
+
+def time_recording(source: str, table: Tensor, runs: int) -> dict[str, list[float]]:
+    """Sample the float model in turn as it is and behind Record Calibration: seconds of each sampling."""
+    extension = load_extension()
+    plain, _ = load_unet(source)
+    recorded = call(extension.RecordCalibration, model=plain, rows=2048, budget_gib=2.0).args[0]
+    models: dict[str, Any] = {"plain": plain, "recorded": recorded}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for seed in range(runs + 1):
+        for name, model in models.items():
+            started = time.perf_counter()
+            sample(model, table, seed)
+            times[name].append(time.perf_counter() - started)
+    return {name: seconds[1:] for name, seconds in times.items()}  # the first sampling loads the model
 
 
 def calibrate_encoder(source: str, prompts: list[str], folder: str) -> dict[str, str]:
