@@ -104,7 +104,7 @@ def _format_cell(figures: Figures, case: str, cell: str) -> str:
 
 PSNR = "{mean PSNR of latents:.1f} dB"
 OTHER_SAMPLES = "sampling_0.29"
-"""The run that has svd, `auto` and convert-to-quant, on ComfyUI 0.29 at the same eight seeds."""
+"""The run that has svd, `auto` and convert-to-quant, on ComfyUI 0.29 at the first eight seeds."""
 LATENTS = PSNR + " ({relative error of latents:.4f})"
 RATIO_A16, RATIO_A8 = "{W8A16 to nearest:.2f}", "{W8A8 to nearest:.2f}"
 TIMED = ("int8_row", "int8_convrot", "float8_e4m3fn")

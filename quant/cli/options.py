@@ -65,7 +65,7 @@ FILES = (
     Option(
         names=("--resume",),
         target="resume",
-        help="Keep finished layers beside the output until it is there, and go on from those of an interrupted run.",
+        help="Keep finished layers beside the output until it is there, and take them up after an interrupted run.",
         arguments=FLAG,
     ),
     Option(

@@ -11,6 +11,7 @@ import torch
 from calibrated_rounding.quant import Recipe, plan_file
 from calibrated_rounding.quant.calibration.collector import Collector
 from calibrated_rounding.quant.calibration.statistics import fingerprint
+from calibrated_rounding.quant.planning.recommendation import CLOSENESS, ROUNDED_INPUTS
 from calibrated_rounding.quant.reports.inspection import inspect_file
 from calibrated_rounding.tools.comfyui import HostError, Server, example_model
 from calibrated_rounding.tools.comfyui.graphs import model_loader, pack_node
@@ -86,7 +87,8 @@ def test_few_bits_are_planned(server: Server, fmt: str) -> None:
 
 
 def test_fp8_units_are_told(fp8_server: Server) -> None:
-    assert reasons(ask(fp8_server))["fp8_less_close"] == {"fp8": 44.2, "format": "int8_convrot", "closeness": 56.3}
+    fp8, int8 = ROUNDED_INPUTS["float8_e4m3fn"].nearest, CLOSENESS["int8_convrot"].nearest
+    assert reasons(ask(fp8_server))["fp8_less_close"] == {"fp8": fp8, "format": "int8_convrot", "closeness": int8}
 
 
 def test_file_holds_concrete_recipe(server: Server) -> None:

@@ -17,7 +17,7 @@ def test_verdict_and_pictures_of_a_comparison(site: Site) -> None:
     site.press("Run")
     for node in nodes:
         panel = site.watch(node, lambda panel: panel["phase"] == "done", seconds=400)[-1]
-        assert panel["words"].splitlines()[0].lstrip("ⓘ").startswith(("Very close", "Close", "Identical"))
+        assert panel["words"].splitlines()[0].removeprefix("i").startswith(("Very close", "Close", "Identical"))
         assert "PSNR dB" in panel["words"]
     site.screenshot("verdict")
     site.panel_button(nodes[0], "Compare pictures")

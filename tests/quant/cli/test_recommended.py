@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.quant.planning import machine
+from calibrated_rounding.quant.planning.recommendation import CLOSENESS
 from calibrated_rounding.quant.reports.inspection import inspect_file
 from calibrated_rounding.tests.quant.cli.conftest import Run
 
@@ -46,6 +47,9 @@ def test_formats_are_listed_for_this_machine(run: Run) -> None:
     lines = run("formats").out.splitlines()
     rows = {line.split()[0]: line for line in lines[1 : 1 + len(FORMATS)]}
     assert rows.keys() == FORMATS.keys()
-    assert rows["int8_convrot"].endswith("runs in 8 bits here") and "56.3" in rows["int8_convrot"]
+    assert (
+        rows["int8_convrot"].endswith("runs in 8 bits here")
+        and str(CLOSENESS["int8_convrot"].nearest) in rows["int8_convrot"]
+    )
     assert rows["float8_e4m3fn"].endswith("only saves memory here")
     assert max(map(len, lines)) <= 80
