@@ -162,6 +162,16 @@ def make_option(setting: Setting) -> Option:
     )
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Writes an option's value once, after all its names."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if len(action.option_strings) < 2 or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
 def _write_help(setting: Setting) -> str:
     sentences = [setting.help]
     if setting.explanations:
@@ -267,7 +277,7 @@ def make_parser() -> Parser:
         prog=PROGRAM,
         usage=f"{PROGRAM} -i FILE [-o FILE] [options]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
     for title, options in list_options().items():

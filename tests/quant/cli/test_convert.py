@@ -171,6 +171,10 @@ def test_help_text_is_current(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         assert all(name in shown for name in option.names)
 
 
+def test_help_fits_eighty_columns(run: Run) -> None:
+    assert max(map(len, run("--help").out.splitlines())) <= 80
+
+
 def test_help_needs_no_torch(tmp_path: Path) -> None:
     code = "import sys; from calibrated_rounding.quant.__main__ import main; main(); sys.exit('torch' in sys.modules)"
     assert (
