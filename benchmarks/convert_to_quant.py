@@ -1,7 +1,7 @@
 """Time, memory and errors of the engine against convert-to-quant (PyPI), on the same weights and in one run.
 
     python benchmarks/convert_to_quant.py [--json FILE] [--convert-to-quant PATH] [--weights FILE] [--runs N]
-        [--no-large]
+        [--parts NAME,NAME]
 
 Both run as whole processes from their command lines, in turn. The table has the median of the runs: wall time with
 start-up, and peak resident memory. Errors are computed from the files that both wrote, with the exact singular
@@ -56,6 +56,8 @@ NEAREST_TIME, SVD_TIME, LARGE_TIME, LARGE_MEMORY = 1.0, 0.25, 0.25, 0.35
 LARGE_MEGABYTES = 500.0
 """Target for the 2 GB file."""
 
+PARTS = LAYERS, LARGE = "layers", "large"
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -99,14 +101,16 @@ def main() -> None:
     converter.add_argument(parser)
     parser.add_argument("--weights", type=Path, metavar="FILE", help="also layers of this trained checkpoint")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each command (default 3)")
-    parser.add_argument("--no-large", action="store_true", help="leave out the 2 GB file")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)} (default: both)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(Path(folder), options.convert_to_quant, options.runs)
-        rows = measure_layers(contest, "1024 x 1024", {"layer.weight": make_synthetic((1024, 1024))}, min_k=256)
-        for path in filter(None, (DIGITS, options.weights)):
-            rows += measure_layers(replace(contest, runs=1), f"trained, {path.stem}", load_trained(path), min_k=64)
-        if not options.no_large:
+        rows = list[Row]()
+        if LAYERS in options.parts:
+            rows += measure_layers(contest, "1024 x 1024", {"layer.weight": make_synthetic((1024, 1024))}, min_k=256)
+            for path in filter(None, (DIGITS, options.weights)):
+                rows += measure_layers(replace(contest, runs=1), f"trained, {path.stem}", load_trained(path), min_k=64)
+        if LARGE in options.parts:
             rows += measure_large(contest)
     versions = converter.read_version(options.convert_to_quant)
     emit(rows, options.json, f"Against {converter.PACKAGE}", extra_versions=versions)

@@ -331,7 +331,7 @@ TABLES: Mapping[str, Table | CardTable] = {
         ),
     ),
     "large file": Table(
-        results="peer",
+        results="peer_large",
         head="2 GB file",
         rows={
             "FP8": "2 GB, FP8, nearest",
