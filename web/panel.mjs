@@ -131,8 +131,9 @@ export class Panel {
       ? [failure(message), ...before.filter((notice) => notice.level !== "error" && sentence(notice) !== message)]
       : merge(report?.notices, report?.notes, before);
     const file = report?.saved ? [fileLine(report.saved)] : [];
-    if (file.length + notices.length) return [...file, ...notices.map(line)];
-    if (this.#phase === "idle" && !this.check?.plan) return [h("p", {}, text("hint"))];
+    const fresh = this.#phase === "idle" && !this.check?.plan && notices.every(({ level }) => level === "info");
+    const hint = fresh ? [h("p", {}, text("hint"))] : [];
+    if (file.length + hint.length + notices.length) return [...file, ...hint, ...notices.map(line)];
     const formats = new Set(layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);
   }
