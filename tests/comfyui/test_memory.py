@@ -40,7 +40,7 @@ def test_loaded_model_stays_unchanged(results: dict[str, Any], case: str) -> Non
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_hook_or_file_is_left(results: dict[str, Any], case: str) -> None:
+def test_no_hook_or_unfinished_file_is_left(results: dict[str, Any], case: str) -> None:
     assert results[case]["hooks_left"] == 0
     assert results[case]["files_left"] == []
 

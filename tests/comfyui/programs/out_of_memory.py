@@ -90,4 +90,7 @@ class State:
         }
 
     def _list_files(self) -> list[str]:
-        return sorted(name for _, _, names in os.walk(self.output) for name in names)
+        """Names of all files but finished layers, which wait for the next run."""
+        return sorted(
+            name for folder, _, names in os.walk(self.output) if os.path.basename(folder) != "layers" for name in names
+        )
