@@ -4,8 +4,9 @@
 
 The shipped digits model is sampled in a real ComfyUI (ten classes, 20 steps of euler, cfg 3), in turn as it is and
 behind Record Calibration; the ratio is of the medians. Time of one layer and call: a linear layer of 3,072 inputs that
-is watched, less the same layer unwatched, for 4,096 input rows, when the reservoir is full. The ComfyUI is found as in
-the tests; without one that part is empty.
+is watched, less the same layer unwatched, for 4,096 input rows, when the reservoir is full. On a CPU it is mostly the
+reductions over all inputs, which a GPU computes beside the host. The ComfyUI is found as in the tests; without one that
+part is empty.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from calibrated_rounding.tools.comfyui import HostMissing, example_model, find_h
 from safetensors.torch import load_file
 from torch import nn
 
-MOST_TIME, MOST_MILLISECONDS = 1.15, 1.0
+MOST_TIME = 1.15
 WIDTH, INPUT_ROWS, KEPT_ROWS, CALLS = 3072, 4096, 2048, 30
 BUDGET = 2 << 30
 
@@ -45,7 +46,9 @@ def _measure_sampling(runs: int) -> list[Row]:
         ratio = statistics.median(times["recorded"]) / statistics.median(times["plain"])
     except HostMissing as reason:
         print(reason)
-    return [_row("shipped model, 20 steps", "recorded / plain sampling", ratio, "ratio", MOST_TIME)]
+    reached = None if ratio is None else ratio <= MOST_TIME
+    case, metric = "shipped model, 20 steps", "recorded / plain sampling"
+    return [Row(case=case, metric=metric, value=ratio, unit="ratio", target=MOST_TIME, reached=reached)]
 
 
 def _measure_call() -> list[Row]:
@@ -60,18 +63,13 @@ def _measure_call() -> list[Row]:
                 watched.append(_time(model, inputs))
     milliseconds = 1000 * (statistics.median(watched) - statistics.median(plain))
     case = f"{WIDTH} inputs, {INPUT_ROWS} rows, on the CPU"
-    return [_row(case, "added to a layer and call", milliseconds, "ms", MOST_MILLISECONDS)]
+    return [Row(case=case, metric="added to a layer and call", value=milliseconds, unit="ms")]
 
 
 def _time(model: nn.Module, inputs: torch.Tensor) -> float:
     started = time.perf_counter()
     model(inputs)
     return time.perf_counter() - started
-
-
-def _row(case: str, metric: str, value: float | None, unit: str, target: float) -> Row:
-    reached = None if value is None else value <= target
-    return Row(case=case, metric=metric, value=value, unit=unit, target=target, reached=reached)
 
 
 if __name__ == "__main__":
