@@ -141,7 +141,7 @@ def learn_in_order(*, corrected: bool) -> Variant:
 
 
 def _steps(calibration: Calibration) -> list[list[str]]:
-    """Layers in the order in which they run; those of the same input together."""
+    """Layers in the order in which they run; layers with the same input together."""
     steps: dict[str, list[str]] = {}
     for name, leader in calibration.shared.items():
         steps.setdefault(leader, []).append(name)

@@ -24,7 +24,7 @@ def ui_format(template: Template, object_info: Callable[[str], Mapping[str, Any]
     """Convert a template to a workflow.
 
     Args:
-        template: What the workflow is made of.
+        template: The nodes, in columns of groups, and the note.
         object_info: Returns ComfyUI's description of a type of node.
     """
     nodes, (places, frames) = template.nodes, arrange(template)

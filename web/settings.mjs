@@ -1,4 +1,4 @@
-// Whether a node's settings are still the ones of a run: its own, and those of the nodes before it.
+// Whether the settings of a node, and of the nodes before it, are still the ones of a run.
 
 import { linked, source, values, walk } from "./graph.mjs";
 

@@ -100,7 +100,7 @@ def fill_name(
     workflow: Mapping[str, Any] | None = None,
     now: time.struct_time | None = None,
 ) -> str:
-    """Replace the tokens of a name; those of `STOCK_TOKENS` stay for ComfyUI.
+    """Replace the tokens of a name; `STOCK_TOKENS` stay for ComfyUI.
 
     Args:
         text: The name as it was typed.

@@ -113,7 +113,7 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What a recommendation is made for."""
+    """The question that a recommendation answers."""
 
     machine: Machine
     preset: str = BALANCED

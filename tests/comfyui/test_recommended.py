@@ -1,4 +1,4 @@
-"""The recommended format in a real ComfyUI: what the page is told before the run, and what the file holds after it."""
+"""The recommended format in a real ComfyUI: on the page before the run, and in the file after it."""
 
 from __future__ import annotations
 

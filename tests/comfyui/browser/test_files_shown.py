@@ -1,4 +1,4 @@
-"""The page on files: what a file is as soon as it is picked, its settings in one click, and the search for nodes."""
+"""The page on files: their description when they are picked, their settings in one click; and the search for nodes."""
 
 from __future__ import annotations
 

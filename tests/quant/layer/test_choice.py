@@ -19,7 +19,7 @@ SEEDS = st.integers(0, 10_000)
 
 
 def draw_squares(seed: int, rows: int = 256) -> Tensor:
-    """Squared errors with a long tail, as those of real rows."""
+    """Squared errors with a long tail, like real rows."""
     return torch.randn(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).exp()
 
 
