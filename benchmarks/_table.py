@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from calibrated_rounding.quant.text import counted
 from calibrated_rounding.quant.version import versions
 
 HEAD = ("case", "metric", "value", "unit", "target", "reached")
@@ -72,7 +73,7 @@ def describe_device(device: str) -> str:
     """Name the processor or the accelerator."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{_describe_processor()}, {torch.get_num_threads()} threads"
+    return f"{_describe_processor()}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def _describe_processor() -> str:
