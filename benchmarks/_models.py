@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import Any
 import _minilm
 import _smollm
 import torch
-from _networks import BATCH, DIGITS, GUIDANCE, MODELS, ROOT
+from _networks import BATCH, GUIDANCE, load_transformer
 from calibrated_rounding.quant.calibration.calibration import Calibration
 from calibrated_rounding.quant.calibration.recorder import Recorder
-from calibrated_rounding.quant.files import open_checkpoint
 from torch import Tensor, nn
 
 Inputs = list[tuple[Tensor, ...]]
@@ -63,17 +61,8 @@ class Model:
 
 
 def load_digits() -> Model:
-    """Load the shipped diffusion model: what it is asked while it draws every digit, at two seeds."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    from example_model import WanTransformer
-    from train_example import sample
-
-    with open_checkpoint(DIGITS) as checkpoint:
-        tensors = {name: checkpoint.read(name).float() for name in checkpoint.tensors}
-    with open_checkpoint(MODELS / "conditioning" / "digits_conditioning.safetensors") as checkpoint:
-        table = checkpoint.read("conditioning")
-    model = WanTransformer(dim=256, ffn_dim=512, blocks=2, text_dim=64)
-    model.load_state_dict(tensors)
+    """Load the shipped diffusion model, with its inputs while it draws every digit, at two seeds."""
+    model, table, sample = load_transformer()
 
     def collect(seed: int) -> Inputs:
         calls: Inputs = []

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import _minilm
 import _smollm
@@ -34,8 +35,8 @@ class Network:
     """Inputs of other runs than the calibration's."""
 
 
-def load_digits() -> Network:
-    """Load the linear layers of the shipped diffusion model's blocks, recorded while it draws every digit."""
+def load_transformer() -> tuple[Any, Tensor, Callable[..., Any]]:
+    """Load the shipped diffusion model in float32, its conditioning table, and the function that samples it."""
     sys.path.insert(0, str(ROOT / "tools"))
     from example_model import WanTransformer
     from train_example import sample
@@ -46,13 +47,19 @@ def load_digits() -> Network:
         table = checkpoint.read("conditioning")
     model = WanTransformer(dim=256, ffn_dim=512, blocks=2, text_dim=64)
     model.load_state_dict(tensors)
+    return model, table, sample
+
+
+def load_digits() -> Network:
+    """Load the linear layers of the shipped diffusion model's blocks, recorded while it draws every digit."""
+    model, table, sample = load_transformer()
     model.eval().requires_grad_(False)
 
     def run(seed: int) -> None:
         torch.manual_seed(seed)
         sample(model, table, torch.arange(10).repeat(2), GUIDANCE)
 
-    return _record("digits", model, tensors, "blocks.", [run, run], seeds=(1000, 5000))
+    return _record("digits", model, model.state_dict(), "blocks.", [run, run], seeds=(1000, 5000))
 
 
 def load_minilm() -> list[Network]:

@@ -4,9 +4,8 @@
 
 The shipped digits model is sampled in a real ComfyUI (ten classes, 20 steps of euler, cfg 3), in turn as it is and
 behind Record Calibration; the ratio is of the medians. Time of one layer and call: a linear layer of 3,072 inputs that
-is watched, less the same layer unwatched, for 4,096 input rows, when the reservoir is full. On a CPU it is mostly the
-reductions over all inputs, which a GPU computes beside the host. The ComfyUI is found as in the tests; without one that
-part is empty.
+is watched, less the same layer unwatched, for 4,096 input rows, when the reservoir is full. It holds the
+reductions over all inputs, computed on the CPU. The ComfyUI is found as in the tests; without one that part is empty.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class WeightRows:
     """Loads one of `parts`, ``[n, K]``."""
 
     parts: Sequence[slice]
-    """Consecutive rows that are loaded at a time: what a row is multiplied with could depend on its neighbours."""
+    """Consecutive rows that are loaded at a time: the result of a row could depend on its neighbours."""
 
     @classmethod
     def of(cls, weight: Tensor) -> WeightRows:
