@@ -65,8 +65,10 @@ def run_engine(work: Work[T], node_id: str | None, observer: Observer) -> T:
     bar = _Bar(node_id)
     try:
         while not wait([worker.future], POLL_SECONDS).done:
+            worker.keep_caller_if_ending()
             stop_if_interrupted()
             _report(worker, bar, observer)
+        worker.keep_caller_if_ending()
         _report(worker, bar, observer)
         result = worker.future.result()
     except comfy.model_management.InterruptProcessingException:
@@ -77,6 +79,8 @@ def run_engine(work: Work[T], node_id: str | None, observer: Observer) -> T:
         worker.cancel(GRACE_SECONDS)
         observer.end("failed", str(error))
         raise
+    finally:
+        worker.release_caller()
     observer.end("rounded")
     return result
 
@@ -92,6 +96,7 @@ class _Worker(Generic[T]):
     def __init__(self, work: Work[T]) -> None:
         self.future = Future[T]()
         self._work, self._stop, self._progress = work, threading.Event(), list[Progress]()
+        self._caller_rests = threading.Event()
         # Daemons, as Python waits for other threads before it calls `_end_workers`.
         self._thread = threading.Thread(target=self._run, name="calibrated-rounding", daemon=True)
 
@@ -111,6 +116,21 @@ class _Worker(Generic[T]):
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def release_caller(self) -> None:
+        """Let the caller go on, unless the interpreter ends."""
+        self._caller_rests.set()
+        self.keep_caller_if_ending()
+
+    def keep_caller_if_ending(self) -> None:
+        """Never return once the interpreter ends: the caller is a daemon too, and would go on with torch."""
+        if _ending.is_set():
+            self._caller_rests.set()
+            threading.Event().wait()
+
+    def wait_for_caller(self, seconds: float) -> None:
+        """Wait until the caller has gone on, or is kept."""
+        self._caller_rests.wait(seconds)
+
     def _run(self) -> None:
         try:
             self.future.set_result(self._work(self._progress.append, self._stop.is_set))
@@ -123,13 +143,19 @@ class _Worker(Generic[T]):
 _workers: set[_Worker] = set()
 """The threads that run the engine now, interrupted ones that have not ended yet included."""
 
+_ending = threading.Event()
+"""Set when the interpreter ends."""
+
 
 @atexit.register
 def _end_workers() -> None:
     """Stop the engine before the interpreter ends, which aborts where a thread still computes with torch."""
+    _ending.set()
     workers, deadline = list(_workers), time.monotonic() + EXIT_SECONDS
     for worker in workers:
         worker.cancel(0)
+    for worker in workers:
+        worker.wait_for_caller(max(0, deadline - time.monotonic()))
     if not all([worker.cancel(max(0, deadline - time.monotonic())) for worker in workers]):
         logging.warning("calibrated-rounding: a layer is still being quantized; its file is removed at the next start.")
 

@@ -19,7 +19,7 @@ def unfinished(folder: Path) -> list[str]:
 
 
 def test_interpreter_waits_for_the_engine(host: Host, tmp_path: Path) -> None:
-    """A process that a thread of torch outlives is aborted, and `Host.call` would raise."""
+    """A process that a thread of torch outlives is aborted, and `Host.call` would raise; so the node's thread rests."""
     result = host.call("tests.comfyui.programs.ending:end_while_quantizing", folder=tmp_path)
     assert result["unfinished"] == [".part"]
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,8 @@ from calibrated_rounding.quant.files.sinks import FileSink
 from calibrated_rounding.quant.run import Run
 
 LONG = SvdSettings(optimizer="original", iterations=10_000)
+WENT_ON = "went on"
+"""File that a node's thread would make after the engine's end."""
 
 
 class Observer:
@@ -43,6 +45,7 @@ def end_while_quantizing(folder: str) -> dict[str, Any]:
     def run() -> None:
         with suppress(Cancelled):
             run_engine(work, None, observer)
+        Path(folder, WENT_ON).touch()
 
     threading.Thread(target=run, daemon=True).start()
     assert observer.started.wait(60)

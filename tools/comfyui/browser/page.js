@@ -63,8 +63,8 @@ window.packPage = (() => {
     },
     widgetValue: (id, name) => widget(id, name).value,
     widgetOffers: (id, name, value) => (widget(id, name).options?.values ?? []).includes(value),
-    widgetValue: (id, name) => widget(id, name).value,
     widgetIs: (id, name, value) => widget(id, name).value === value,
+    isDrawn: (id, name) => widget(id, name)?.last_y !== undefined,
 
     // Places on the page, in pixels, and in the graph
     toPage: (place) => {

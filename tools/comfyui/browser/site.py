@@ -159,6 +159,7 @@ class Site:
             self.page.locator(f'[data-node-id="{node}"]').get_by_role("combobox", name=label).click()
             self.page.get_by_role("option", name=value, exact=True).click()
         else:
+            self.wait("isDrawn", node, name)
             place = self.call("toPage", self.call("widgetPlace", node, name))
             self.page.mouse.move(place[0] + 4, place[1])  # the canvas learns by it what is under the pointer
             self.page.mouse.click(*place)
@@ -186,8 +187,6 @@ class Site:
 
     def set_slow_rounding(self, node: int, iterations: int) -> None:
         """Select learned rounding, which takes a while, with a seed that no cache has."""
-        if self.call("widgetIs", node, "format", "recommended"):
-            self.set(node, format="int8_convrot")  # a recommendation would choose the rounding
         seed = random.randrange(2**31)
         if self.call("widgetValue", node, "format") == "recommended":  # which would decide the rounding
             self.set(node, format="int8_convrot")
