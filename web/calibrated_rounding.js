@@ -50,6 +50,7 @@ const FILES = new Set(["CalibratedRoundingInspectFile", "CalibratedRoundingLoadR
 const LOOKING = 250; // milliseconds between looks at the settings
 const MARGIN = 8;
 const WIDTH = 320;
+const WIDTH_OF_NAMES = 380; // so that the name of a file can be read
 const WIDGET = "calibrated_rounding";
 
 const panels = new WeakMap();
@@ -89,7 +90,8 @@ function addPanel(node) {
   if (quantizes) watches.set(node, new Watch((check) => panel.showCheck(check)));
   if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
-  node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  const width = TALKING[node.comfyClass]?.kind === "files" ? WIDTH_OF_NAMES : WIDTH;
+  node.setSize([Math.max(node.size[0], width), node.computeSize()[1]]);
 }
 
 /** What makes a size of a report the target of the next run; null where the settings are out of reach. */
@@ -193,6 +195,7 @@ function lookAt(id, node, kind) {
   const panel = panels.get(node);
   fold(node);
   watches.get(node).look(question(node, kind));
+  panel.showFreshness(watches.get(node).isFresh);
   defaults.get(node).look(panel.check?.plan);
   panel.showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
   panel.compare((graph) => differs(id, graph));
