@@ -263,9 +263,9 @@ const VIEWS = {
     facts: [count(state), [text("time"), duration(state.run.seconds)], ...saved(state.layers)],
     share: 1,
   }),
-  done: ({ report }) => ({
+  done: ({ report }, check) => ({
     title: report.from_disk ? text("done_from_disk") : text("done", { time: duration(report.seconds) }),
-    detail: (report.totals.output_w8a8 && verdict(report.totals.output_w8a8)) ?? report.profile,
+    detail: (report.totals.output_w8a8 && verdict(report.totals.output_w8a8)) ?? check?.plan?.title ?? report.profile,
     facts: [...outputErrors(report), ...sizes(report.totals)],
     share: 1,
   }),
