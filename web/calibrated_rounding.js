@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Watch, question } from "./check.mjs";
 import { TargetDefault } from "./defaults.mjs";
+import { keepDigits } from "./digits.mjs";
 import { loadStyle } from "./dom.mjs";
 import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
@@ -47,6 +48,7 @@ const TALKING = {
 /** Nodes that name a file and say what it is. */
 const FILES = new Set(["CalibratedRoundingInspectFile", "CalibratedRoundingLoadRecipe"]);
 
+const PREFIX = "CalibratedRounding";
 const LOOKING = 250; // milliseconds between looks at the settings
 const MARGIN = 8;
 const WIDTH = 320;
@@ -229,6 +231,9 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (!node.comfyClass?.startsWith(PREFIX)) return;
+    keepDigits(node);
+    also(node, "addCustomWidget", () => keepDigits(node)); // choices bring inputs
     if (!ours(node)) return;
     addPanel(node);
     also(node, "onExecuted", (output) => executed(node, output));

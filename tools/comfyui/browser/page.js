@@ -84,6 +84,10 @@ window.packPage = (() => {
     },
     widgetValue: (id, name) => widget(id, name).value,
     widgetOffers: (id, name, value) => (widget(id, name).options?.values ?? []).includes(value),
+    numberWidgets: (id) =>
+      node(id)
+        .widgets.filter(({ type, hidden }) => type === "number" && !hidden)
+        .map(({ name }) => name),
     widgetIs: (id, name, value) => widget(id, name).value === value,
     showsPictures: (id, count) => window.app.nodeOutputs[id]?.images?.length === count,
     isDrawn: (id, name) => widget(id, name)?.last_y !== undefined,

@@ -175,13 +175,28 @@ class Site:
             self.page.locator(f'[data-node-id="{node}"]').get_by_role("combobox", name=label).click()
             self.page.get_by_role("option", name=value, exact=True).click()
         else:
-            self.wait("isDrawn", node, name)
-            place = self.call("toPage", self.call("widgetPlace", node, name))
-            self.page.mouse.move(place[0] + 4, place[1])  # the canvas learns by it what is under the pointer
-            self.page.mouse.click(*place)
+            self._click_widget(node, name)
             entry = re.compile(rf"^\s*{re.escape(value)}\s*$")
             self.page.locator(".litecontextmenu .litemenu-entry").filter(has_text=entry).click()
         self.wait("widgetIs", node, name, value)
+
+    def type_number(self, node: int, name: str, digits: str) -> None:
+        """Type a value into a number widget."""
+        if self.nodes2:
+            field = self.number_field(node, name)
+            field.fill(digits)
+            field.press("Enter")
+        else:
+            self._click_widget(node, name)
+            self.wait("isTyping")
+            self.page.keyboard.press("Control+A")
+            self.page.keyboard.type(digits)
+            self.page.keyboard.press("Enter")
+
+    def number_field(self, node: int, name: str) -> Any:
+        """Playwright's locator of the field of a number widget in Nodes 2.0."""
+        numbers: list[str] = self.call("numberWidgets", node)
+        return self.page.locator(f'[data-node-id="{node}"] input[role=spinbutton]').nth(numbers.index(name))
 
     def create(self, kind: str) -> int:
         """Create a node by its type, without the search box; returns its id."""
@@ -281,6 +296,13 @@ class Site:
         self.page.mouse.down()
         self.page.mouse.move(*self.call("toPage", end), steps=8)
         self.page.mouse.up()
+
+    def _click_widget(self, node: int, name: str) -> None:
+        """Click a widget on the canvas."""
+        self.wait("isDrawn", node, name)
+        place = self.call("toPage", self.call("widgetPlace", node, name))
+        self.page.mouse.move(place[0] + 4, place[1])  # the canvas learns by it what is under the pointer
+        self.page.mouse.click(*place)
 
     def _open_search(self, pointer: Point = EMPTY) -> None:
         """Double-click, again while the page does not listen yet."""
