@@ -67,6 +67,7 @@ window.packPage = (() => {
     /** Whether the graph has these nodes, with the same values and links. */
     holdsGraph: (workflow) => contentOf(graph().serialize()) === contentOf(workflow),
     setView: (offset) => Object.assign(window.app.canvas.ds, { scale: 1, offset }),
+    scale: () => window.app.canvas.ds.scale,
     countNodes: () => graph().nodes.length,
     hasNodes: (count) => graph().nodes.length === count,
     select: (id) => window.app.canvas.selectNode(node(id)),
