@@ -142,7 +142,7 @@ export class Panel {
     const failed = this.#phase === "failed";
     // The error that made the run fail takes the place of errors that would.
     const notices = failed
-      ? [failure(message), ...before.filter((notice) => notice.level !== "error" && sentence(notice) !== message)]
+      ? [failure(message), ...before.filter((notice) => notice.level !== "error" && sentence(notice) !== message?.trim())]
       : merge(report?.notices, report?.notes, before);
     const file = report?.saved ? [fileLine(report.saved)] : [];
     const fresh = this.#phase === "idle" && !this.check?.plan && notices.every(({ level }) => level === "info");

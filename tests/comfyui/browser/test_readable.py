@@ -43,7 +43,8 @@ def test_panel_is_readable_before_and_after_run(site: Site, chain: tuple[int, in
     check_readable(site, ".calro-panel", "warned", "emulated")
     site.set(quantize, profile="flux")
     site.queue()
-    site.watch_until(quantize, "failed")
+    failed = site.watch_until(quantize, "failed")[-1]
+    assert failed["notices"].count("'flux' does not describe") == 1
     check_readable(site, ".calro-panel", "failed", "Failed", "'flux' does not describe")
     site.set(quantize, profile="auto", format="int8_row")
     site.queue()
