@@ -135,8 +135,12 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "is_calibration": ("info", "This is a calibration, for Load Calibration. {text}"),
     "not_quantized": ("info", "No layer is quantized."),
     "format_unknown_here": ("warning", "This ComfyUI does not know {format} and cannot load the file."),
-    "saves_memory_here": ("info", "{format} only saves memory here: ComfyUI computes it in 16 or 32 bits."),
-    "runs_here": ("info", "{format} runs in {bits} bits here."),
+    "saves_memory_here": ("info", "{format}: only saves memory here (ComfyUI computes in 16 or 32 bits)."),
+    "runs_here": ("info", "{format}: runs in {bits} bits here."),
+    "encoder_saves_memory_here": (
+        "info",
+        "Text encoder, all formats: only saves memory here (ComfyUI computes in 16 or 32 bits).",
+    ),
     "loads_here": ("info", "ComfyUI loads {format}. Whether this machine computes in it is not known."),
     "obstacle": ("warning", "{text}"),
     "more_obstacles": ("warning", "{count} more obstacles; the report lists them."),
@@ -164,7 +168,6 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "option_unused": ("warning", "{option} has no effect: {setting} is {value}."),
     "rotation_group_unused": ("warning", "{option} has no effect: no chosen format is rotated."),
     "no_calibration": ("error", "Calibrated rounding needs a calibration: link one to the calibration input."),
-    "emulated": ("warning", "{format} is emulated on {device}: smaller, not faster."),
     "inputs_rounded": (
         "info",
         "{device} computes {format} in 8 bits, so inputs are rounded as well: int8_convrot, or "

@@ -3,6 +3,7 @@
 import { h, tail } from "./dom.mjs";
 import { primaryError, verdict } from "./errors.mjs";
 import { ask, mayAsk } from "./finished.mjs";
+import { formatsButton, saysHow } from "./formats.mjs";
 import { failure, line, merge, sentence } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { secondsLeft } from "./runs.mjs";
@@ -14,9 +15,12 @@ const TICK = 1000;
 const ENDED = ["done", "interrupted", "failed"];
 
 export class Panel {
-  /** openReport(report) and turnAdvanced() are called by the buttons. node: whose panel it is. */
-  constructor(openReport, turnAdvanced, node) {
-    this.node = node;
+  /**
+   * openReport(report) and turnAdvanced() are called by the buttons. node: whose panel it is. weightOnly: it takes text
+   * encoders.
+   */
+  constructor(openReport, turnAdvanced, node, weightOnly) {
+    Object.assign(this, { node, weightOnly });
     this.height = 223;
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
@@ -133,9 +137,17 @@ export class Panel {
     const file = report?.saved ? [fileLine(report.saved)] : [];
     const fresh = this.#phase === "idle" && !this.check?.plan && notices.every(({ level }) => level === "info");
     const hint = fresh ? [h("p", {}, text("hint"))] : [];
-    if (file.length + hint.length + notices.length) return [...file, ...hint, ...notices.map(line)];
+    if (file.length + hint.length + notices.length) return [...file, ...hint, ...this.#lines(notices)];
     const formats = new Set(layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);
+  }
+
+  /** The words about the chosen format lead to all formats. */
+  #lines(notices) {
+    const lines = notices.map(line);
+    const place = notices.findLastIndex(saysHow);
+    if (place >= 0) lines[place].append(" ", formatsButton(this.node, this.weightOnly));
+    return lines;
   }
 }
 
