@@ -7,7 +7,7 @@ import { formatsButton, saysHow } from "./formats.mjs";
 import { failure, line, merge, sentence } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { secondsLeft } from "./runs.mjs";
-import { fileLine, loaderButton } from "./saved.mjs";
+import { fileButtons, fileLine } from "./saved.mjs";
 import { Strip } from "./strip.mjs";
 import { bytes, change, duration, error, keptLayers, percent, range, text, whole } from "./text.mjs";
 
@@ -96,7 +96,7 @@ export class Panel {
     this.notices.replaceChildren(...this.#notices());
     this.button.disabled = !report;
     this.#offerNotification(phase === "running" && mayAsk());
-    this.#offerLoader(this.changed ? null : report?.saved?.loader);
+    this.#offerFile(this.changed ? null : report?.saved);
     if (this.said.textContent !== view.title) this.said.textContent = view.title;
     this.#tick(phase === "running");
   }
@@ -110,13 +110,13 @@ export class Panel {
     if (this.bell) this.bell.title = text("notify_me_help");
   }
 
-  /** A button that loads the file that was written. */
-  #offerLoader(loader = null) {
-    if (loader?.value === this.loader?.value) return;
-    this.loader = loader;
-    this.added?.remove();
-    this.added = loader && loaderButton(loader, this.node);
-    if (this.added) this.button.after(this.added);
+  /** Buttons for the file that was written: load it, and describe it for others. */
+  #offerFile(file = null) {
+    if (file?.path === this.file?.path) return;
+    this.file = file;
+    for (const element of this.added ?? []) element.remove();
+    this.added = file ? fileButtons(file, this.node) : [];
+    this.button.after(...this.added);
   }
 
   /** While nothing comes from the server, the time left still goes down. */
