@@ -157,6 +157,24 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "Another picture ({psnr} dB): a typical difference is {share} of the latents' range. Another one is "
         "not a worse one: look at the picture.",
     ),
+    # A comparison of several candidates.
+    "compare_each_identical": ("info", "'{candidate}' is identical: nothing differs."),
+    "compare_each_very_close": ("info", "'{candidate}' is very close ({psnr} dB)."),
+    "compare_each_close": ("info", "'{candidate}' is close ({psnr} dB)."),
+    "compare_each_details": ("info", "'{candidate}' differs in details ({psnr} dB)."),
+    "compare_each_other": ("info", "'{candidate}' makes another picture ({psnr} dB); another one is not a worse one."),
+    "compare_take_best": ("info", "Take '{candidate}': it is the closest, and none is clearly smaller."),
+    "compare_take_alike": (
+        "info",
+        "Take '{candidate}': none is clearly smaller, and over these seeds it is not surely further off than "
+        "'{closest}', the closest.",
+    ),
+    "compare_take_closest": (
+        "info",
+        "Take '{candidate}' if it fits: over these seeds none is surely closer. '{smallest}' is the smallest: {share} "
+        "smaller, {distance} dB further off.",
+    ),
+    "compare_fastest": ("info", "'{candidate}' was the fastest here: {seconds} s a step."),
     # Settings.
     "pattern_unmatched": ("warning", "{setting}: {pattern} matches no layer of this model, so it has no effect."),
     "needs_calibration": ("warning", "{option} has no effect without a calibration."),
