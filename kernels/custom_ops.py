@@ -24,6 +24,7 @@ from .checks import (
 from .eager.quantize import count_groups
 from .first_use import is_usable
 from .library import register_op
+from .products import choose_product
 from .tiles import GemmShape
 
 Quantized = tuple[Tensor, Tensor]
@@ -183,7 +184,7 @@ def block_linear(x: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | Non
 
             outputs = ProductOutputs(dtype=x.dtype, bias=None if bias is None else bias.dtype)
             shape = GemmShape(m=rows.shape[0], n=w_codes.shape[0], k=rows.shape[1], block=block)
-            config = gpu.choose_product(backend, shape, outputs, x.device)
+            config = choose_product(backend, shape, outputs, x.device)
             if config is not None:
                 product = gpu.gemm(config, *gpu.act_quant(rows, block), w_codes, w_scale, bias, block, x.dtype)
                 return product.view(*x.shape[:-1], shape.n)
@@ -233,7 +234,7 @@ def _gemm(
         from . import gpu
 
         outputs = _describe_outputs(dtype, bias, b_scale)
-        config = gpu.choose_product(backend, _shape_of(a, b, block), outputs, a.device)
+        config = choose_product(backend, _shape_of(a, b, block), outputs, a.device)
         if config is not None:
             return gpu.gemm(config, a, a_scale, b, b_scale, bias, block, dtype)
     return eager.gemm(a, a_scale, b, b_scale, bias, block, dtype)
@@ -250,7 +251,7 @@ def _gemm_quant(
         from . import gpu
 
         outputs = _describe_outputs(torch.float32, bias, b_scale, quantized=True)
-        config = gpu.choose_product(backend, _shape_of(a, b, block), outputs, a.device)
+        config = choose_product(backend, _shape_of(a, b, block), outputs, a.device)
         if config is not None:
             return gpu.gemm_quant(config, a, a_scale, b, b_scale, bias, block)
     return eager.gemm_quant(a, a_scale, b, b_scale, bias, block)

@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Watch, joint, question } from "./check.mjs";
 import { TargetDefault } from "./defaults.mjs";
+import { keepDigits } from "./digits.mjs";
 import { loadStyle } from "./dom.mjs";
 import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
@@ -48,9 +49,11 @@ const TALKING = {
 /** Nodes that name a file and say what it is. */
 const FILES = new Set(["CalibratedRoundingInspectFile", "CalibratedRoundingLoadRecipe"]);
 
+const PREFIX = "CalibratedRounding";
 const LOOKING = 250; // milliseconds between looks at the settings
 const MARGIN = 8;
 const WIDTH = 320;
+const WIDTH_OF_NAMES = 380; // so that the name of a file can be read
 const WIDGET = "calibrated_rounding";
 
 const panels = new WeakMap();
@@ -93,7 +96,8 @@ function addPanel(node) {
   if (quantizes || TALKING[node.comfyClass]?.together) watches.set(node, new Watch((check) => panel.showCheck(check)));
   if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
-  node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  const width = TALKING[node.comfyClass]?.kind === "files" ? WIDTH_OF_NAMES : WIDTH;
+  node.setSize([Math.max(node.size[0], width), node.computeSize()[1]]);
 }
 
 /** What makes a size of a report the target of the next run; null where the settings are out of reach. */
@@ -199,6 +203,7 @@ function lookAt(id, node, kind) {
   const panel = panels.get(node);
   fold(node);
   watches.get(node).look(question(node, kind));
+  panel.showFreshness(watches.get(node).isFresh);
   defaults.get(node).look(panel.check?.plan);
   panel.showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
   panel.compare((graph) => differs(id, graph));
@@ -232,6 +237,9 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (!node.comfyClass?.startsWith(PREFIX)) return;
+    keepDigits(node);
+    also(node, "addCustomWidget", () => keepDigits(node)); // choices bring inputs
     if (!ours(node)) return;
     addPanel(node);
     also(node, "onExecuted", (output) => executed(node, output));

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.runtime import OutOfResources
 
-from .. import cases
-from ..cases import ProductOutputs
-from ..checks import BLOCKS
 from ..eager.quantize import count_groups
-from ..first_use import is_usable
-from ..tables import KernelConfig, choose_config
+from ..tables import KernelConfig
 from ..tiles import DeviceInfo, GemmShape, Tile
 from .device import (
     OPTIONS,
@@ -29,39 +24,6 @@ from .device import (
 )
 from .jit.product import fixed, persistent
 
-KERNEL_NAMES = {
-    (backend, block): f"{title} product, {'row scales' if block is None else f'block {block}'}"
-    for backend, title in (("triton", "fixed"), ("triton_v2", "persistent"))
-    for block in (None, *BLOCKS)
-}
-"""Names in the log, by backend and scale block."""
-
-
-def choose_product(
-    backend: str, shape: GemmShape, outputs: ProductOutputs, device: torch.device
-) -> KernelConfig | None:
-    """Choose how to run a product, and check the kernel at its first use.
-
-    Args:
-        backend: "triton", "triton_v2", or "auto" for the fastest in the tables.
-        shape: Of the product.
-        outputs: How its results are stored.
-        device: A GPU, or the CPU for Triton's interpreter.
-
-    Returns:
-        The configuration; None if its kernel is disabled.
-
-    Raises:
-        KernelError: The kernel is wrong, and Triton was asked for by name.
-    """
-    config = choose_config(backend, shape, get_device_info(device))
-    if outputs.quantized and shape.block and config.tile.columns < shape.block:
-        config = replace(config, tile=replace(config.tile, columns=shape.block))
-    name = KERNEL_NAMES[config.backend, shape.block]
-    variant = config.tile, outputs, shape.k % config.tile.depth == 0
-    usable = is_usable(name, device, backend, variant, lambda: [cases.product(config, shape, outputs, device)])
-    return config if usable else None
-
 
 def gemm(
     config: KernelConfig,
@@ -73,7 +35,7 @@ def gemm(
     block: int | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """See `eager.product.gemm`; ``config`` from `choose_product`."""
+    """See `eager.product.gemm`; ``config`` from `products.choose_product`."""
     shape = GemmShape(m=a.shape[0], n=b.shape[0], k=a.shape[1], block=block)
     out = torch.empty((shape.m, shape.n), dtype=dtype, device=a.device)
     run_product(config, shape, a, a_scale, b, b_scale, bias, out, None)

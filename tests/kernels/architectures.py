@@ -19,6 +19,7 @@ import torch
 import triton
 from calibrated_rounding.kernels.cases import ProductOutputs
 from calibrated_rounding.kernels.gpu import product
+from calibrated_rounding.kernels.products import choose_product
 from calibrated_rounding.kernels.tiles import GemmShape
 from calibrated_rounding.tests.kernels.inputs import operands
 from calibrated_rounding.tests.pretend.driver import SHARED, PretendDriver
@@ -51,7 +52,7 @@ def _find_facts(arch: int, name: str) -> Facts:
     shape, bias = GemmShape(m=4608, n=3072, k=256, block=block), torch.ones(3072, dtype=torch.bfloat16)
     a, a_scale, b, b_scale = operands(shape.m, shape.n, shape.k, block)
     with PretendDriver(arch) as gpu:
-        config = product.choose_product(backend, shape, outputs, a.device)
+        config = choose_product(backend, shape, outputs, a.device)
         assert config is not None
         if quantized and block:
             product.gemm_quant(config, a, a_scale, b, b_scale, bias, block)

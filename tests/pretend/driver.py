@@ -25,7 +25,8 @@ from typing import Any
 from unittest import mock
 
 import triton
-from calibrated_rounding.kernels.gpu import product
+from calibrated_rounding.kernels import products
+from calibrated_rounding.kernels.gpu import device, product
 from calibrated_rounding.kernels.tiles import DeviceInfo
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -86,25 +87,26 @@ class PretendDriver:
         self.arch, self.utils, self.launches = arch, self, list[Launch]()
         self._before: Any = None
         info = DeviceInfo(arch=f"sm{arch}", processors=PROCESSORS, shared=SHARED[arch], descriptors=arch >= 90)
-        self._device = mock.patch.object(product, "get_device_info", lambda device: info)
-        self._stages = mock.patch.object(product, "_FITTING", {})
-        # Kernels are not run, so their results are not the reference's.
-        self._checks = mock.patch.object(product, "is_usable", lambda *arguments: True)
+        self._replacements = [
+            mock.patch.object(device, "get_device_info", lambda device: info),
+            mock.patch.object(product, "get_device_info", lambda device: info),
+            mock.patch.object(product, "_FITTING", {}),
+            # Kernels are not run, so their results are not the reference's.
+            mock.patch.object(products, "is_usable", lambda *arguments: True),
+        ]
 
     def __enter__(self) -> PretendDriver:
         self._before = driver._active
         driver.set_active(self)
-        self._device.start()
-        self._stages.start()
-        self._checks.start()
+        for replacement in self._replacements:
+            replacement.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._checks.stop()
-        self._stages.stop()
-        self._device.stop()
+        for replacement in self._replacements:
+            replacement.stop()
         for name, module in list(sys.modules.items()):
             if ".gpu.jit." in name:
                 for kernel in vars(module).values():

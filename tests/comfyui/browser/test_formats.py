@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.tests.comfyui.browser.test_readable import check_readable, themes
 from calibrated_rounding.tools.comfyui.browser import Site
 
 
+@themes
 def test_chosen_format_says_how_it_runs_here(site: Site, chain: tuple[int, int, int]) -> None:
     _, quantize, _ = chain
     site.choose(quantize, "format", "float8_e4m3fn")
@@ -16,7 +18,9 @@ def test_chosen_format_says_how_it_runs_here(site: Site, chain: tuple[int, int, 
     rows = dialog.locator("tbody tr")
     rows.first.wait_for()
     site.wait_until_still(dialog)
-    site.screenshot("all_formats")
+    check_readable(
+        site, ".calro-formats", "all_formats", "int8_blockwise_64", "runs in 8 bits here", "Closeness (PSNR)"
+    )
     assert rows.count() == len(FORMATS)
     row = rows.filter(has_text="int8_row")
     assert "runs in 8 bits here" in row.inner_text() and "51.2" in row.inner_text()

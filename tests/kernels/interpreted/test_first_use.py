@@ -12,6 +12,7 @@ from calibrated_rounding.kernels.errors import KernelError
 from calibrated_rounding.kernels.gpu import product
 from calibrated_rounding.kernels.gpu.jit import product as jit
 from calibrated_rounding.kernels.ldlq import ColumnBlock, ldlq_block
+from calibrated_rounding.kernels.products import choose_product
 from calibrated_rounding.kernels.tiles import GemmShape
 from calibrated_rounding.quant.formats.grids import E4M3, INT8
 from calibrated_rounding.tests.kernels.inputs import operands, values
@@ -33,7 +34,7 @@ def fresh() -> Iterator[None]:
 @pytest.mark.parametrize("k", [256, 200])
 def test_products_pass(backend: str, block: int | None, dtype: torch.dtype, k: int) -> None:
     outputs = ProductOutputs(dtype=dtype, bias=dtype, one_scale=block is None)
-    assert product.choose_product(backend, GemmShape(m=40, n=70, k=k, block=block), outputs, CPU) is not None
+    assert choose_product(backend, GemmShape(m=40, n=70, k=k, block=block), outputs, CPU) is not None
 
 
 @pytest.mark.parametrize("grid", [INT8, E4M3])
@@ -69,7 +70,7 @@ def test_broken_kernel_is_refused_by_name_and_replaced(
     monkeypatch.setattr(product, "fixed", kernel)
     a, a_scale, b, b_scale = operands(20, 40, 64, None)
     shape = GemmShape(m=20, n=40, k=64, block=None)
-    assert product.choose_product("auto", shape, OUTPUTS, CPU) is None
+    assert choose_product("auto", shape, OUTPUTS, CPU) is None
     assert "The Triton kernel fixed product, row scales is wrong on cpu" in caplog.text
     with kernel_backend("triton"), pytest.raises(KernelError, match="fixed product, row scales is wrong"):
         ops.int8_gemm(a, a_scale, b, b_scale, None, torch.float32)
