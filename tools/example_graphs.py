@@ -137,7 +137,7 @@ def sampling(title: str, model: Link, name: str, conditionings: Mapping[str, Lin
     )
 
 
-def prompts(title: str, encoder: str, name: str, digit: int) -> tuple[Group, dict[str, Link]]:
+def prompts(title: str, encoder: Link, name: str, digit: int) -> tuple[Group, dict[str, Link]]:
     """The prompt and an empty prompt, and the links of a sampler's conditionings."""
     keys = {"positive": f"{name} prompt", "negative": f"{name} nothing"}
     texts = {"positive": f"a handwritten {NUMERALS[digit]}", "negative": ""}
@@ -146,7 +146,7 @@ def prompts(title: str, encoder: str, name: str, digit: int) -> tuple[Group, dic
             type="CLIPTextEncode",
             size=(NARROW, 120),
             values={"text": texts[side]},
-            links={"clip": (encoder, 0)},
+            links={"clip": encoder},
             title=key.capitalize(),
         )
         for side, key in keys.items()
@@ -187,8 +187,15 @@ def quantize(title: str, values: Mapping[str, Any], height: int, **links: Link) 
     return Group(title, {"quantize": node})
 
 
-QUANTIZED_PROMPT, QUANTIZED_LINKS = prompts("Read by the quantized encoder", "quantize", "quantized", 8)
-FLOAT_PROMPT, FLOAT_LINKS = prompts("Read by the float encoder", "encoder", "float", 8)
+def drawn(title: str, model: Link, encoder: Link, name: str, digit: int) -> Column:
+    """Prompts that an encoder reads, and the pictures that a model draws from them."""
+    group, links = prompts(title, encoder, name, digit)
+    return group, sampling("Drawn", model, name, links)
+
+
+TEXT_ENCODER = Node(
+    type="CalibratedRoundingLoadExampleTextEncoder", size=(NARROW, 60), values={"file": "digits_gemma2.safetensors"}
+)
 
 TEMPLATES = (
     Template(
@@ -330,11 +337,7 @@ TEMPLATES = (
                 Group(
                     "Load",
                     {
-                        "encoder": Node(
-                            type="CalibratedRoundingLoadExampleTextEncoder",
-                            size=(NARROW, 60),
-                            values={"file": "digits_gemma2.safetensors"},
-                        ),
+                        "encoder": TEXT_ENCODER,
                         "model": LOADER,
                         **latent_and_vae(),
                     },
@@ -379,8 +382,55 @@ TEMPLATES = (
                 ),
                 Group("What was done", {"report": report(("quantize", 1))}),
             ),
-            (QUANTIZED_PROMPT, sampling("Drawn", ("model", 0), "quantized", QUANTIZED_LINKS)),
-            (FLOAT_PROMPT, sampling("Drawn", ("model", 0), "float", FLOAT_LINKS)),
+            drawn("Read by the quantized encoder", ("model", 0), ("quantize", 0), "quantized", 8),
+            drawn("Read by the float encoder", ("model", 0), ("encoder", 0), "float", 8),
+        ),
+    ),
+    Template(
+        title="Quantize to a size",
+        note="**One size for a model and its text encoder together.** Every layer of both is measured in each format; "
+        "the bytes go where they lower the errors most. Both are saved, and drawn with beside the float ones.\n\n"
+        "**Change**: *gigabytes*, to what your card has room for. Link calibrations of both for a closer result.",
+        columns=(
+            (
+                Group(
+                    "Load",
+                    {"encoder": TEXT_ENCODER, "model": LOADER, **latent_and_vae()},
+                ),
+            ),
+            (
+                Group(
+                    "Quantize both",
+                    {
+                        "quantize": Node(
+                            type="CalibratedRoundingQuantizeToSize",
+                            size=(WIDE, 340),
+                            values={"gigabytes": 0.0038},
+                            links={"model": ("model", 0), "clip": ("encoder", 0)},
+                        )
+                    },
+                ),
+                Group(
+                    "Save both",
+                    {
+                        "save": Node(
+                            type="CalibratedRoundingSaveModel",
+                            size=(WIDE, 220),
+                            values={"filename_prefix": "diffusion_models/digits_sized"},
+                            links={"model": ("quantize", 0)},
+                        ),
+                        "save encoder": Node(
+                            type="CalibratedRoundingSaveTextEncoder",
+                            size=(WIDE, 220),
+                            values={"filename_prefix": "clip/digits_gemma2_sized"},
+                            links={"clip": ("quantize", 1)},
+                        ),
+                    },
+                ),
+            ),
+            (Group("What was done", {"report": report(("quantize", 2), (WIDE + 120, 640))}),),
+            drawn("Read by the quantized encoder", ("quantize", 0), ("quantize", 1), "quantized", 9),
+            drawn("Read by the float encoder", ("model", 0), ("encoder", 0), "float", 9),
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Write the example workflows and their thumbnails: `python tools/example_workflows.py`.
+"""Write the example workflows and their thumbnails: `python tools/example_workflows.py [NUMBER ...]`.
 
 Run it after a change of a node's inputs: a workflow stores the values of a node's widgets by position. Needs a ComfyUI,
 found as in the tests, which describes the widgets and draws the thumbnails.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,10 +30,13 @@ CAPTION, FONT_SIZE, BACKGROUND, INK = 88, 44, "#1f2a36", "#ffffff"
 
 
 def main() -> None:
-    for old in (*EXAMPLES.glob("*.json"), *EXAMPLES.glob("*.jpg")):
+    chosen = set(map(int, sys.argv[1:]))
+    for old in () if chosen else (*EXAMPLES.glob("*.json"), *EXAMPLES.glob("*.jpg")):
         old.unlink()
     with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
         for number, (name, template) in enumerate(NAMES.items(), 1):
+            if chosen and number not in chosen:
+                continue
             workflow = ui_format(template, server.object_info)
             (EXAMPLES / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
             shown = draw(api_format(workflow), server) or draw(sample_newest_file(number, server), server)

@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Watch, question } from "./check.mjs";
 import { TargetDefault } from "./defaults.mjs";
+import { keepDigits } from "./digits.mjs";
 import { loadStyle } from "./dom.mjs";
 import { executionId, linked, nodeAt, source, values, walk, workflowId } from "./graph.mjs";
 import { recall } from "./history.mjs";
@@ -47,9 +48,11 @@ const TALKING = {
 /** Nodes that name a file and say what it is. */
 const FILES = new Set(["CalibratedRoundingInspectFile", "CalibratedRoundingLoadRecipe"]);
 
+const PREFIX = "CalibratedRounding";
 const LOOKING = 250; // milliseconds between looks at the settings
 const MARGIN = 8;
 const WIDTH = 320;
+const WIDTH_OF_NAMES = 380; // so that the name of a file can be read
 const WIDGET = "calibrated_rounding";
 
 const panels = new WeakMap();
@@ -89,7 +92,8 @@ function addPanel(node) {
   if (quantizes) watches.set(node, new Watch((check) => panel.showCheck(check)));
   if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
-  node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  const width = TALKING[node.comfyClass]?.kind === "files" ? WIDTH_OF_NAMES : WIDTH;
+  node.setSize([Math.max(node.size[0], width), node.computeSize()[1]]);
 }
 
 /** What makes a size of a report the target of the next run; null where the settings are out of reach. */
@@ -193,6 +197,7 @@ function lookAt(id, node, kind) {
   const panel = panels.get(node);
   fold(node);
   watches.get(node).look(question(node, kind));
+  panel.showFreshness(watches.get(node).isFresh);
   defaults.get(node).look(panel.check?.plan);
   panel.showCalibration(panels.get(source(node, "calibration") ?? {})?.state?.notices);
   panel.compare((graph) => differs(id, graph));
@@ -226,6 +231,9 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (!node.comfyClass?.startsWith(PREFIX)) return;
+    keepDigits(node);
+    also(node, "addCustomWidget", () => keepDigits(node)); // choices bring inputs
     if (!ours(node)) return;
     addPanel(node);
     also(node, "onExecuted", (output) => executed(node, output));

@@ -45,7 +45,12 @@ async function ask(asked) {
 /** Watches a node's settings; `look` is to be called often, `found` gets the answer, or null where there is none. */
 export class Watch {
   constructor(found) {
-    Object.assign(this, { found, seen: "", since: 0, answered: "" });
+    Object.assign(this, { found, seen: "", since: 0, answered: "", shown: "" });
+  }
+
+  /** Whether what was found last is the answer to what was asked last. */
+  get isFresh() {
+    return this.shown === this.seen;
   }
 
   look(asked) {
@@ -57,6 +62,8 @@ export class Watch {
   async #answer(asked, now) {
     this.answered = now;
     const answer = asked && (await ask(asked).catch(() => null));
-    if (this.seen === now) this.found(answer);
+    if (this.seen !== now) return;
+    this.shown = now;
+    this.found(answer);
   }
 }

@@ -6,6 +6,7 @@ import { addBeside, choose } from "./beside.mjs";
 import { h } from "./dom.mjs";
 import { linked } from "./graph.mjs";
 import { failure, line } from "./notices.mjs";
+import { markOverflow } from "./overflow.mjs";
 import { legend } from "./palette.mjs";
 import { button, cardButton } from "./saved.mjs";
 import { bytes, text, whole } from "./text.mjs";
@@ -17,6 +18,7 @@ export class FilePanel {
     Object.assign(this, { node, height: 204, file: null, state: null });
     this.words = h("div", { class: "calro-words", role: "status", tabindex: 0 });
     const style = `min-height: ${this.height}px`;
+    markOverflow(this.words);
     this.element = h("div", { class: "calro calro-panel calro-text", style, "aria-label": text("panel") }, this.words);
     this.element.addEventListener("dragover", (event) => event.preventDefault());
     this.element.addEventListener("drop", (event) => this.#drop(event));

@@ -4,6 +4,7 @@ import { h, tail } from "./dom.mjs";
 import { primaryError, verdict } from "./errors.mjs";
 import { ask, mayAsk } from "./finished.mjs";
 import { failure, line, merge, sentence } from "./notices.mjs";
+import { markOverflow } from "./overflow.mjs";
 import { legend } from "./palette.mjs";
 import { secondsLeft } from "./runs.mjs";
 import { fileLine, loaderButton } from "./saved.mjs";
@@ -11,18 +12,20 @@ import { Strip } from "./strip.mjs";
 import { bytes, change, duration, error, keptLayers, percent, range, text, whole } from "./text.mjs";
 
 const TICK = 1000;
+const HEIGHT = 238; // also in style.css
 const ENDED = ["done", "interrupted", "failed"];
 
 export class Panel {
   /** openReport(report) and turnAdvanced() are called by the buttons. node: whose panel it is. */
   constructor(openReport, turnAdvanced, node) {
     this.node = node;
-    this.height = 223;
+    this.height = HEIGHT;
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
     [this.head, this.facts, this.notices] = ["head", "facts", "notices"].map((name) =>
       h("div", { class: `calro-${name}` }),
     );
+    markOverflow(this.notices);
     this.said = h("span", { class: "calro-unseen", role: "status" });
     this.button = button(text("full_report"), () => openReport(this.state.report));
     const advanced = button(text("advanced"), turnAdvanced, { class: "calro-advanced" });
@@ -32,6 +35,7 @@ export class Panel {
     this.element = h("div", { class: "calro calro-panel", role: "group", "aria-label": text("panel") }, ...parts);
     this.state = { phase: "idle", layers: [] };
     this.check = null;
+    this.isFresh = true;
     this.changed = false;
     this.calibration = [];
     this.#draw();
@@ -46,6 +50,13 @@ export class Panel {
   /** What the server says before the run, null where it says nothing. */
   showCheck(check) {
     this.check = check;
+    this.#later();
+  }
+
+  /** Whether the server has said it of the present settings. */
+  showFreshness(isFresh) {
+    if (isFresh === this.isFresh) return;
+    this.isFresh = isFresh;
     this.#later();
   }
 
@@ -84,6 +95,7 @@ export class Panel {
     const { phase, layers, run, report } = this.state;
     const view = VIEWS[this.#phase](this.state, this.check);
     this.element.dataset.phase = this.#phase;
+    this.element.classList.toggle("calro-bare", this.#phase === "failed" && !layers.length);
     this.head.replaceChildren(h("b", {}, view.title), ...(view.detail ? [tail(view.detail)] : []));
     this.facts.replaceChildren(...view.facts.map(fact));
     if (this.#phase === "changed") this.strip.show([], 0);
@@ -124,7 +136,9 @@ export class Panel {
   #notices() {
     const { message, report, layers } = this.#phase === "changed" ? { layers: [] } : this.state;
     const said = new Set(report?.notes.map(({ kind }) => kind));
-    const before = [...this.calibration.filter(({ kind }) => !said.has(kind)), ...(this.check?.notices ?? [])];
+    // A result is not shown with what was said of other settings.
+    const checked = this.#phase === "done" && !this.isFresh ? [] : (this.check?.notices ?? []);
+    const before = [...this.calibration.filter(({ kind }) => !said.has(kind)), ...checked];
     const failed = this.#phase === "failed";
     // The error that made the run fail takes the place of errors that would.
     const notices = failed
@@ -249,9 +263,9 @@ const VIEWS = {
     facts: [count(state), [text("time"), duration(state.run.seconds)], ...saved(state.layers)],
     share: 1,
   }),
-  done: ({ report }) => ({
+  done: ({ report }, check) => ({
     title: report.from_disk ? text("done_from_disk") : text("done", { time: duration(report.seconds) }),
-    detail: (report.totals.output_w8a8 && verdict(report.totals.output_w8a8)) ?? report.profile,
+    detail: (report.totals.output_w8a8 && verdict(report.totals.output_w8a8)) ?? check?.plan?.title ?? report.profile,
     facts: [...outputErrors(report), ...sizes(report.totals)],
     share: 1,
   }),

@@ -241,9 +241,9 @@ function more({ kept, removed, notes: noted, recipe, versions, from_disk: fromDi
   ];
 }
 
-/** Filled when it is opened first. */
+/** Filled when it is opened first; there is room for one that is open. */
 function folded(title, content) {
   const place = h("div", { class: "calro-folded" });
   const fill = () => place.childElementCount || place.append(...content());
-  return h("details", { ontoggle: fill }, h("summary", {}, title), place);
+  return h("details", { name: "calro-folded", ontoggle: fill }, h("summary", {}, title), place);
 }

@@ -2,10 +2,13 @@
 
 import { app } from "../../scripts/app.js";
 import { linked } from "./graph.mjs";
+import { scrollsUnder } from "./overflow.mjs";
 
-/** On the canvas the wheel zooms, wherever the pointer is; Nodes 2.0 sees to that itself. */
+/** On the canvas the wheel zooms wherever there is nothing to scroll; Nodes 2.0 sees to that itself. */
 export function zoom(event) {
-  if (!window.LiteGraph?.vueNodesMode) app.canvas.processMouseWheel(event);
+  if (window.LiteGraph?.vueNodesMode) return;
+  if (scrollsUnder(event)) event.stopPropagation();
+  else app.canvas.processMouseWheel(event);
 }
 
 /** Workflows that were saved without the panel have nodes too small for it. */

@@ -15,7 +15,7 @@ const NAMES = { candidate: "compare_candidate", difference: "compare_difference"
 export function openSlider(images, title) {
   document.querySelector("dialog.calro-slider")?.remove();
   const view = new Slider(images);
-  const close = h("button", { type: "button", class: "calro-close", title: text("close"), onclick: () => dialog.close() }, "×");
+  const close = h("button", { type: "button", class: "calro-close", title: text("close"), onclick: () => dialog.close() }, "✕");
   const head = h("header", {}, h("h2", {}, text("compare_pictures")), h("span", {}, title), close);
   const dialog = h("dialog", { class: "calro calro-report calro-slider" }, head, view.element);
   dialog.addEventListener("close", () => dialog.remove());

@@ -2,6 +2,7 @@
 
 import { h } from "./dom.mjs";
 import { line, merge } from "./notices.mjs";
+import { markOverflow } from "./overflow.mjs";
 import { fileLines } from "./saved.mjs";
 import { openSlider } from "./slider.mjs";
 import { text } from "./text.mjs";
@@ -16,6 +17,7 @@ export class TextPanel {
     const style = `min-height: ${this.height}px`;
     const figures = kind === "table" && "calro-figures";
     this.words = h("div", { class: ["calro-words", figures].filter(Boolean).join(" "), role: "status", tabindex: 0 });
+    markOverflow(this.words);
     this.element = h("div", { class: "calro calro-panel calro-text", style, "aria-label": text("panel") }, this.words);
     this.notices = [];
     this.show(null);

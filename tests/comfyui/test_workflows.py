@@ -140,6 +140,22 @@ def test_quantize_text_encoder_draws_digits(server: Server, handwriting: np.ndar
     assert (read_pixels(server, server.execute(again)[image]) == read_pixels(server, quantized)).all()
 
 
+def test_quantize_to_a_size_draws_digits(server: Server, handwriting: np.ndarray) -> None:
+    graph = api_format(read_workflow("Quantize to a size"))
+    outputs = server.execute(graph)
+    quantized, floats = shown_by(outputs, graph, "SaveImage")
+    for shown in (quantized, floats):
+        assert classify_digits(server, handwriting, shown["images"]).count(digit_of("Quantize to a size")) >= 3
+    assert (read_pixels(server, quantized) != read_pixels(server, floats)).any()
+    (shown,) = shown_by(outputs, graph, "CalibratedRoundingQuantizeToSize")
+    (size,) = (node["inputs"] for node in graph.values() if node["class_type"].endswith("QuantizeToSize"))
+    assert shown["calibrated_rounding"][0]["totals"]["bytes_after"] <= size["gigabytes"] * 1e9
+    for kind in ("SaveModel", "SaveTextEncoder"):
+        (saved,) = shown_by(outputs, graph, f"CalibratedRounding{kind}")
+        (file,) = saved["calibrated_rounding"][0]["files"]
+        assert Path(file["path"]).is_file()
+
+
 def read_pixels(server: Server, shown: dict[str, Any]) -> np.ndarray:
     """Read the pictures that an image node shows, without the workflow in their files."""
     return np.stack([np.asarray(Image.open(io.BytesIO(server.image(image)))) for image in shown["images"]])

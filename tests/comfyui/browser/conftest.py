@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from calibrated_rounding.tools.comfyui import Host, Server
-from calibrated_rounding.tools.comfyui.browser import CHROMIUM, Site, launch
+from calibrated_rounding.tools.comfyui.browser import CHROMIUM, THEMES, Site, launch
 
 PACKAGE = "comfyui-frontend-package"
 FRONT_ENDS = ("required", "newest")
@@ -78,12 +78,18 @@ def chain(site: Site) -> tuple[int, int, int]:
     return loader, quantize, save
 
 
+@pytest.fixture
+def theme() -> str:
+    """ComfyUI's colour palette; a test that is parametrized by ``theme`` runs in each."""
+    return THEMES[0]
+
+
 @pytest.fixture(params=MODES)
-def site(request: pytest.FixtureRequest, comfyui: Server, chromium: Any, shots: Path) -> Iterator[Site]:
+def site(request: pytest.FixtureRequest, comfyui: Server, chromium: Any, shots: Path, theme: str) -> Iterator[Site]:
     """An empty graph, on the canvas and in Nodes 2.0; the test fails if the pack complained in the console."""
     name = request.node.name.replace("test_", "", 1).translate(str.maketrans("[]", "__")).strip("_")
     context = chromium.new_context(viewport={"width": 1500, "height": 1000})
-    site = Site(comfyui, context.new_page(), shots / name, nodes2=request.param == "nodes2")
+    site = Site(comfyui, context.new_page(), shots / name, request.param == "nodes2", theme)
     site.open()
     yield site
     site.screenshot("end")

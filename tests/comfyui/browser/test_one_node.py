@@ -1,4 +1,7 @@
-"""From an empty graph to a file with one node, counted and filmed, and what the node recommends on the way."""
+"""From an empty graph to a saved model, with one node and with two: counted, and filmed in both themes.
+
+The screenshots are the film: `CALIBRATED_ROUNDING_SCREENSHOTS=film pytest tests/comfyui/browser/test_one_node.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from calibrated_rounding.tools.comfyui import PACK
-from calibrated_rounding.tools.comfyui.browser import Site
+from calibrated_rounding.tools.comfyui.browser import THEMES, Site
 
 FILE = "diffusion_models/digits_wan.safetensors"
 
-
 SETTLED = 1000
-"""Milliseconds after which the panel has answered."""
+"""Milliseconds after which the panel has answered and a screenshot shows it."""
+
+WINDOW = {"width": 1740, "height": 1130}
+"""The window that shows the whole workflow with two nodes more."""
 
 SAMPLING = next((PACK / "examples").glob("*Sample a saved file.json"))
 """A workflow of stock nodes; the test loads the float model with it."""
+
+
+themes = pytest.mark.parametrize("theme", THEMES)
 
 
 class Actions:
@@ -34,9 +43,10 @@ class Actions:
         return result
 
 
+@themes
 def test_one_node_makes_file_in_four_actions(site: Site) -> None:
     actions = Actions(site)
-    node = actions.do("add", site.add, "Quantize")
+    node = actions.do("add", site.add, "Quantize", (300, 160))
     assert site.call("nodeTypes") == ["CalibratedRoundingQuantizeFile"]
     actions.do("file", site.choose, node, "file", FILE)
     planned = site.watch(node, lambda panel: panel["title"].startswith("Planned"))[-1]
@@ -50,23 +60,31 @@ def test_one_node_makes_file_in_four_actions(site: Site) -> None:
     assert path.is_file() and path.is_relative_to(site.server.output)
 
 
-def test_two_nodes_sample_and_save_in_seven_actions(site: Site) -> None:
+@themes
+def test_two_nodes_sample_and_save_in_eight_actions(site: Site) -> None:
+    site.page.set_viewport_size(WINDOW)
     actions = Actions(site)
     text = SAMPLING.read_text(encoding="utf-8").replace("digits_int8_00001_", "digits_wan")
-    workflow = json.loads(text)
-    actions.do("open", site.call, "loadGraph", workflow)
+    actions.do("open", site.drop_workflow, json.loads(text))
+    site.call("setView", [80, 0])
     loader, sampler = (site.call("findNode", kind) for kind in ("UNETLoader", "KSampler"))
-    quantize = actions.do("add_quantize", site.add, "Quantize Model", (900, 280))
-    actions.do("link_model", site.connect, loader, "MODEL", quantize, "model")
-    actions.do("link_sampler", site.connect, quantize, "MODEL", sampler, "model")
-    save = actions.do("add_save", site.add, "Save Quantized Model", (1340, 280))
-    actions.do("link_save", site.connect, quantize, "MODEL", save, "model")
+    quantize = actions.do("add_quantize", site.add, "Quantize Model", (800, 284))
+    actions.do("link_model", site.link, loader, "MODEL", quantize, "model")
+    actions.do("link_sampler", site.link, quantize, "MODEL", sampler, "model")
+    save = actions.do("add_save", site.add, "Save Quantized Model", (1220, 284))
+    actions.do("link_save", site.link, quantize, "MODEL", save, "model")
+    site.watch(quantize, lambda panel: "Recommended: int8_convrot" in panel["notices"])
+    actions.do("format", site.choose, quantize, "format", "int8_row")
     actions.do("run", site.press, "Run")
     site.watch_until(quantize, "done")
     site.watch_until(save, "done")
+    site.wait("showsPictures", site.call("findNode", "SaveImage"), 4)
+    site.page.wait_for_load_state("networkidle")
+    site.page.wait_for_timeout(SETTLED)
     site.screenshot("sampled_and_saved")
-    assert actions.count == 7
-    assert "Recommended: int8_convrot" in site.read_panel(quantize)["notices"]
+    assert actions.count == 8
+    path = Path(site.read_panel(save)["files"][0])
+    assert path.is_file() and path.is_relative_to(site.server.output)
 
 
 def test_old_workflow_keeps_its_settings(site: Site) -> None:

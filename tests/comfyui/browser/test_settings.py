@@ -97,6 +97,21 @@ def test_target_in_gigabytes_starts_at_model_size(site: Site, chain: Chain) -> N
     assert site.call("widgetIs", quantize, "format.target.target_gb", 8.0), "saved values stay"
 
 
+def test_typed_number_keeps_its_digits(site: Site, chain: Chain) -> None:
+    _, quantize, _ = chain
+    size = site.create("CalibratedRoundingQuantizeToSize")
+    site.type_number(size, "gigabytes", "6.257")
+    site.wait("widgetIs", size, "gigabytes", 6.257)
+    site.choose(quantize, "format", "auto")
+    site.choose(quantize, "format.target", "gigabytes")
+    site.type_number(quantize, "format.target.target_gb", "7.25")
+    site.wait("widgetIs", quantize, "format.target.target_gb", 7.25)
+    site.screenshot("typed")
+    if site.nodes2:
+        fields = [site.number_field(size, "gigabytes"), site.number_field(quantize, "format.target.target_gb")]
+        assert [field.input_value() for field in fields] == ["6.257", "7.25"]
+
+
 def write_large_model(site: Site) -> str:
     """Write the header of a file of 2 GB, without the weights; returns the name that the loader shows."""
     shape = [20_000, 50_000]

@@ -1,5 +1,5 @@
 """ComfyUI's page in a browser, used as a user would; needs playwright and Debian's Chromium."""
 
-from .site import CHROMIUM, Site, launch
+from .site import CHROMIUM, THEMES, Site, launch
 
-__all__ = ["CHROMIUM", "Site", "launch"]
+__all__ = ["CHROMIUM", "THEMES", "Site", "launch"]

@@ -8,11 +8,20 @@ window.packPage = (() => {
   const panel = (id) => node(id)?.widgets.find((entry) => entry.name === "calibrated_rounding")?.element;
   const slotOf = (slots, name) => slots.findIndex((slot) => slot.name === name);
   const execute = (command) => window.app.extensionManager.command.execute(command);
+  const contentOf = ({ id, nodes }) =>
+    JSON.stringify([
+      id,
+      ...nodes
+        .map((entry) => [Number(entry.id), entry.mode, entry.widgets_values, entry.inputs?.map(({ link }) => link)])
+        .sort(([one], [other]) => one - other),
+    ]);
   const textOf = (element, part) => element.querySelector(part)?.innerText ?? "";
 
   return {
     // The page
-    isReady: () => Boolean(window.app?.extensionManager?.setting && window.app.canvas?.graph),
+    /** Also the workflow of the last visit is loaded: until then the page may put it over any other. */
+    isReady: () =>
+      Boolean(window.app?.extensionManager?.setting && window.app.canvas?.graph) && !window.app.extensionManager.spinner,
     isTyping: () => document.activeElement.tagName === "INPUT",
     offersNode: (title) => Boolean(document.querySelector("[role=option]")?.innerText.trim().startsWith(title)),
     offersAny: (title) => [...document.querySelectorAll("[role=option]")].some((entry) => entry.innerText.includes(title)),
@@ -25,6 +34,17 @@ window.packPage = (() => {
     // The graph. Places are in its coordinates; the view is neither moved nor scaled unless a caller does.
     serialize: () => graph().serialize(),
     loadGraph: (workflow) => window.app.loadGraphData(workflow),
+    /** As if a file had been dragged from the desktop onto the canvas. */
+    dropFile: (name, type, text) => {
+      const dataTransfer = new DataTransfer();
+      dataTransfer.items.add(new File([text], name, { type }));
+      for (const kind of ["dragenter", "dragover", "drop"]) {
+        const event = new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer, clientX: 700, clientY: 500 });
+        window.app.canvas.canvas.dispatchEvent(event);
+      }
+    },
+    /** Whether the graph has these nodes, with the same values and links. */
+    holdsGraph: (workflow) => contentOf(graph().serialize()) === contentOf(workflow),
     setView: (offset) => Object.assign(window.app.canvas.ds, { scale: 1, offset }),
     countNodes: () => graph().nodes.length,
     hasNodes: (count) => graph().nodes.length === count,
@@ -40,6 +60,7 @@ window.packPage = (() => {
     lastNodeIsPlaced: () => !lastNode().flags?.ghost,
     placeLastNode: (place) => {
       lastNode().pos = place;
+      graph().setDirtyCanvas(true, true);
     },
     createNode: (type, place) => {
       const created = window.LiteGraph.createNode(type);
@@ -63,7 +84,12 @@ window.packPage = (() => {
     },
     widgetValue: (id, name) => widget(id, name).value,
     widgetOffers: (id, name, value) => (widget(id, name).options?.values ?? []).includes(value),
+    numberWidgets: (id) =>
+      node(id)
+        .widgets.filter(({ type, hidden }) => type === "number" && !hidden)
+        .map(({ name }) => name),
     widgetIs: (id, name, value) => widget(id, name).value === value,
+    showsPictures: (id, count) => window.app.nodeOutputs[id]?.images?.length === count,
     isDrawn: (id, name) => widget(id, name)?.last_y !== undefined,
 
     // Places on the page, in pixels, and in the graph

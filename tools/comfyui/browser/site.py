@@ -6,10 +6,11 @@ The page's own side is page.js.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +32,11 @@ PLACES = [(120, 160), (480, 160), (960, 160), (960, 580), (120, 400)]
 EMPTY = (300, 850)
 """A place on the canvas, in pixels, without a node."""
 
+THEMES = ("dark", "light")
+"""Names of ComfyUI's colour palettes."""
+
+Point = tuple[float, float]
+
 Panel = dict[str, Any]
 """Texts and sizes of a node's panel; `readPanel` in page.js reads them."""
 
@@ -48,6 +54,7 @@ class Site:
         page: Playwright's page.
         shots: Folder for screenshots.
         nodes2: Whether nodes are drawn by Nodes 2.0 and not on the canvas.
+        theme: Name of ComfyUI's colour palette.
     """
 
     complaints: list[str]
@@ -55,8 +62,8 @@ class Site:
     strangers: list[str]
     """Addresses on other servers that the pack has asked for."""
 
-    def __init__(self, server: Server, page: Any, shots: Path, nodes2: bool) -> None:
-        self.server, self.page, self.shots, self.nodes2 = server, page, shots, nodes2
+    def __init__(self, server: Server, page: Any, shots: Path, nodes2: bool, theme: str = THEMES[0]) -> None:
+        self.server, self.page, self.shots, self.nodes2, self.theme = server, page, shots, nodes2, theme
         self.complaints, self.strangers = [], []
         self._shot = itertools.count()
         page.add_init_script(path=str(SCRIPT))
@@ -84,18 +91,21 @@ class Site:
 
     def open(self, **settings: Any) -> None:
         """Load the page with some of ComfyUI's settings, and begin an empty graph."""
-        self.server.post(
-            "/settings", {"Comfy.VueNodes.Enabled": self.nodes2, "Comfy.TutorialCompleted": True, **settings}
-        )
+        view = {"Comfy.VueNodes.Enabled": self.nodes2, "Comfy.ColorPalette": self.theme}
+        self.server.post("/settings", {"Comfy.TutorialCompleted": True, **view, **settings})
         self.load()
         self._clear_graph()
         self.call("setView", [0, 0])
 
     def reload(self) -> None:
-        """Load the page again with the same graph; ComfyUI itself may keep only changes by mouse."""
+        """Load the page again with the same graph.
+
+        ComfyUI saves a graph some time after a change, and what a script changes perhaps never; so the graph that it
+        loads may be older.
+        """
         graph = self.call("serialize")
         self.load()
-        if not self.becomes_true("countNodes", seconds=2):
+        if not self.call("holdsGraph", graph):
             self.call("loadGraph", graph)
 
     def load(self) -> None:
@@ -121,17 +131,23 @@ class Site:
         assert math.dist(node["place"], PLACES[count]) < 50, "a node must lie where it was dropped"
         return int(node["id"])
 
-    def add(self, title: str, place: tuple[int, int] | None = None) -> int:
+    def add(self, title: str, place: Point | None = None) -> int:
         """Add a node from the search box at a place, by default the next one; returns its id."""
         count = self.call("countNodes")
-        self._open_search()
+        pointer = self.call("toPage", place) if place else EMPTY
+        self._open_search(pointer)
         self.page.keyboard.type(title, delay=15)
         self.wait("offersNode", title)
         self.page.keyboard.press("Enter")
         self.wait("hasNodes", count + 1)
-        self._put_down()
+        self._put_down(pointer)
         self.call("placeLastNode", place or PLACES[count])
         return int(self.call("lastNode")["id"])
+
+    def drop_workflow(self, workflow: Mapping[str, Any]) -> None:
+        """Drop a file with a workflow onto the canvas."""
+        self.call("dropFile", "workflow.json", "application/json", json.dumps(workflow))
+        self.wait("hasNodes", len(workflow["nodes"]))
 
     def search(self, words: str) -> None:
         """Type into the search box for nodes."""
@@ -159,13 +175,28 @@ class Site:
             self.page.locator(f'[data-node-id="{node}"]').get_by_role("combobox", name=label).click()
             self.page.get_by_role("option", name=value, exact=True).click()
         else:
-            self.wait("isDrawn", node, name)
-            place = self.call("toPage", self.call("widgetPlace", node, name))
-            self.page.mouse.move(place[0] + 4, place[1])  # the canvas learns by it what is under the pointer
-            self.page.mouse.click(*place)
+            self._click_widget(node, name)
             entry = re.compile(rf"^\s*{re.escape(value)}\s*$")
             self.page.locator(".litecontextmenu .litemenu-entry").filter(has_text=entry).click()
         self.wait("widgetIs", node, name, value)
+
+    def type_number(self, node: int, name: str, digits: str) -> None:
+        """Type a value into a number widget."""
+        if self.nodes2:
+            field = self.number_field(node, name)
+            field.fill(digits)
+            field.press("Enter")
+        else:
+            self._click_widget(node, name)
+            self.wait("isTyping")
+            self.page.keyboard.press("Control+A")
+            self.page.keyboard.type(digits)
+            self.page.keyboard.press("Enter")
+
+    def number_field(self, node: int, name: str) -> Any:
+        """Playwright's locator of the field of a number widget in Nodes 2.0."""
+        numbers: list[str] = self.call("numberWidgets", node)
+        return self.page.locator(f'[data-node-id="{node}"] input[role=spinbutton]').nth(numbers.index(name))
 
     def create(self, kind: str) -> int:
         """Create a node by its type, without the search box; returns its id."""
@@ -260,25 +291,32 @@ class Site:
                 return
         raise AssertionError("The graph does not become empty.")
 
-    def _draw(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+    def _draw(self, start: Point, end: Point) -> None:
         self.page.mouse.move(*self.call("toPage", start))
         self.page.mouse.down()
         self.page.mouse.move(*self.call("toPage", end), steps=8)
         self.page.mouse.up()
 
-    def _open_search(self) -> None:
+    def _click_widget(self, node: int, name: str) -> None:
+        """Click a widget on the canvas."""
+        self.wait("isDrawn", node, name)
+        place = self.call("toPage", self.call("widgetPlace", node, name))
+        self.page.mouse.move(place[0] + 4, place[1])  # the canvas learns by it what is under the pointer
+        self.page.mouse.click(*place)
+
+    def _open_search(self, pointer: Point = EMPTY) -> None:
         """Double-click, again while the page does not listen yet."""
         for _ in range(20):
-            self.page.mouse.dblclick(*EMPTY)
+            self.page.mouse.dblclick(*pointer)
             if self.becomes_true("isTyping"):
                 return
         raise AssertionError("The search box does not open.")
 
-    def _put_down(self) -> None:
+    def _put_down(self, pointer: Point) -> None:
         """Click until the node from the search box no longer follows the pointer."""
         for step in range(20):
-            self.page.mouse.move(EMPTY[0] + step, EMPTY[1])
-            self.page.mouse.click(EMPTY[0] + step, EMPTY[1])
+            self.page.mouse.move(pointer[0] + step, pointer[1])
+            self.page.mouse.click(pointer[0] + step, pointer[1])
             if self.becomes_true("lastNodeIsPlaced"):
                 return
         raise AssertionError("The node cannot be put down.")
