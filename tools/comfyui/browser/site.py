@@ -177,7 +177,7 @@ class Site(Tab):
 
     def open_report(self, node: int) -> Any:
         """Open a node's full report with the keyboard; returns the dialog."""
-        self.panel(node).query_selector("button").focus()
+        self.panel(node).query_selector(".calro-buttons button").focus()
         self.page.keyboard.press("Enter")
         dialog = self.page.locator("dialog.calro-report")
         dialog.locator("circle").first.wait_for()
