@@ -145,8 +145,9 @@ export class Panel {
     const before = [...this.calibration.filter(({ kind }) => !said.has(kind)), ...checked];
     const failed = this.#phase === "failed";
     // The error that made the run fail takes the place of errors that would.
+    const others = (notice) => notice.level !== "error" && sentence(notice) !== message?.trim();
     const notices = failed
-      ? [failure(message), ...before.filter((notice) => notice.level !== "error" && sentence(notice) !== message?.trim())]
+      ? [failure(message), ...before.filter(others)]
       : merge(report?.notices, report?.notes, before);
     const file = report?.saved ? [fileLine(report.saved)] : [];
     const fresh = this.#phase === "idle" && !this.check?.plan && notices.every(({ level }) => level === "info");
