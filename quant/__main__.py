@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -40,8 +41,11 @@ def main() -> int:
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if default:
         signal.signal(signal.SIGINT, end_import)
+    gc.disable()  # what imports create stays, and looking through it again and again takes a third of the start
     package = load_checkout() if __package__ == "quant" else __package__
     run = import_module(".cli", package).main
+    gc.freeze()
+    gc.enable()
     if default:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code: int = run()

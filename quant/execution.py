@@ -39,7 +39,7 @@ from .version import versions
 from .workers.devices import spread
 
 WAITING_BYTES = 64 << 20
-"""Bytes that are read ahead, and bytes that wait to be written, unless one tensor alone has more."""
+"""Bytes that are read ahead of the layer in work, and bytes that wait to be written; one tensor may have more."""
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,6 @@ class ReadAhead(Generic[Item, Result]):
                 item, result = self._next(check_cancelled)
                 yield item, result
                 del result
-                with self._room.changed:
-                    self._room.give_back(self._size(item))
         finally:
             self._room.close()
             self._thread.join()
@@ -82,7 +80,9 @@ class ReadAhead(Generic[Item, Result]):
                     raise self._error
                 check_cancelled()
                 self._room.changed.wait(POLL_SECONDS)
-            return self._ready.popleft()
+            item, result = self._ready.popleft()
+            self._room.give_back(self._size(item))
+            return item, result
 
     def _run(self) -> None:
         try:

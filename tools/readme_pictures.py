@@ -49,6 +49,7 @@ def draw_saved(site: Site) -> bytes:
     """Draw the three nodes after a run."""
     quantize, save = create_chain(site)
     site.set(save, filename_prefix="diffusion_models/digits_int8")
+    site.watch(quantize, lambda panel: "Recommended" in panel["notices"])
     site.queue()
     site.watch_until(quantize, "done")
     site.watch_until(save, "done")

@@ -30,10 +30,14 @@ def hadamard(group: int, device: torch.device) -> Tensor:
     return matrix.div(group**0.5)
 
 
-def rotate(x: Tensor, group: int) -> Tensor:
-    """Multiply each group of ``x [..., K]`` by the Hadamard matrix, in float32; K is a multiple of ``group``."""
-    split = x.to(torch.float32).reshape(*x.shape[:-1], -1, group)
-    return (split @ hadamard(group, x.device)).flatten(-2)
+def rotate(x: Tensor, group: int, out: Tensor | None = None) -> Tensor:
+    """Multiply each group of ``x [..., K]`` by the Hadamard matrix, in float32; K is a multiple of ``group``.
+
+    The result is written to ``out``, float32 and contiguous, if it is not None.
+    """
+    groups = x.to(torch.float32).reshape(-1, group)
+    result = torch.mm(groups, hadamard(group, x.device), out=None if out is None else out.view(-1, group))
+    return result.view(x.shape)
 
 
 def rotate_quant(x: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
+from .buffers import BufferPool
 from .header import Header, TensorInfo, parse_header
 from .shards import INDEX_SUFFIX, read_weight_map
 from .source_file import PIECE, SourceFile
@@ -33,6 +34,7 @@ class Checkpoint:
         self.paths = tuple(paths)
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
+        self._buffers = BufferPool()
         self._sources = [source for source, _ in shards]
         self._places: dict[str, tuple[SourceFile, int]] = {}
         for source, header in shards:
@@ -58,7 +60,7 @@ class Checkpoint:
         """
         source, offset = self._place(name)
         info = self.tensors[name]
-        tensor = torch.empty(info.shape, dtype=info.dtype)
+        tensor = self._buffers.empty(info.shape, info.dtype)
         source.read_into(offset, byte_view(tensor))
         return tensor
 

@@ -97,6 +97,11 @@ class Format(ABC):
     def round(self, weight: Tensor, scale: Any) -> Tensor:
         """Nearest codes ``[N, K]`` of a weight, float32 ``[N, K]``."""
 
+    def round_into(self, weight: Tensor, scale: Any, codes: Tensor, values: Tensor) -> None:
+        """Write the results of `round` to ``codes``, and what they stand for to ``values``, float32 ``[N, K]``."""
+        codes.copy_(self.round(weight, scale))
+        values.copy_(self.dequantize(codes, scale))
+
     @abstractmethod
     def neighbours(self, weight: Tensor, scale: Any) -> tuple[Tensor, Tensor]:
         """The grid points around each weight, dequantized, float32 ``[N, K]``: the next below and the next above.

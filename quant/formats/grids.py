@@ -29,6 +29,7 @@ class Grid(Protocol):
     @property
     def smallest_exponent(self) -> int: ...
     def encode(self, x: Tensor) -> Tensor: ...
+    def encode_into(self, x: Tensor, codes: Tensor) -> None: ...
     def below(self, x: Tensor) -> Tensor: ...
     def above(self, x: Tensor) -> Tensor: ...
     def spacing(self, x: Tensor) -> Tensor: ...
@@ -46,6 +47,10 @@ class IntegerGrid:
     def encode(self, x: Tensor) -> Tensor:
         """Nearest code of float32 ``x``, halves to even, saturating."""
         return x.round().clamp_(-self.maximum, self.maximum).to(self.dtype)
+
+    def encode_into(self, x: Tensor, codes: Tensor) -> None:
+        """Write the codes of `encode` to ``codes``, and what they stand for to ``x``."""
+        codes.copy_(x.round_().clamp_(-self.maximum, self.maximum))
 
     def below(self, x: Tensor) -> Tensor:
         return x.floor().clamp_(-self.maximum, self.maximum)
@@ -70,6 +75,11 @@ class FloatGrid:
         """Nearest code of float32 ``x``, halves to even, saturating instead of turning into infinity or NaN."""
         return x.clamp(-self.maximum, self.maximum).to(self.dtype)
 
+    def encode_into(self, x: Tensor, codes: Tensor) -> None:
+        """Write the codes of `encode` to ``codes``, and what they stand for to ``x``."""
+        codes.copy_(x.clamp_(-self.maximum, self.maximum))
+        to_float32(codes, out=x)
+
     def below(self, x: Tensor) -> Tensor:
         step = self.spacing(x)
         return (x / step).floor_().mul_(step).clamp_(-self.maximum, self.maximum)
@@ -86,15 +96,16 @@ class FloatGrid:
         return torch.ldexp(torch.ones_like(x), exponent)
 
 
-def to_float32(codes: Tensor) -> Tensor:
-    """Return the values of 8-bit codes in float32.
+def to_float32(codes: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the values of 8-bit codes in float32, written to ``out``, contiguous, if it is not None.
 
     On the CPU, floating-point codes are looked up: torch converts them one at a time, seven times slower.
     """
     if codes.device.type != "cpu" or codes.dtype not in _VALUES:
-        return codes.to(torch.float32)
+        return codes.to(torch.float32) if out is None else out.copy_(codes)
     places = codes.contiguous().view(torch.uint8).reshape(-1).to(torch.int32)
-    return _VALUES[codes.dtype].index_select(0, places).view(codes.shape)
+    flat = None if out is None else out.view(-1)
+    return torch.index_select(_VALUES[codes.dtype], 0, places, out=flat).view(codes.shape)
 
 
 INT8 = IntegerGrid()

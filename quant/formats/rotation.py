@@ -15,19 +15,20 @@ GROUP_SIZES = (256, 64, 16)
 """Sizes that ComfyUI's kernels rotate by, largest first: the larger the group, the wider an outlier is spread."""
 
 
-def rotate(weight: Tensor, group: int) -> Tensor:
+def rotate(weight: Tensor, group: int, out: Tensor | None = None) -> Tensor:
     """Rotate a weight; its own inverse.
 
     Args:
         weight: Float32 ``[N, K]``, contiguous; or input rows ``[R, K]``.
         group: One of `GROUP_SIZES`; divides K.
+        out: Where to write the result, contiguous; None: in memory of its own.
 
     Raises:
         RecipeError: ComfyUI does not run this group size.
     """
     if group not in GROUP_SIZES:
         raise RecipeError(f"Rotation group {group} is not one that ComfyUI runs; choose 16, 64 or 256.")
-    return eager.rotate(weight, group)
+    return eager.rotate(weight, group, out)
 
 
 def largest_group(width: int, limit: int) -> int | None:

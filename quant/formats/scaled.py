@@ -64,6 +64,12 @@ class ScaledFormat(Format):
     def round(self, weight: Tensor, scale: Tensor) -> Tensor:
         return self.grid.encode(weight / self.granularity.expand(scale, (weight.shape[0], weight.shape[1])))
 
+    def round_into(self, weight: Tensor, scale: Tensor, codes: Tensor, values: Tensor) -> None:
+        """As `Format.round_into`, in the memory of ``values``."""
+        wide = self.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
+        self.grid.encode_into(torch.div(weight, wide, out=values), codes)
+        values.mul_(wide)
+
     def neighbours(self, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         wide = self.granularity.expand(scale, (weight.shape[0], weight.shape[1]))
         relative = weight / wide

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .workspace import Workspace
+
 
 @dataclass(frozen=True)
 class ErrorPair:
@@ -80,10 +82,17 @@ def square_sum(values: Tensor) -> float:
     return math.fsum(square_sums(values).tolist())
 
 
-def square_sums(values: Tensor) -> Tensor:
+def square_sums(values: Tensor, workspace: Workspace | None = None) -> Tensor:
     """Sums of squares of chunks, float64, on the device of the values: reading them is what waits for it."""
     chunks = torch.split(values.reshape(-1), CHUNK_ELEMENTS)
-    return torch.stack([chunk.to(torch.float64).square_().sum() for chunk in chunks])
+    return torch.stack([_widen(chunk, workspace).square_().sum() for chunk in chunks])
+
+
+def _widen(values: Tensor, workspace: Workspace | None) -> Tensor:
+    """A copy in float64, in a buffer if there are any."""
+    if workspace is None:
+        return values.to(torch.float64)
+    return workspace.take("wide", values.shape, torch.float64).copy_(values)
 
 
 def relative_error(square_error: float, square: float) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..files.tensors import is_finite
 from ..formats import Format, GroupedFormat, GroupScales, Scale, ScaledFormat, scales
-from ..formats.granularity import PerTensor
+from ..formats.granularity import PerBlock, PerTensor
 from ..formats.weight_rows import WeightRows
 from ..parallel import run_all
 from ..rounding import round_nearest
@@ -23,6 +23,7 @@ from .measurement import add_output_errors, make_result
 from .operands import hold_out, load_input_rows, load_unchecked_block, load_weight, not_finite, row_blocks
 from .task import LayerTask, QuantizedLayer
 from .validator import Validator
+from .workspace import Workspace
 
 S = TypeVar("S", Tensor, GroupScales)
 
@@ -74,17 +75,21 @@ def _round_by_table(task: LayerTask, fmt: ScaledFormat) -> RoundedWeight:
     weight = task.weight.contiguous().view(torch.uint16)
     codes = torch.empty(task.shape, dtype=fmt.code_dtype)
     counts, counting = torch.zeros(1 << 16, dtype=torch.int64), threading.Lock()
+    workspace = Workspace(codes.device)
+
+    def find_places(rows: slice) -> Tensor:
+        return workspace.take("places", weight[rows].shape, torch.int32).copy_(weight[rows]).view(-1)
 
     def count(rows: slice) -> None:
         task.check_cancelled()
-        some = torch.bincount(_places(weight[rows]), minlength=1 << 16)
+        some = torch.bincount(find_places(rows), minlength=1 << 16)
         with counting:
             counts.add_(some)
 
     def look_up(rows: slice) -> None:
         task.check_cancelled()
         stored = codes[rows].view(torch.uint8).view(-1)
-        torch.index_select(table.codes.view(torch.uint8), 0, _places(weight[rows]), out=stored)
+        torch.index_select(table.codes.view(torch.uint8), 0, find_places(rows), out=stored)
 
     run_all(count, row_blocks(task))
     amax = find_amax(counts, task.weight.dtype)
@@ -97,19 +102,19 @@ def _round_by_table(task: LayerTask, fmt: ScaledFormat) -> RoundedWeight:
     return RoundedWeight(codes=codes, scale=scale, square_error=square_error, square=square)
 
 
-def _places(weight: Tensor) -> Tensor:
-    return weight.reshape(-1).to(torch.int32)
-
-
 def _round_by_blocks(task: LayerTask, fmt: ScaledFormat) -> RoundedWeight:
-    shared = _tensor_scale(task, fmt) if isinstance(fmt.granularity, PerTensor) else None
+    shared = _find_tensor_scale(task, fmt) if isinstance(fmt.granularity, PerTensor) else None
+    scale = task.weight.new_empty(fmt.granularity.scale_shape(task.padded_shape), dtype=torch.float32)
+    height = fmt.granularity.rows
+    workspace = Workspace(task.weight.device, keep=not isinstance(fmt.granularity, PerBlock))
 
-    def find_scale(block: Tensor) -> Tensor:
-        return fmt.find_scale(block, task.recipe.scale) if shared is None else shared
+    def find_scale(block: Tensor, rows: slice) -> Tensor:
+        if shared is not None:
+            return shared
+        found = scale[rows.start // height : -(-rows.stop // height)]
+        return found.copy_(fmt.find_scale(block, task.recipe.scale))
 
-    codes, found, sums = _round_rows(task, find_scale)
-    scale = torch.cat(list(found)) if shared is None else shared
-    return _sum_up(task, codes, scale, sums)
+    return _round_rows(task, workspace, find_scale, lambda _: scale if shared is None else shared)
 
 
 def _round_groups(task: LayerTask, fmt: GroupedFormat) -> RoundedWeight:
@@ -117,46 +122,58 @@ def _round_groups(task: LayerTask, fmt: GroupedFormat) -> RoundedWeight:
 
     def load(rows: slice) -> Tensor:
         task.check_cancelled()
-        return load_unchecked_block(task, rows)
+        return load_unchecked_block(task, rows, Workspace(task.weight.device))  # several are needed at a time
 
     if not is_finite(task.weight.to(torch.float32) if task.weight.dtype == torch.float64 else task.weight):
         raise not_finite(task)
-    height, width = task.padded_shape
-    shared = fmt.find_shared(WeightRows((height, width), load, row_blocks(task)))
-    codes, found, sums = _round_rows(task, lambda block: fmt.find_row_scales(block, task.recipe.scale, shared))
-    return _sum_up(task, codes, GroupScales.join(found), sums)
+    shared = fmt.find_shared(WeightRows(task.padded_shape, load, row_blocks(task)))
+
+    def find_scale(block: Tensor, rows: slice) -> GroupScales:
+        return fmt.find_row_scales(block, task.recipe.scale, shared)
+
+    return _round_rows(task, Workspace(task.weight.device, keep=False), find_scale, GroupScales.join)
 
 
-def _round_rows(task: LayerTask, find_scale: Callable[[Tensor], S]) -> tuple[Tensor, Sequence[S], Sequence[Tensor]]:
+def _round_rows(
+    task: LayerTask,
+    workspace: Workspace,
+    find_scale: Callable[[Tensor, slice], S],
+    join: Callable[[Sequence[S]], Scale],
+) -> RoundedWeight:
     """Round a weight block by block.
 
-    Returns:
-        Codes; the scale of each block; and sums of squares of each block's errors and weights, float64 ``[2, chunks]``.
+    Args:
+        task: The layer.
+        workspace: Buffers for blocks.
+        find_scale: Finds the scale of a block, float32 ``[n, K]``, of these rows.
+        join: Makes the scale of the weight from the scales of its blocks.
     """
+    blocks = row_blocks(task)
     codes = torch.empty(task.padded_shape, dtype=task.format.code_dtype, device=task.weight.device)
 
     def round_block(rows: slice) -> tuple[S, Tensor]:
         task.check_cancelled()
-        block = load_unchecked_block(task, rows)
-        scale = find_scale(block)
-        codes[rows] = round_nearest(block, scale, task.format)
-        errors = task.format.dequantize(codes[rows], scale).sub_(block)
-        return scale, torch.stack([square_sums(errors), square_sums(block)])
+        block = load_unchecked_block(task, rows, workspace)
+        scale = find_scale(block, rows)
+        values = workspace.take("values", block.shape)
+        round_nearest(block, scale, task.format, (codes[rows], values))
+        errors = values.sub_(block)
+        return scale, torch.stack([square_sums(errors, workspace), square_sums(block, workspace)])
 
-    found, sums = zip(*run_all(round_block, row_blocks(task)), strict=True)
-    return codes, found, sums
-
-
-def _sum_up(task: LayerTask, codes: Tensor, scale: Scale, sums: Sequence[Tensor]) -> RoundedWeight:
+    found, sums = zip(*run_all(round_block, blocks), strict=True)
     # The only wait for a GPU.
     square_error, square = (math.fsum(values) for values in torch.cat(list(sums), dim=1).tolist())
     if not math.isfinite(square):
         load_weight(task)  # which raises if the weight is not finite
-    return RoundedWeight(codes=codes, scale=scale, square_error=square_error, square=square)
+    return RoundedWeight(codes=codes, scale=join(found), square_error=square_error, square=square)
 
 
-def _tensor_scale(task: LayerTask, fmt: ScaledFormat) -> Tensor:
+def _find_tensor_scale(task: LayerTask, fmt: ScaledFormat) -> Tensor:
     if task.recipe.scale != "absmax":
         return fmt.find_scale(load_weight(task), task.recipe.scale)
-    extremes = run_all(lambda rows: torch.stack(torch.aminmax(load_unchecked_block(task, rows))), row_blocks(task))
-    return scales.from_amax(torch.stack(extremes).abs().amax(), fmt)
+    workspace = Workspace(task.weight.device)
+
+    def find_extremes(rows: slice) -> Tensor:
+        return torch.stack(torch.aminmax(load_unchecked_block(task, rows, workspace)))
+
+    return scales.from_amax(torch.stack(run_all(find_extremes, row_blocks(task))).abs().amax(), fmt)

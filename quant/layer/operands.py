@@ -16,6 +16,7 @@ from ..notices import Notice, notice
 from ..parallel import blocks, run_all
 from .activations import InputRows
 from .task import LayerTask
+from .workspace import Workspace
 
 CPU_BLOCK_ELEMENTS = 1 << 18
 """Weights are converted to float32 in blocks of rows of about this many elements: few enough that a block stays in a
@@ -32,28 +33,36 @@ def row_blocks(task: LayerTask) -> Sequence[slice]:
     return blocks(rows, max(unit, elements // columns // unit * unit))
 
 
-def load_block(task: LayerTask, rows: slice) -> Tensor:
+def load_block(task: LayerTask, rows: slice, workspace: Workspace) -> Tensor:
     """Load rows of the weight, float32 ``[n, K]``, padded and rotated as the format stores them.
+
+    The result is in a buffer, until the thread loads its next block.
 
     Raises:
         LayerError: the weight holds NaN, infinity, or float64 values that float32 cannot hold.
     """
-    block = task.weight[rows].to(torch.float32)
+    block = _load_padded(task, rows, workspace)
     if not _is_finite(block):
         raise not_finite(task)
-    return _store(task, block, rows)
+    return _rotate(task, block, workspace)
 
 
-def load_unchecked_block(task: LayerTask, rows: slice) -> Tensor:
+def load_unchecked_block(task: LayerTask, rows: slice, workspace: Workspace) -> Tensor:
     """As `load_block`, for callers that find NaN and infinity in a sum: asking here would wait for the GPU."""
-    return _store(task, task.weight[rows].to(torch.float32), rows)
+    return _rotate(task, _load_padded(task, rows, workspace), workspace)
 
 
-def _store(task: LayerTask, block: Tensor, rows: slice) -> Tensor:
-    """Pad and rotate a block of rows as the format stores it."""
-    missing = (0, task.padded_shape[1] - block.shape[1], 0, rows.stop - rows.start - block.shape[0])
-    block = torch.nn.functional.pad(block, missing) if any(missing) else block
-    return rotate(block, task.group) if task.group else block
+def _load_padded(task: LayerTask, rows: slice, workspace: Workspace) -> Tensor:
+    loaded = task.weight[rows]
+    block = workspace.take("block", (rows.stop - rows.start, task.padded_shape[1]))
+    if loaded.shape != block.shape:
+        block.zero_()
+    block[: loaded.shape[0], : loaded.shape[1]] = loaded
+    return block
+
+
+def _rotate(task: LayerTask, block: Tensor, workspace: Workspace) -> Tensor:
+    return rotate(block, task.group, out=workspace.take("rotated", block.shape)) if task.group else block
 
 
 def not_finite(task: LayerTask) -> LayerError:
@@ -72,9 +81,10 @@ def not_finite(task: LayerTask) -> LayerError:
 def load_weight(task: LayerTask) -> Tensor:
     """The whole weight, float32 in `LayerTask.padded_shape`; errors as in `load_block`."""
     weight = task.weight.new_empty(task.padded_shape, dtype=torch.float32)
+    workspace = Workspace(task.weight.device)
 
     def load(rows: slice) -> None:
-        weight[rows] = load_block(task, rows)
+        weight[rows] = load_block(task, rows, workspace)
 
     run_all(load, row_blocks(task))
     return weight
