@@ -29,6 +29,7 @@ from .planning.size_curve import SizeCurve
 from .planning.size_range import refuse_together, refuse_unreachable
 from .recipe import AUTO, OFF, Recipe
 from .reports.measurement import Measurement
+from .reports.progress import MeasuringProgress
 from .reports.provenance import Provenance, build_header
 from .reports.report import Report
 from .run import Run
@@ -85,7 +86,8 @@ def plan_run(source: Source, run: Run) -> Plan:
     """The plan of a run, with everything measured that its recipe leaves to measurement. Errors as in `quantize`."""
     plan, evaluator = _prepare(source, run)
     refuse_unreachable(plan, run.recipe, evaluator.can_weigh)
-    return settle_plan(plan, source, evaluator)
+    (observed,) = _observe([evaluator], [plan], run)
+    return settle_plan(plan, source, observed)
 
 
 def plan_together(parts: Sequence[tuple[Source, Run]]) -> tuple[list[Plan], SizeCurve]:
@@ -105,7 +107,16 @@ def plan_together(parts: Sequence[tuple[Source, Run]]) -> tuple[list[Plan], Size
     with torch.no_grad():
         prepared = [(*_prepare(source, run), source) for source, (_, run) in zip(floats, parts, strict=True)]
         refuse_together([(plan, evaluator.can_weigh) for plan, evaluator, _ in prepared], recipe)
-        return settle_together([(plan, source, evaluator) for plan, evaluator, source in prepared], recipe)
+        plans, evaluators, sources = zip(*prepared, strict=True)
+        observed = _observe(evaluators, plans, parts[0][1])
+        return settle_together(list(zip(plans, sources, observed, strict=True)), recipe)
+
+
+def _observe(evaluators: Sequence[Evaluator], plans: Sequence[Plan], run: Run) -> list[Evaluator]:
+    """Evaluators that report what they measure as the progress of a run."""
+    weights = [{key: layer.shape[0] * layer.shape[1] for key, layer in plan.layers.items()} for plan in plans]
+    progress = MeasuringProgress(weights, run.on_progress)
+    return [replace(evaluator, observer=progress) for evaluator in evaluators]
 
 
 def _prepare(source: Source, run: Run) -> tuple[Plan, Evaluator]:
@@ -135,6 +146,7 @@ def _prepare(source: Source, run: Run) -> tuple[Plan, Evaluator]:
         check_cancelled=run.check_cancelled,
         weight_only=plan.weight_only,
         by_sensitivity=all(known.sensitivity is not None for known in inputs),
+        kept=run.measured,
     )
     return plan, evaluator
 

@@ -7,7 +7,7 @@ import { formatsButton, saysHow } from "./formats.mjs";
 import { failure, line, merge, sentence } from "./notices.mjs";
 import { markOverflow } from "./overflow.mjs";
 import { legend } from "./palette.mjs";
-import { secondsLeft } from "./runs.mjs";
+import { secondsLeft, stage } from "./runs.mjs";
 import { fileButtons, fileLine } from "./saved.mjs";
 import { Strip } from "./strip.mjs";
 import { bytes, change, duration, error, keptLayers, percent, range, text, whole } from "./text.mjs";
@@ -264,10 +264,11 @@ const VIEWS = {
   running: (state) => {
     const left = secondsLeft(state.run);
     const remaining = left == null ? "–" : duration(left);
+    const measures = state.run.stage === "measuring";
     return {
-      title: text(state.run.next ? "rounding" : "finishing"),
+      title: text(stage(state.run)),
       detail: state.run.next,
-      facts: [count(state), [text("time_left"), remaining], ...saved(state.layers)],
+      facts: [count(state), [text("time_left"), remaining], ...(measures ? [] : saved(state.layers))],
       share: state.run.weights_done / (state.run.weights_total || 1),
     };
   },

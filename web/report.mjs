@@ -8,7 +8,7 @@ import { download, toCsv, toJson } from "./export.mjs";
 import { sentence } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { Table } from "./table.mjs";
-import { bytes, change, decibels, duration, error, keptLayers, percent, share, text, whole } from "./text.mjs";
+import { bytes, change, decibels, duration, error, keptLayers, percent, portion, text, whole } from "./text.mjs";
 import { Tradeoff } from "./tradeoff.mjs";
 
 const pairs = (layers, name) => layers.map((layer) => layer.errors[name]).filter((pair) => pair != null);
@@ -64,7 +64,8 @@ const COLUMNS = [
   ...measured("output_w8a16"),
   ...measured("output_w8a8"),
   ...measured("projected", LESS),
-  numeric("effect", share, {
+  numeric("effect", portion, {
+    kind: "calro-effect",
     about: "about_effect",
     given: (layers) => layers.some(({ effect }) => effect != null),
   }),

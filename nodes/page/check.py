@@ -29,7 +29,8 @@ from ...quant.recipe import AUTO
 from ..host import running
 from ..host.machine import computes, describe_machine, device_title
 from ..host.registration import refuse_unloadable
-from ..recipe.values import make_recipe, nest_values, note_unused, read_preset
+from ..recipe.inputs import nest_values
+from ..recipe.values import make_recipe, note_unused, read_preset
 from . import durations
 from .formats_here import note_formats
 

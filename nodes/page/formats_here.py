@@ -11,7 +11,8 @@ from ...quant.notices import Notice, notice
 from ...quant.planning.machine import Machine, leave_out_unusable, note_ways
 from ...quant.planning.recommendation import list_formats
 from ..host.machine import describe_machine
-from ..recipe.values import choose_joint_recipe, make_recipe, nest_values
+from ..recipe.inputs import nest_values
+from ..recipe.values import choose_joint_recipe, make_recipe
 
 
 def describe_formats(*, weight_only: bool) -> dict[str, Any]:

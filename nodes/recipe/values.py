@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
-
-from comfy_api.latest import io
 
 from ...quant import QuantError, Recipe
 from ...quant.calibration.calibration import Calibration
@@ -16,7 +14,6 @@ from ...quant.planning.plan import Plan
 from ...quant.planning.recommendation import PRESET, RECOMMENDED, Situation, recommend
 from ...quant.recipe import AUTO
 from ...quant.settings import Setting
-from .inputs import recipe_inputs
 from .layout import FORMAT, NONE, Entry, arrange
 
 DECIDED = (FORMAT, "rounding", "upgrade")
@@ -80,28 +77,6 @@ def choose_recipe(
     )
     result = recommend(make_plan, recipe, situation)
     return result.recipe, [*result.reasons]
-
-
-def nest_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as a node gets them: ``a`` and, brought by its choice, ``a.b`` become ``{"a": {"a": ..., "b": ...}}``."""
-    parents = set(_parents(recipe_inputs(recommends=True)))
-    result: dict[str, Any] = {}
-    for name, value in sorted(values.items()):
-        *above, own = name.split(".")
-        place = result
-        for step in above:
-            place = place[step]
-        place[own] = {own: value} if name in parents else value
-    return result
-
-
-def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
-    """The full names of the inputs whose choice brings inputs of its own."""
-    for entry in inputs:
-        if isinstance(entry, io.DynamicCombo.Input):
-            yield prefix + entry.id
-            for option in entry.options:
-                yield from _parents(option.inputs, f"{prefix}{entry.id}.")
 
 
 def choose_joint_recipe(linked: Recipe | None, *, calibrated: bool) -> Recipe:
