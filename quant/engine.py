@@ -28,6 +28,7 @@ from .planning.plan import KeptTensor, LayerPlan, Plan
 from .planning.size_curve import SizeCurve
 from .planning.size_range import refuse_together, refuse_unreachable
 from .recipe import AUTO, OFF, Recipe
+from .reports.measurement import Measurement
 from .reports.provenance import Provenance, build_header
 from .reports.report import Report
 from .run import Run
@@ -61,11 +62,13 @@ def quantize(source: Source, sink: Sink, run: Run, plan: Plan | None = None) -> 
     floats = as_float(source, run.recipe.dequantize, rotation=run.recipe.conversion_rotation)
     plan = plan_run(floats, run) if plan is None else plan
     plan = replace(plan, warnings=(*warnings, *list_conversions(floats, plan, run.recipe), *plan.warnings))
-    with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
-        report = Execution(run=run, plan=plan, source=floats, output=output).execute(_notes(plan, run))
+    notes, digest = _notes(plan, run), run.statistics.digest if isinstance(run.statistics, Calibration) else None
+    pending = _header(plan, floats, run, PENDING_HASH, Measurement.placeholder(digest, notes))
+    with sink.open(plan.layout, pending) as output, torch.no_grad():
+        report = Execution(run=run, plan=plan, source=floats, output=output).execute(notes)
         run.check_cancelled()
         verify = partial(verify_planned, layout=plan.layout, markers=plan.markers)
-        output.commit(_header(plan, floats, run, floats.sha256()), verify)
+        output.commit(_header(plan, floats, run, floats.sha256(), Measurement.of(report, digest)), verify)
     if run.finished is not None:
         run.finished.forget()
     return report
@@ -142,8 +145,11 @@ def refuse_impossible(source: Source, recipe: Recipe, statistics: Statistics) ->
     refuse_unreachable(make_plan(floats.tensors, recipe, statistics), recipe)
 
 
-def _header(plan: Plan, source: Source, run: Run, source_sha256: str | None) -> dict[str, str]:
-    provenance = Provenance(recipe=run.recipe.to_dict(), source_sha256=source_sha256)
+def _header(
+    plan: Plan, source: Source, run: Run, source_sha256: str | None, measurement: Measurement
+) -> dict[str, str]:
+    recipe = run.recipe.to_dict()
+    provenance = Provenance(recipe=recipe, source_sha256=source_sha256, measurement=measurement)
     return build_header(source.metadata, plan.markers, provenance, prefix=plan.prefix)
 
 

@@ -3,11 +3,12 @@
 import { h, tail } from "./dom.mjs";
 import { primaryError, verdict } from "./errors.mjs";
 import { ask, mayAsk } from "./finished.mjs";
+import { formatsButton, saysHow } from "./formats.mjs";
 import { failure, line, merge, sentence } from "./notices.mjs";
 import { markOverflow } from "./overflow.mjs";
 import { legend } from "./palette.mjs";
 import { secondsLeft } from "./runs.mjs";
-import { fileLine, loaderButton } from "./saved.mjs";
+import { fileButtons, fileLine } from "./saved.mjs";
 import { Strip } from "./strip.mjs";
 import { bytes, change, duration, error, keptLayers, percent, range, text, whole } from "./text.mjs";
 
@@ -16,9 +17,12 @@ const HEIGHT = 238; // also in style.css
 const ENDED = ["done", "interrupted", "failed"];
 
 export class Panel {
-  /** openReport(report) and turnAdvanced() are called by the buttons. node: whose panel it is. */
-  constructor(openReport, turnAdvanced, node) {
-    this.node = node;
+  /**
+   * openReport(report) and turnAdvanced() are called by the buttons. node: whose panel it is. weightOnly: it takes text
+   * encoders.
+   */
+  constructor(openReport, turnAdvanced, node, weightOnly) {
+    Object.assign(this, { node, weightOnly });
     this.height = HEIGHT;
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
@@ -104,7 +108,7 @@ export class Panel {
     this.notices.replaceChildren(...this.#notices());
     this.button.disabled = !report;
     this.#offerNotification(phase === "running" && mayAsk());
-    this.#offerLoader(this.changed ? null : report?.saved?.loader);
+    this.#offerFile(this.changed ? null : report?.saved);
     if (this.said.textContent !== view.title) this.said.textContent = view.title;
     this.#tick(phase === "running");
   }
@@ -118,13 +122,13 @@ export class Panel {
     if (this.bell) this.bell.title = text("notify_me_help");
   }
 
-  /** A button that loads the file that was written. */
-  #offerLoader(loader = null) {
-    if (loader?.value === this.loader?.value) return;
-    this.loader = loader;
-    this.added?.remove();
-    this.added = loader && loaderButton(loader, this.node);
-    if (this.added) this.button.after(this.added);
+  /** Buttons for the file that was written: load it, and describe it for others. */
+  #offerFile(file = null) {
+    if (file?.path === this.file?.path) return;
+    this.file = file;
+    for (const element of this.added ?? []) element.remove();
+    this.added = file ? fileButtons(file, this.node) : [];
+    this.button.after(...this.added);
   }
 
   /** While nothing comes from the server, the time left still goes down. */
@@ -147,9 +151,17 @@ export class Panel {
     const file = report?.saved ? [fileLine(report.saved)] : [];
     const fresh = this.#phase === "idle" && !this.check?.plan && notices.every(({ level }) => level === "info");
     const hint = fresh ? [h("p", {}, text("hint"))] : [];
-    if (file.length + hint.length + notices.length) return [...file, ...hint, ...notices.map(line)];
+    if (file.length + hint.length + notices.length) return [...file, ...hint, ...this.#lines(notices)];
     const formats = new Set(layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);
+  }
+
+  /** The words about the chosen format lead to all formats. */
+  #lines(notices) {
+    const lines = notices.map(line);
+    const place = notices.findLastIndex(saysHow);
+    if (place >= 0) lines[place].append(" ", formatsButton(this.node, this.weightOnly));
+    return lines;
   }
 }
 

@@ -2,7 +2,7 @@
 // why, and the files to take away.
 
 import { Chart } from "./chart.mjs";
-import { h, tail } from "./dom.mjs";
+import { dialog, h, tail } from "./dom.mjs";
 import { PAIRS, toDecibels, verdict } from "./errors.mjs";
 import { download, toCsv, toJson } from "./export.mjs";
 import { sentence } from "./notices.mjs";
@@ -89,20 +89,9 @@ const KEPT = [
  * null where that cannot be.
  */
 export function openReport(report, title, aim = null) {
-  const dialog = h("dialog", { class: "calro calro-report", "aria-label": `${text("report")}: ${title}` });
   const view = new View(report, aim);
-  const close = h("button", { type: "button", class: "calro-close", "aria-label": text("close") }, "✕");
-  close.addEventListener("click", () => dialog.close());
   const made = [title, report.recipe.format, report.recipe.rounding].join(" · ");
-  dialog.append(h("header", {}, h("h2", {}, text("report")), h("span", {}, made), close), ...view.parts);
-  dialog.addEventListener("close", () => dialog.remove());
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-  // The page's own shortcuts stay out of what is typed here.
-  for (const name of ["keydown", "keyup", "keypress", "wheel", "paste", "copy"]) {
-    dialog.addEventListener(name, (event) => event.stopPropagation());
-  }
-  document.body.append(dialog);
-  dialog.showModal();
+  dialog("", text("report"), made, ...view.parts);
 }
 
 class View {

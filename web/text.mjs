@@ -35,6 +35,7 @@ export const whole = (value) => Math.round(value).toLocaleString(locale);
 export const percent = (share) => share.toLocaleString(locale, { style: "percent", maximumFractionDigits: 0 });
 export const error = (value) =>
   value.toLocaleString(locale, { style: "percent", minimumFractionDigits: 2, maximumFractionDigits: 2 });
+export const hundredths = (value) => value.toLocaleString(locale, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 export const decibels = (value) => value.toLocaleString(locale, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
 const UNITS = ["B", "kB", "MB", "GB", "TB"];

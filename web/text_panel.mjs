@@ -42,7 +42,7 @@ export class TextPanel {
     const phase = this.state?.phase ?? "idle";
     this.element.dataset.phase = phase;
     const notices = merge(this.state?.notices, this.notices).map(line);
-    const results = this.#results(phase);
+    const results = phase === "idle" && notices.length ? [] : this.#results(phase);
     // Of a comparison, the verdict stands first.
     this.words.replaceChildren(...(this.kind === "table" ? [...notices, ...results] : [...results, ...notices]));
   }

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ...quant import Recipe
+from comfy_api.latest import io
+
+from ...quant import QuantError, Recipe
 from ...quant.calibration.calibration import Calibration
 from ...quant.notices import Notice, notice
 from ...quant.planning.machine import Machine
 from ...quant.planning.plan import Plan
 from ...quant.planning.recommendation import PRESET, RECOMMENDED, Situation, recommend
+from ...quant.recipe import AUTO
 from ...quant.settings import Setting
+from .inputs import recipe_inputs
 from .layout import FORMAT, NONE, Entry, arrange
 
 DECIDED = (FORMAT, "rounding", "upgrade")
 """Inputs that a recommendation decides."""
+
+JOINT_FORMATS = ("int8_convrot", "w6a8", "w4a8", "nvfp4")
+"""Formats that Quantize to a Size chooses from without a recipe."""
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -72,6 +80,44 @@ def choose_recipe(
     )
     result = recommend(make_plan, recipe, situation)
     return result.recipe, [*result.reasons]
+
+
+def nest_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a node gets them: ``a`` and, brought by its choice, ``a.b`` become ``{"a": {"a": ..., "b": ...}}``."""
+    parents = set(_parents(recipe_inputs(recommends=True)))
+    result: dict[str, Any] = {}
+    for name, value in sorted(values.items()):
+        *above, own = name.split(".")
+        place = result
+        for step in above:
+            place = place[step]
+        place[own] = {own: value} if name in parents else value
+    return result
+
+
+def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
+    """The full names of the inputs whose choice brings inputs of its own."""
+    for entry in inputs:
+        if isinstance(entry, io.DynamicCombo.Input):
+            yield prefix + entry.id
+            for option in entry.options:
+                yield from _parents(option.inputs, f"{prefix}{entry.id}.")
+
+
+def choose_joint_recipe(linked: Recipe | None, *, calibrated: bool) -> Recipe:
+    """The recipe for several models to one size: the linked one, or calibrated rounding where there is a calibration.
+
+    Raises:
+        QuantError: if the linked recipe names a format.
+    """
+    if linked is None:
+        return Recipe(format=AUTO, formats=JOINT_FORMATS, rounding="calibrated" if calibrated else "nearest")
+    if linked.format != AUTO:
+        raise QuantError(
+            f"The linked recipe has the format {linked.format}, which leaves nothing to choose; set its format to "
+            "auto, and formats to the ones to choose from."
+        )
+    return replace(linked, target_share=None, target_error=None, target_gb=None)
 
 
 def _read(values: Mapping[str, Any], entries: Iterable[Entry]) -> dict[str, Any]:
