@@ -24,9 +24,13 @@ class Usage:
     """Time and memory of a process."""
 
     seconds: float
-    """Wall time with start-up."""
+    """Wall time with start-up; of several runs the median."""
     megabytes: float
-    """Peak resident memory in 10^6 bytes."""
+    """Peak resident memory in 10^6 bytes; of several runs the median."""
+    fastest: float
+    """Least wall time of several runs."""
+    slowest: float
+    """Largest wall time of several runs."""
 
 
 def measure(command: Sequence[str]) -> Usage:
@@ -41,17 +45,22 @@ def measure(command: Sequence[str]) -> Usage:
     result = json.loads(launched.stdout)
     if result["status"] != 0:
         raise RuntimeError(f"{' '.join(command)} failed: {launched.stderr.strip()[-400:]}")
-    return Usage(result["seconds"], result["megabytes"])
+    return Usage(result["seconds"], result["megabytes"], result["seconds"], result["seconds"])
 
 
 def race(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, Usage]:
-    """Run commands in turn, so that all meet the same conditions; returns the median usage of each.
+    """Run commands in turn, each round beginning with another one; returns the median usage of each.
+
+    What earlier commands wrote is on the disk before a command starts.
 
     A command that fails is missing in the result, and the reason is printed.
     """
     measured: dict[str, list[Usage]] = {name: [] for name in commands}
-    for _ in range(runs):
-        for name in list(measured):
+    for number in range(runs):
+        names = list(measured)
+        first = number % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            os.sync()
             try:
                 measured[name].append(measure(commands[name]))
             except RuntimeError as reason:
@@ -61,9 +70,9 @@ def race(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, Usage]:
 
 
 def _median(usages: Sequence[Usage]) -> Usage:
-    return Usage(
-        statistics.median(usage.seconds for usage in usages), statistics.median(usage.megabytes for usage in usages)
-    )
+    seconds = [usage.seconds for usage in usages]
+    megabytes = statistics.median(usage.megabytes for usage in usages)
+    return Usage(statistics.median(seconds), megabytes, min(seconds), max(seconds))
 
 
 def _launch(command: Sequence[str]) -> dict[str, float]:

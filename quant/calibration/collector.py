@@ -101,12 +101,14 @@ class Collector:
 def _summarize(rows: Tensor) -> tuple[Tensor, float]:
     """Sum rows ``[R, K]`` and find their largest magnitude, which is NaN or infinite if one of them is not finite.
 
-    Everything comes from the device in one copy.
+    Everything comes from another device in one copy.
 
     Returns:
         The sum, float32 ``[K]`` on the CPU, and the largest magnitude.
     """
-    extremes = torch.stack(torch.aminmax(rows)).to(torch.float32)
-    numbers = torch.cat([rows.sum(dim=0, dtype=torch.float32), extremes]).cpu()
+    extremes, sums = torch.aminmax(rows), rows.sum(dim=0, dtype=torch.float32)
+    if rows.device.type == "cpu":
+        return sums, max(-float(extremes.min), float(extremes.max))
+    numbers = torch.cat([sums, torch.stack(extremes).to(torch.float32)]).cpu()
     low, high = numbers[-2:].tolist()
     return numbers[:-2], max(-low, high)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .statistics import InputStatistics
 
+PLACE_BITS = 33
+"""Bits of a rank that count the rows before; a key between 0 and 1 takes the other 30 bits of a positive int64."""
 FIRST_SLOTS = 64
 """Rows that a buffer has room for at first; it doubles when it is full."""
 
@@ -33,10 +35,10 @@ class Reservoir:
     """The largest magnitude seen."""
     count: int = 0
     """Number of rows seen."""
-    _keys: Tensor = field(default_factory=lambda: torch.empty(0))
-    """float32 ``[R]``: the keys of the sample, falling."""
-    _slots: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    """``[R]``: where in the buffer the row of each key is."""
+    _ranks: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """int64 ``[R]``: the rank of the row in each slot of the buffer, see `_rank`."""
+    _floor: int = -1
+    """Bits of the smallest key in a full sample; a row enters if its key is larger."""
     _buffer: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     """``[S, K]`` in `storage_dtype`, S >= R."""
 
@@ -49,12 +51,12 @@ class Reservoir:
     @property
     def rows(self) -> Tensor:
         """``[R, K]`` in `storage_dtype`: a copy of the sample, largest key first."""
-        return self._buffer.index_select(0, self._slots)
+        return self._buffer.index_select(0, self._ranks.argsort(descending=True))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the sample."""
-        return len(self._slots) * self.width * self._buffer.element_size()
+        return len(self._ranks) * self.width * self._buffer.element_size()
 
     def add(self, rows: Tensor, sums: Tensor, absmax: float) -> None:
         """Offer rows to the sample; only those that enter it are copied to the CPU.
@@ -66,30 +68,45 @@ class Reservoir:
             sums: their sum, float32 ``[K]`` on the CPU.
             absmax: their largest magnitude.
         """
-        drawn = torch.rand(rows.shape[0], generator=self.generator)
-        floor = float(self._keys[-1]) if len(self._keys) >= self.capacity else -1.0
-        offered = torch.nonzero(drawn > floor).flatten()
+        keys = torch.rand(rows.shape[0], generator=self.generator).view(torch.int32)
+        offered = torch.nonzero(keys > self._floor).view(-1)
         if len(offered):
-            self._replace(rows, drawn, offered)
+            self._replace(rows, self._rank(keys[offered], offered), offered)
         self.count += rows.shape[0]
         self.sums += sums
         self.absmax = max(self.absmax, absmax)
 
-    def _replace(self, rows: Tensor, drawn: Tensor, offered: Tensor) -> None:
-        """Take offered rows in and let as many rows of smaller keys go as the capacity asks."""
-        keys, order = torch.cat([self._keys, drawn[offered]]).sort(descending=True, stable=True)
-        keys, order = keys[: self.capacity], order[: self.capacity]
-        enters = order >= len(self._keys)
-        entering = offered[order[enters] - len(self._keys)]
-        kept = rows.index_select(0, entering.to(rows.device)).to("cpu", storage_dtype(rows.dtype))
-        self._make_room(len(keys), kept.dtype)
-        slots = torch.empty_like(order)
-        slots[~enters] = self._slots[order[~enters]]
-        free = torch.ones(len(self._buffer), dtype=torch.bool)
-        free[slots[~enters]] = False
-        slots[enters] = torch.nonzero(free).flatten()[: len(kept)]
-        self._buffer[slots[enters]] = kept
-        self._keys, self._slots = keys, slots
+    def _rank(self, keys: Tensor, places: Tensor) -> Tensor:
+        """One number to order rows by, int64 ``[n]``: by key, and of equal keys the row that came first is larger.
+
+        Args:
+            keys: Float32 keys as int32, which orders numbers from 0 to 1 as they are.
+            places: Of the rows in their call.
+        """
+        return keys.to(torch.int64).mul_(1 << PLACE_BITS).sub_(places).sub_(self.count)
+
+    @staticmethod
+    def _key(rank: Tensor) -> int:
+        return -(-int(rank) >> PLACE_BITS)
+
+    def _replace(self, rows: Tensor, ranks: Tensor, offered: Tensor) -> None:
+        """Take offered rows in and let as many rows of smaller ranks go as the capacity asks."""
+        size, joined = len(self._ranks), torch.cat([self._ranks, ranks])
+        excess, floor = len(joined) - self.capacity, self._floor
+        slots = torch.arange(size, min(len(joined), self.capacity))
+        if excess >= 0:
+            smallest = torch.topk(joined, excess + 1, largest=False)
+            leaving, floor = smallest.indices[:-1], self._key(smallest.values[-1])
+            if excess and int(leaving.max()) >= size:
+                stays = torch.ones(len(ranks), dtype=torch.bool)
+                stays[leaving[leaving >= size] - size] = False
+                offered, ranks, leaving = offered[stays], ranks[stays], leaving[leaving < size]
+            slots = torch.cat([leaving, slots]) if len(slots) else leaving
+        kept = rows.index_select(0, offered.to(rows.device)).to("cpu", storage_dtype(rows.dtype))
+        self._make_room(min(len(joined), self.capacity), kept.dtype)
+        self._buffer.index_copy_(0, slots, kept)
+        self._ranks = joined[: self.capacity].index_copy_(0, slots, ranks)
+        self._floor = floor
 
     def _make_room(self, count: int, dtype: torch.dtype) -> None:
         """Let the buffer hold ``count`` rows in ``dtype``."""
@@ -105,9 +122,10 @@ class Reservoir:
     def shrink(self, capacity: int) -> None:
         """Keep at most ``capacity`` rows, now and later."""
         self.capacity = capacity
-        if len(self._keys) > capacity:
-            self._keys, self._buffer = self._keys[:capacity].clone(), self._buffer[self._slots[:capacity]]
-            self._slots = torch.arange(capacity)
+        if len(self._ranks) >= capacity:
+            largest = self._ranks.argsort(descending=True)[:capacity]
+            self._buffer, self._ranks = self._buffer[largest], self._ranks[largest]
+            self._floor = self._key(self._ranks[-1])
 
     def summarize(self) -> InputStatistics:
         """The statistics of all rows seen, with the sample."""

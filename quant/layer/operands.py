@@ -15,6 +15,7 @@ from ..formats.rotation import rotate
 from ..notices import Notice, notice
 from ..parallel import blocks, run_all
 from .activations import InputRows
+from .exact_rotation import GROUP, rotate_exactly
 from .task import LayerTask
 from .workspace import Workspace
 
@@ -44,12 +45,12 @@ def load_block(task: LayerTask, rows: slice, workspace: Workspace) -> Tensor:
     block = _load_padded(task, rows, workspace)
     if not _is_finite(block):
         raise not_finite(task)
-    return _rotate(task, block, workspace)
+    return _rotate(task, rows, block, workspace)
 
 
 def load_unchecked_block(task: LayerTask, rows: slice, workspace: Workspace) -> Tensor:
     """As `load_block`, for callers that find NaN and infinity in a sum: asking here would wait for the GPU."""
-    return _rotate(task, _load_padded(task, rows, workspace), workspace)
+    return _rotate(task, rows, _load_padded(task, rows, workspace), workspace)
 
 
 def _load_padded(task: LayerTask, rows: slice, workspace: Workspace) -> Tensor:
@@ -61,8 +62,17 @@ def _load_padded(task: LayerTask, rows: slice, workspace: Workspace) -> Tensor:
     return block
 
 
-def _rotate(task: LayerTask, block: Tensor, workspace: Workspace) -> Tensor:
-    return rotate(block, task.group, out=workspace.take("rotated", block.shape)) if task.group else block
+def _rotate(task: LayerTask, rows: slice, block: Tensor, workspace: Workspace) -> Tensor:
+    stored = task.weight[rows]
+    if not task.group:
+        return block
+    if task.group == GROUP and stored.dtype == torch.bfloat16 and _is_plain(stored, block):
+        return rotate_exactly(stored, block, workspace)
+    return rotate(block, task.group, out=workspace.take("rotated", block.shape))
+
+
+def _is_plain(stored: Tensor, block: Tensor) -> bool:
+    return stored.device.type == "cpu" and stored.shape == block.shape
 
 
 def not_finite(task: LayerTask) -> LayerError:
