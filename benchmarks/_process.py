@@ -19,7 +19,7 @@ UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes per unit of ru_maxrss."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Usage:
     """Time and memory of a process."""
 
@@ -45,7 +45,8 @@ def measure(command: Sequence[str]) -> Usage:
     result = json.loads(launched.stdout)
     if result["status"] != 0:
         raise RuntimeError(f"{' '.join(command)} failed: {launched.stderr.strip()[-400:]}")
-    return Usage(result["seconds"], result["megabytes"], result["seconds"], result["seconds"])
+    seconds = result["seconds"]
+    return Usage(seconds=seconds, megabytes=result["megabytes"], fastest=seconds, slowest=seconds)
 
 
 def race(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, Usage]:
@@ -72,7 +73,7 @@ def race(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, Usage]:
 def _median(usages: Sequence[Usage]) -> Usage:
     seconds = [usage.seconds for usage in usages]
     megabytes = statistics.median(usage.megabytes for usage in usages)
-    return Usage(statistics.median(seconds), megabytes, min(seconds), max(seconds))
+    return Usage(seconds=statistics.median(seconds), megabytes=megabytes, fastest=min(seconds), slowest=max(seconds))
 
 
 def _launch(command: Sequence[str]) -> dict[str, float]:
