@@ -19,14 +19,18 @@ UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes per unit of ru_maxrss."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Usage:
     """Time and memory of a process."""
 
     seconds: float
-    """Wall time with start-up."""
+    """Wall time with start-up; of several runs the median."""
     megabytes: float
-    """Peak resident memory in 10^6 bytes."""
+    """Peak resident memory in 10^6 bytes; of several runs the median."""
+    fastest: float
+    """Least wall time of several runs."""
+    slowest: float
+    """Largest wall time of several runs."""
 
 
 def measure(command: Sequence[str]) -> Usage:
@@ -41,17 +45,23 @@ def measure(command: Sequence[str]) -> Usage:
     result = json.loads(launched.stdout)
     if result["status"] != 0:
         raise RuntimeError(f"{' '.join(command)} failed: {launched.stderr.strip()[-400:]}")
-    return Usage(result["seconds"], result["megabytes"])
+    seconds = result["seconds"]
+    return Usage(seconds=seconds, megabytes=result["megabytes"], fastest=seconds, slowest=seconds)
 
 
 def race(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, Usage]:
-    """Run commands in turn, so that all meet the same conditions; returns the median usage of each.
+    """Run commands in turn, each round beginning with another one; returns the median usage of each.
+
+    What earlier commands wrote is on the disk before a command starts.
 
     A command that fails is missing in the result, and the reason is printed.
     """
     measured: dict[str, list[Usage]] = {name: [] for name in commands}
-    for _ in range(runs):
-        for name in list(measured):
+    for number in range(runs):
+        names = list(measured)
+        first = number % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            os.sync()
             try:
                 measured[name].append(measure(commands[name]))
             except RuntimeError as reason:
@@ -61,9 +71,10 @@ def race(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, Usage]:
 
 
 def _median(usages: Sequence[Usage]) -> Usage:
-    return Usage(
-        statistics.median(usage.seconds for usage in usages), statistics.median(usage.megabytes for usage in usages)
-    )
+    seconds = [usage.seconds for usage in usages]
+    megabytes = statistics.median(usage.megabytes for usage in usages)
+    middle = statistics.median(seconds)
+    return Usage(seconds=middle, megabytes=megabytes, fastest=min(seconds), slowest=max(seconds))
 
 
 def _launch(command: Sequence[str]) -> dict[str, float]:

@@ -3,8 +3,9 @@
     python benchmarks/convert_to_quant.py [--json FILE] [--convert-to-quant PATH] [--weights FILE] [--runs N]
         [--parts NAME,NAME]
 
-Both run as whole processes from their command lines, in turn. The table has the median of the runs: wall time with
-start-up, and peak resident memory. Errors are computed from the files that both wrote, with the exact singular
+Both run as whole processes from their command lines, in turn, and what was written is on the disk before the next one
+starts. The table has the median of the runs: wall time with start-up, also of the fastest and the slowest run, and peak
+resident memory. Errors are computed from the files that both wrote, with the exact singular
 directions of the float weights. Both use their defaults, but the number k of directions is convert-to-quant's default
 for both (narrow trained layers: a fifth of the width, at least 64). Its values are empty without it (``ctq`` on the
 PATH, or --convert-to-quant).
@@ -170,12 +171,22 @@ def cost_rows(
     faster = ours.seconds / theirs.seconds if both else None
     smaller = ours.megabytes / theirs.megabytes if both else None
     return [
-        Row(case=case, metric="time, ours", value=ours and ours.seconds, unit="s"),
-        Row(case=case, metric=f"time, {THEIRS}", value=theirs and theirs.seconds, unit="s"),
+        *time_rows(case, "ours", ours),
+        *time_rows(case, THEIRS, theirs),
         at_most(case, f"time, ours / {THEIRS}", faster, "ratio", time_ratio),
         at_most(case, "peak memory, ours", ours and ours.megabytes, "MB", memory),
         Row(case=case, metric=f"peak memory, {THEIRS}", value=theirs and theirs.megabytes, unit="MB"),
         at_most(case, f"peak memory, ours / {THEIRS}", smaller, "ratio", memory_ratio),
+    ]
+
+
+def time_rows(case: str, who: str, usage: Usage | None) -> list[Row]:
+    """List the median, the fastest and the slowest of the runs."""
+    metric = f"time, {who}"
+    return [
+        Row(case=case, metric=metric, value=usage and usage.seconds, unit="s"),
+        Row(case=case, metric=f"{metric}, fastest run", value=usage and usage.fastest, unit="s"),
+        Row(case=case, metric=f"{metric}, slowest run", value=usage and usage.slowest, unit="s"),
     ]
 
 

@@ -13,6 +13,7 @@ than fit.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import statistics
 import tempfile
@@ -161,6 +162,7 @@ def _race(works: Mapping[str, Callable[[], object]], runs: int) -> dict[str, flo
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name, work in works.items():
+            os.sync()  # what earlier runs wrote is on the disk
             started = time.perf_counter()
             work()
             times[name].append(time.perf_counter() - started)
