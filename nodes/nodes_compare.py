@@ -20,7 +20,7 @@ from .compare.latents import CandidateRow, LatentComparison, Trace, compare_trac
 from .compare.pictures import choose_amplification, draw_side_by_side
 from .compare.reference_cache import Key, ReferenceCache
 from .compare.seeds import parse_seeds
-from .compare.verdict import judge
+from .compare.verdict import judge, judge_all
 from .host import running
 from .host.optional import import_optional
 from .host.origin import read_provenance, read_source_names
@@ -111,10 +111,10 @@ class CompareModels(io.ComfyNode):
             )
             for name, found in traces.items()
         ]
-        psnr = rows[0].comparison.mean.psnr_db
+        psnr = rows[0].psnr_db
         verdict, texts, report = describe(rows)
         shown = {UI_KEY: [{"text": texts, "notices": [entry.to_dict() for entry in verdict]}]}
-        shown["text"] = ["\n\n".join([*map(render, verdict), texts])]
+        shown["text"] = [join_parts(verdict, texts)]
         if vae is None:
             return io.NodeOutput(_block_picture(), report, psnr, ui=shown)
         drawn = [
@@ -126,15 +126,21 @@ class CompareModels(io.ComfyNode):
 
 
 def describe(rows: Sequence[CandidateRow]) -> tuple[list[Notice], str, str]:
-    """The verdict on the first candidate, the table that the node shows, and the whole report."""
+    """The verdict, the table that the node shows, and the whole report."""
     first = rows[0].comparison
-    verdict = judge(first.mean.psnr_db)
-    verdicts = [] if verdict is None else [verdict]
     if len(rows) == 1:
-        return verdicts, first.summary(), "\n\n".join([*map(render, verdicts), first.table()])
-    summary = tabulate(rows)
-    each = (f"{row.name}\n\n{row.comparison.table()}" for row in rows)
-    return verdicts, summary, "\n\n".join([*map(render, verdicts), summary, *each])
+        verdict = judge(first.mean.psnr_db)
+        verdicts, summary, details = [] if verdict is None else [verdict], first.summary(), [first.table()]
+    else:
+        verdicts, summary = judge_all(rows), tabulate(rows)
+        details = [summary, *(f"{row.name}\n\n{row.comparison.table()}" for row in rows)]
+    return verdicts, summary, join_parts(verdicts, *details)
+
+
+def join_parts(verdicts: Sequence[Notice], *parts: str) -> str:
+    """A report: the verdict, a line for each notice, and its other parts."""
+    words = "\n".join(map(render, verdicts))
+    return "\n\n".join([*([words] if words else []), *parts])
 
 
 def name_candidate(name: str, model: Any) -> str:

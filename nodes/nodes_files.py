@@ -113,7 +113,7 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
-        provenance, source = read_provenance(clip.patcher), read_source_metadata(clip.patcher)
+        source = read_source_metadata(clip.patcher)
         parts = find_quantized_parts(clip)
         if not parts:
             raise QuantError("Nothing in this text encoder is quantized; connect the output of a quantize node.")
@@ -127,6 +127,7 @@ class SaveQuantizedTextEncoder(io.ComfyNode):
             path = folders.choose_output_path(name if len(parts) == 1 else f"{name}_{part.name}")
             own = {key.removeprefix(part.prefix): t for key, t in tensors.items() if key.startswith(part.prefix)}
             own |= clip.tokenizer.state_dict()
+            provenance = read_provenance(clip.patcher, part.name)
             metadata = saving.make_header(own, provenance, source, len(clip.patcher.patches))
             kept = {key.removeprefix(part.prefix): d for key, d in dtypes.items() if key.startswith(part.prefix)}
             saving.write_tensors(path, own, metadata | workflow, kept)
@@ -199,7 +200,7 @@ class QuantizeFile(io.ComfyNode):
         )
         durations.remember(recipe, devices, [layer.shape for layer in report.layers], report.seconds)
         notices = [*reasons, *note_unused(recipe, calibrated=calibration is not None)]
-        ui = show_report(report, notices, saved=saving.describe_file(target, kind, report=report))
+        ui = show_report(report, notices, saved=saving.describe_file(target, kind))
         return io.NodeOutput(str(target), to_markdown(report), ui=ui)
 
 

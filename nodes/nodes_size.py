@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..quant import QuantError, Recipe
+from ..quant import Recipe
 from ..quant.calibration.calibration import Calibration
 from ..quant.planning.size_curve import GIGABYTE
-from ..quant.recipe import AUTO
 from ..quant.reports.markdown import to_markdown
 from ..quant.reports.report import merge_reports
 from .page.shown import show_report
 from .pipeline.joint import JointPart, quantize_together
-from .pipeline.loaded import load_clip, load_model
+from .pipeline.loaded import Part, load_clip, load_model
 from .recipe.inputs import QuantCalibration, recipe_link
+from .recipe.values import choose_joint_recipe
 from .schema import CATEGORY, SEARCH_WORDS, device_input, merge_input, report_output
-
-FORMATS = ("int8_convrot", "w6a8", "w4a8", "nvfp4")
-"""Formats to choose from without a recipe."""
 
 
 class QuantizeToSize(io.ComfyNode):
@@ -84,8 +80,12 @@ class QuantizeToSize(io.ComfyNode):
             "model": load_model(model, model_calibration, merge_loras),
             "text_encoder": load_clip(clip, clip_calibration, merge_loras),
         }
+
+        def choose(part: Part) -> Recipe:
+            return choose_joint_recipe(recipe, calibrated=part.calibration is not None)
+
         parts = [
-            JointPart(source=name, name=part_name, part=part, recipe=_choose_recipe(recipe, part.calibration))
+            JointPart(source=name, name=part_name, part=part, recipe=choose(part))
             for name, source in loaded.items()
             for part_name, part in source.parts.items()
         ]
@@ -98,20 +98,3 @@ class QuantizeToSize(io.ComfyNode):
         report.precision = joint.curve
         ui = show_report(report, joint.notices, from_disk=joint.from_disk)
         return io.NodeOutput(*outputs.values(), to_markdown(report), ui=ui)
-
-
-def _choose_recipe(recipe: Recipe | None, calibration: Calibration | None) -> Recipe:
-    """The linked recipe; without one, calibrated rounding where there is a calibration.
-
-    Raises:
-        QuantError: if the recipe names a format.
-    """
-    if recipe is None:
-        rounding = "nearest" if calibration is None else "calibrated"
-        return Recipe(format=AUTO, formats=FORMATS, rounding=rounding)
-    if recipe.format != AUTO:
-        raise QuantError(
-            f"The linked recipe has the format {recipe.format}, which leaves nothing to choose; set its format to "
-            "auto, and formats to the ones to choose from."
-        )
-    return replace(recipe, target_share=None, target_error=None, target_gb=None)

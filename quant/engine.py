@@ -28,6 +28,8 @@ from .planning.plan import KeptTensor, LayerPlan, Plan
 from .planning.size_curve import SizeCurve
 from .planning.size_range import refuse_together, refuse_unreachable
 from .recipe import AUTO, OFF, Recipe
+from .reports.measurement import Measurement
+from .reports.progress import MeasuringProgress
 from .reports.provenance import Provenance, build_header
 from .reports.report import Report
 from .run import Run
@@ -61,11 +63,13 @@ def quantize(source: Source, sink: Sink, run: Run, plan: Plan | None = None) -> 
     floats = as_float(source, run.recipe.dequantize, rotation=run.recipe.conversion_rotation)
     plan = plan_run(floats, run) if plan is None else plan
     plan = replace(plan, warnings=(*warnings, *list_conversions(floats, plan, run.recipe), *plan.warnings))
-    with sink.open(plan.layout, _header(plan, floats, run, PENDING_HASH)) as output, torch.no_grad():
-        report = Execution(run=run, plan=plan, source=floats, output=output).execute(_notes(plan, run))
+    notes, digest = _notes(plan, run), run.statistics.digest if isinstance(run.statistics, Calibration) else None
+    pending = _header(plan, floats, run, PENDING_HASH, Measurement.placeholder(digest, notes))
+    with sink.open(plan.layout, pending) as output, torch.no_grad():
+        report = Execution(run=run, plan=plan, source=floats, output=output).execute(notes)
         run.check_cancelled()
         verify = partial(verify_planned, layout=plan.layout, markers=plan.markers)
-        output.commit(_header(plan, floats, run, floats.sha256()), verify)
+        output.commit(_header(plan, floats, run, floats.sha256(), Measurement.of(report, digest)), verify)
     if run.finished is not None:
         run.finished.forget()
     return report
@@ -82,7 +86,8 @@ def plan_run(source: Source, run: Run) -> Plan:
     """The plan of a run, with everything measured that its recipe leaves to measurement. Errors as in `quantize`."""
     plan, evaluator = _prepare(source, run)
     refuse_unreachable(plan, run.recipe, evaluator.can_weigh)
-    return settle_plan(plan, source, evaluator)
+    (observed,) = _observe([evaluator], [plan], run)
+    return settle_plan(plan, source, observed)
 
 
 def plan_together(parts: Sequence[tuple[Source, Run]]) -> tuple[list[Plan], SizeCurve]:
@@ -102,7 +107,16 @@ def plan_together(parts: Sequence[tuple[Source, Run]]) -> tuple[list[Plan], Size
     with torch.no_grad():
         prepared = [(*_prepare(source, run), source) for source, (_, run) in zip(floats, parts, strict=True)]
         refuse_together([(plan, evaluator.can_weigh) for plan, evaluator, _ in prepared], recipe)
-        return settle_together([(plan, source, evaluator) for plan, evaluator, source in prepared], recipe)
+        plans, evaluators, sources = zip(*prepared, strict=True)
+        observed = _observe(evaluators, plans, parts[0][1])
+        return settle_together(list(zip(plans, sources, observed, strict=True)), recipe)
+
+
+def _observe(evaluators: Sequence[Evaluator], plans: Sequence[Plan], run: Run) -> list[Evaluator]:
+    """Evaluators that report what they measure as the progress of a run."""
+    weights = [{key: layer.shape[0] * layer.shape[1] for key, layer in plan.layers.items()} for plan in plans]
+    progress = MeasuringProgress(weights, run.on_progress)
+    return [replace(evaluator, observer=progress) for evaluator in evaluators]
 
 
 def _prepare(source: Source, run: Run) -> tuple[Plan, Evaluator]:
@@ -132,6 +146,7 @@ def _prepare(source: Source, run: Run) -> tuple[Plan, Evaluator]:
         check_cancelled=run.check_cancelled,
         weight_only=plan.weight_only,
         by_sensitivity=all(known.sensitivity is not None for known in inputs),
+        kept=run.measured,
     )
     return plan, evaluator
 
@@ -142,8 +157,11 @@ def refuse_impossible(source: Source, recipe: Recipe, statistics: Statistics) ->
     refuse_unreachable(make_plan(floats.tensors, recipe, statistics), recipe)
 
 
-def _header(plan: Plan, source: Source, run: Run, source_sha256: str | None) -> dict[str, str]:
-    provenance = Provenance(recipe=run.recipe.to_dict(), source_sha256=source_sha256)
+def _header(
+    plan: Plan, source: Source, run: Run, source_sha256: str | None, measurement: Measurement
+) -> dict[str, str]:
+    recipe = run.recipe.to_dict()
+    provenance = Provenance(recipe=recipe, source_sha256=source_sha256, measurement=measurement)
     return build_header(source.metadata, plan.markers, provenance, prefix=plan.prefix)
 
 

@@ -135,9 +135,18 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "is_calibration": ("info", "This is a calibration, for Load Calibration. {text}"),
     "not_quantized": ("info", "No layer is quantized."),
     "format_unknown_here": ("warning", "This ComfyUI does not know {format} and cannot load the file."),
-    "saves_memory_here": ("info", "{format} only saves memory here: ComfyUI computes it in 16 or 32 bits."),
-    "runs_here": ("info", "{format} runs in {bits} bits here."),
+    "saves_memory_here": ("info", "{format}: only saves memory here (ComfyUI computes in 16 or 32 bits)."),
+    "runs_here": ("info", "{format}: runs in {bits} bits here."),
+    "encoder_saves_memory_here": (
+        "info",
+        "Text encoder, all formats: only saves memory here (ComfyUI computes in 16 or 32 bits).",
+    ),
     "loads_here": ("info", "ComfyUI loads {format}. Whether this machine computes in it is not known."),
+    "dropped_other": (
+        "warning",
+        "The dropped file has another size than {file}, which is described here: copy the dropped one into a model "
+        "folder under another name and press R.",
+    ),
     "obstacle": ("warning", "{text}"),
     "more_obstacles": ("warning", "{count} more obstacles; the report lists them."),
     # A comparison of sampled latents.
@@ -153,6 +162,24 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "Another picture ({psnr} dB): a typical difference is {share} of the latents' range. Another one is "
         "not a worse one: look at the picture.",
     ),
+    # A comparison of several candidates.
+    "compare_each_identical": ("info", "'{candidate}' is identical: nothing differs."),
+    "compare_each_very_close": ("info", "'{candidate}' is very close ({psnr} dB)."),
+    "compare_each_close": ("info", "'{candidate}' is close ({psnr} dB)."),
+    "compare_each_details": ("info", "'{candidate}' differs in details ({psnr} dB)."),
+    "compare_each_other": ("info", "'{candidate}' makes another picture ({psnr} dB); another one is not a worse one."),
+    "compare_take_best": ("info", "Take '{candidate}': it is the closest, and none is clearly smaller."),
+    "compare_take_alike": (
+        "info",
+        "Take '{candidate}': none is clearly smaller, and over these seeds it is not surely further off than "
+        "'{closest}', the closest.",
+    ),
+    "compare_take_closest": (
+        "info",
+        "Take '{candidate}' if it fits: over these seeds none is surely closer. '{smallest}' is the smallest: {share} "
+        "smaller, {distance} dB further off.",
+    ),
+    "compare_fastest": ("info", "'{candidate}' was the fastest here: {seconds} s a step."),
     # Settings.
     "pattern_unmatched": ("warning", "{setting}: {pattern} matches no layer of this model, so it has no effect."),
     "needs_calibration": ("warning", "{option} has no effect without a calibration."),
@@ -164,7 +191,6 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
     "option_unused": ("warning", "{option} has no effect: {setting} is {value}."),
     "rotation_group_unused": ("warning", "{option} has no effect: no chosen format is rotated."),
     "no_calibration": ("error", "Calibrated rounding needs a calibration: link one to the calibration input."),
-    "emulated": ("warning", "{format} is emulated on {device}: smaller, not faster."),
     "inputs_rounded": (
         "info",
         "{device} computes {format} in 8 bits, so inputs are rounded as well: int8_convrot, or "

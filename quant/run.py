@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from .calibration.statistics import Statistics
 from .errors import Cancelled
 from .finished import FinishedLayers
+from .planning.candidates import KeptFigures
 from .recipe import Recipe
 from .reports.progress import Cancel, OnProgress
 from .workers.workers import Workers
@@ -29,6 +30,8 @@ class Run:
     """Quantize also what ComfyUI would not load: for those who load it with code of their own."""
     finished: FinishedLayers | None = None
     """Where layers are kept until the whole run has ended well; None: nowhere."""
+    measured: KeptFigures | None = None
+    """Figures of earlier runs that differ in targets and formats alone, which `auto` does not measure again."""
     is_loaded_model: bool = False
     """The source is a model that ComfyUI has loaded, so that its names are ComfyUI's own."""
 

@@ -49,6 +49,7 @@ def draw_saved(site: Site) -> bytes:
     """Draw the three nodes after a run."""
     quantize, save = create_chain(site)
     site.set(save, filename_prefix="diffusion_models/digits_int8")
+    site.watch(quantize, lambda panel: "Recommended" in panel["notices"])
     site.queue()
     site.watch_until(quantize, "done")
     site.watch_until(save, "done")
@@ -59,7 +60,7 @@ def draw_notice(site: Site) -> bytes:
     """Draw a node's warning before it runs."""
     quantize, _ = create_chain(site)
     site.set(quantize, format="float8_e4m3fn")
-    site.watch(quantize, lambda panel: "emulated" in panel["notices"] and "Planned" in panel["title"])
+    site.watch(quantize, lambda panel: "only saves memory here" in panel["notices"] and "Planned" in panel["title"])
     return take_picture(site, bound_nodes(site))
 
 

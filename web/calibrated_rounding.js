@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { Watch, question } from "./check.mjs";
+import { Watch, joint, question } from "./check.mjs";
 import { TargetDefault } from "./defaults.mjs";
 import { keepDigits } from "./digits.mjs";
 import { loadStyle } from "./dom.mjs";
@@ -31,12 +31,13 @@ const QUANTIZING = {
 
 /**
  * Nodes that say a few words. over: the input through which they show what a quantize node before them knows. kind: what
- * their words are (text_panel.mjs). name: the widget with the name of a file to write.
+ * their words are (text_panel.mjs). name: the widget with the name of a file to write. together: the server is asked before
+ * the run, too.
  */
 const TALKING = {
   CalibratedRoundingSaveModel: { over: "model", kind: "files", name: "filename_prefix" },
   CalibratedRoundingSaveTextEncoder: { over: "clip", kind: "files", name: "filename_prefix" },
-  CalibratedRoundingQuantizeToSize: {},
+  CalibratedRoundingQuantizeToSize: { together: true },
   CalibratedRoundingCollectCalibration: {},
   CalibratedRoundingCalibrateModel: {},
   CalibratedRoundingCalibrateTextEncoder: {},
@@ -64,6 +65,8 @@ function* ourNodes() {
   for (const [id, node] of walk()) if (panels.has(node)) yield [id, node];
 }
 
+const takesEncoder = ({ comfyClass }) => QUANTIZING[comfyClass]?.loads === "CLIP";
+
 function makePanel(node, quantizes) {
   if (FILES.has(node.comfyClass)) return new FilePanel(node);
   if (!quantizes) return new TextPanel(TALKING[node.comfyClass].kind ?? "words", node);
@@ -71,6 +74,7 @@ function makePanel(node, quantizes) {
     (report) => openReport(report, node.title, aiming(node, report)),
     () => turnAdvanced(node),
     node,
+    takesEncoder(node),
   );
 }
 
@@ -89,7 +93,7 @@ function addPanel(node) {
   widget.serialize = false;
   panel.element.addEventListener("wheel", zoom);
   panels.set(node, panel);
-  if (quantizes) watches.set(node, new Watch((check) => panel.showCheck(check)));
+  if (quantizes || TALKING[node.comfyClass]?.together) watches.set(node, new Watch((check) => panel.showCheck(check)));
   if (quantizes) defaults.set(node, new TargetDefault(node));
   if (quantizes) folding(node);
   const width = TALKING[node.comfyClass]?.kind === "files" ? WIDTH_OF_NAMES : WIDTH;
@@ -158,7 +162,8 @@ async function recallAll() {
  * settings of an output from a cache.
  */
 function succeeded() {
-  const lacks = (node, { phase, graph }) => phase === "rounded" || (phase === "done" && !graph && watches.has(node));
+  const lacks = (node, { phase, graph }) =>
+    phase === "rounded" || (phase === "done" && !graph && node.comfyClass in QUANTIZING);
   if (Array.from(ourNodes()).some(([, node]) => lacks(node, panels.get(node).state ?? {}))) refresh();
 }
 
@@ -187,6 +192,7 @@ function look() {
     const kind = QUANTIZING[node.comfyClass];
     const saves = TALKING[node.comfyClass]?.kind === "files";
     if (kind) lookAt(id, node, kind);
+    if (TALKING[node.comfyClass]?.together) watches.get(node).look(joint(node));
     if (FILES.has(node.comfyClass)) panels.get(node).look();
     if (saves) panels.get(node).showCheck(toSave(node, TALKING[node.comfyClass]));
   }

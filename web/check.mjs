@@ -16,9 +16,17 @@ export function question(node, kind) {
     values: { ...values(recipe), ...own },
     file: kind.loads ? loadedFile(node, kind.loads) : null,
     whole: Boolean(kind.whole),
+    weight_only: kind.loads === "CLIP",
     calibration: linked(node, "calibration") || Boolean(calibrationFile(node)),
     recorded: calibrationFile(node) ?? recorded(source(node, "calibration")),
   };
+}
+
+/** What to ask about a node that quantizes several models to one size. */
+export function joint(node) {
+  if (!linked(node, "recipe")) return { together: null };
+  const recipe = source(node, "recipe");
+  return recipe?.comfyClass === RECIPE ? { together: values(recipe) } : null;
 }
 
 /** The calibration file that the node itself names, null for none. */

@@ -46,8 +46,13 @@ export class FilePanel {
   }
 
   async #ask(file) {
+    const ticket = (this.ticket = {});
     const answer = file && (await inspected(file).catch((error) => ({ notices: [failure(String(error))] })));
-    if (file === this.file) this.#draw(answer);
+    if (ticket !== this.ticket) return;
+    const { choice, size } = this.dropped ?? {};
+    const isOther = choice === file && answer.bytes != null && answer.bytes !== size;
+    const doubt = isOther ? [{ kind: "dropped_other", level: "warning", values: { file } }] : [];
+    this.#draw(answer && { ...answer, notices: [...doubt, ...answer.notices] });
   }
 
   /** A dropped file is found by its name: a page is never told where on the disk it lies. */
@@ -58,11 +63,15 @@ export class FilePanel {
     event.stopPropagation();
     const named = (choice) => choice.split(/[\\/]/).at(-1) === dropped.name;
     const choice = this.widget.options?.values?.find(named);
-    if (!choice) this.#draw({ notices: [failure(text("file_not_listed", { file: dropped.name }))] });
-    else {
-      choose(this.node, "file", choice);
-      this.look();
+    if (!choice) {
+      Object.assign(this, { ticket: null, file: this.widget.value }); // an answer about the picked file comes too late
+      this.#draw({ notices: [failure(text("file_not_listed", { file: dropped.name }))] });
+      return;
     }
+    this.dropped = { choice, size: dropped.size };
+    choose(this.node, "file", choice);
+    this.file = null; // also if it was picked before: the dropped one may be another
+    this.look();
   }
 
   #draw(found) {

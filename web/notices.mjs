@@ -19,7 +19,7 @@ export function line(notice) {
 }
 
 /** What an exception of the server says, as a notice. */
-export const failure = (message) => ({ kind: "refused", level: "error", values: { text: message } });
+export const failure = (message) => ({ kind: "refused", level: "error", values: { text: message?.trim() } });
 
 /** Each notice once, in the order of the lists. */
 export function merge(...lists) {

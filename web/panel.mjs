@@ -3,11 +3,12 @@
 import { h, tail } from "./dom.mjs";
 import { primaryError, verdict } from "./errors.mjs";
 import { ask, mayAsk } from "./finished.mjs";
+import { formatsButton, saysHow } from "./formats.mjs";
 import { failure, line, merge, sentence } from "./notices.mjs";
 import { markOverflow } from "./overflow.mjs";
 import { legend } from "./palette.mjs";
-import { secondsLeft } from "./runs.mjs";
-import { fileLine, loaderButton } from "./saved.mjs";
+import { secondsLeft, stage } from "./runs.mjs";
+import { fileButtons, fileLine } from "./saved.mjs";
 import { Strip } from "./strip.mjs";
 import { bytes, change, duration, error, keptLayers, percent, range, text, whole } from "./text.mjs";
 
@@ -16,9 +17,12 @@ const HEIGHT = 238; // also in style.css
 const ENDED = ["done", "interrupted", "failed"];
 
 export class Panel {
-  /** openReport(report) and turnAdvanced() are called by the buttons. node: whose panel it is. */
-  constructor(openReport, turnAdvanced, node) {
-    this.node = node;
+  /**
+   * openReport(report) and turnAdvanced() are called by the buttons. node: whose panel it is. weightOnly: it takes text
+   * encoders.
+   */
+  constructor(openReport, turnAdvanced, node, weightOnly) {
+    Object.assign(this, { node, weightOnly });
     this.height = HEIGHT;
     this.strip = new Strip();
     this.bar = h("div", { class: "calro-bar" }, h("i"));
@@ -104,7 +108,7 @@ export class Panel {
     this.notices.replaceChildren(...this.#notices());
     this.button.disabled = !report;
     this.#offerNotification(phase === "running" && mayAsk());
-    this.#offerLoader(this.changed ? null : report?.saved?.loader);
+    this.#offerFile(this.changed ? null : report?.saved);
     if (this.said.textContent !== view.title) this.said.textContent = view.title;
     this.#tick(phase === "running");
   }
@@ -118,13 +122,13 @@ export class Panel {
     if (this.bell) this.bell.title = text("notify_me_help");
   }
 
-  /** A button that loads the file that was written. */
-  #offerLoader(loader = null) {
-    if (loader?.value === this.loader?.value) return;
-    this.loader = loader;
-    this.added?.remove();
-    this.added = loader && loaderButton(loader, this.node);
-    if (this.added) this.button.after(this.added);
+  /** Buttons for the file that was written: load it, and describe it for others. */
+  #offerFile(file = null) {
+    if (file?.path === this.file?.path) return;
+    this.file = file;
+    for (const element of this.added ?? []) element.remove();
+    this.added = file ? fileButtons(file, this.node) : [];
+    this.button.after(...this.added);
   }
 
   /** While nothing comes from the server, the time left still goes down. */
@@ -141,15 +145,24 @@ export class Panel {
     const before = [...this.calibration.filter(({ kind }) => !said.has(kind)), ...checked];
     const failed = this.#phase === "failed";
     // The error that made the run fail takes the place of errors that would.
+    const others = (notice) => notice.level !== "error" && sentence(notice) !== message?.trim();
     const notices = failed
-      ? [failure(message), ...before.filter((notice) => notice.level !== "error" && sentence(notice) !== message)]
+      ? [failure(message), ...before.filter(others)]
       : merge(report?.notices, report?.notes, before);
     const file = report?.saved ? [fileLine(report.saved)] : [];
     const fresh = this.#phase === "idle" && !this.check?.plan && notices.every(({ level }) => level === "info");
     const hint = fresh ? [h("p", {}, text("hint"))] : [];
-    if (file.length + hint.length + notices.length) return [...file, ...hint, ...notices.map(line)];
+    if (file.length + hint.length + notices.length) return [...file, ...hint, ...this.#lines(notices)];
     const formats = new Set(layers.map((layer) => layer.format));
     return [...(formats.size ? formats : (this.check?.plan?.formats ?? []))].map(legend);
+  }
+
+  /** The words about the chosen format lead to all formats. */
+  #lines(notices) {
+    const lines = notices.map(line);
+    const place = notices.findLastIndex(saysHow);
+    if (place >= 0) lines[place].append(" ", formatsButton(this.node, this.weightOnly));
+    return lines;
   }
 }
 
@@ -251,10 +264,11 @@ const VIEWS = {
   running: (state) => {
     const left = secondsLeft(state.run);
     const remaining = left == null ? "–" : duration(left);
+    const measures = state.run.stage === "measuring";
     return {
-      title: text(state.run.next ? "rounding" : "finishing"),
+      title: text(stage(state.run)),
       detail: state.run.next,
-      facts: [count(state), [text("time_left"), remaining], ...saved(state.layers)],
+      facts: [count(state), [text("time_left"), remaining], ...(measures ? [] : saved(state.layers))],
       share: state.run.weights_done / (state.run.weights_total || 1),
     };
   },

@@ -2,13 +2,13 @@
 // why, and the files to take away.
 
 import { Chart } from "./chart.mjs";
-import { h, tail } from "./dom.mjs";
+import { dialog, h, tail } from "./dom.mjs";
 import { PAIRS, toDecibels, verdict } from "./errors.mjs";
 import { download, toCsv, toJson } from "./export.mjs";
 import { sentence } from "./notices.mjs";
 import { legend } from "./palette.mjs";
 import { Table } from "./table.mjs";
-import { bytes, change, decibels, duration, error, keptLayers, percent, share, text, whole } from "./text.mjs";
+import { bytes, change, decibels, duration, error, keptLayers, percent, portion, text, whole } from "./text.mjs";
 import { Tradeoff } from "./tradeoff.mjs";
 
 const pairs = (layers, name) => layers.map((layer) => layer.errors[name]).filter((pair) => pair != null);
@@ -64,7 +64,8 @@ const COLUMNS = [
   ...measured("output_w8a16"),
   ...measured("output_w8a8"),
   ...measured("projected", LESS),
-  numeric("effect", share, {
+  numeric("effect", portion, {
+    kind: "calro-effect",
     about: "about_effect",
     given: (layers) => layers.some(({ effect }) => effect != null),
   }),
@@ -89,20 +90,9 @@ const KEPT = [
  * null where that cannot be.
  */
 export function openReport(report, title, aim = null) {
-  const dialog = h("dialog", { class: "calro calro-report", "aria-label": `${text("report")}: ${title}` });
   const view = new View(report, aim);
-  const close = h("button", { type: "button", class: "calro-close", "aria-label": text("close") }, "✕");
-  close.addEventListener("click", () => dialog.close());
   const made = [title, report.recipe.format, report.recipe.rounding].join(" · ");
-  dialog.append(h("header", {}, h("h2", {}, text("report")), h("span", {}, made), close), ...view.parts);
-  dialog.addEventListener("close", () => dialog.remove());
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-  // The page's own shortcuts stay out of what is typed here.
-  for (const name of ["keydown", "keyup", "keypress", "wheel", "paste", "copy"]) {
-    dialog.addEventListener(name, (event) => event.stopPropagation());
-  }
-  document.body.append(dialog);
-  dialog.showModal();
+  dialog("", text("report"), made, ...view.parts);
 }
 
 class View {

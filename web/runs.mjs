@@ -59,9 +59,13 @@ export function ended(workflow, node, phase, message, prompt) {
   return keep(workflow, node, { ...(same ? before : { layers: [], graph: null }), phase, message });
 }
 
-/** Seconds left, estimated from the weights that are done; null before the first. */
+/** What a run does now: the key of its word. */
+export const stage = (run) => (run.stage === "measuring" ? "measuring" : run.next ? "rounding" : "finishing");
+
+/** Seconds left of the stage, estimated from the weights that are done; null before the first. */
 export function secondsLeft(run, now = performance.now()) {
   if (!run.weights_done || run.weights_done >= run.weights_total) return null;
-  const all = (run.seconds * run.weights_total) / run.weights_done;
-  return Math.max(0, all - run.seconds - (now - run.received) / 1000);
+  const seconds = run.stage_seconds;
+  const all = (seconds * run.weights_total) / run.weights_done;
+  return Math.max(0, all - seconds - (now - run.received) / 1000);
 }

@@ -19,10 +19,14 @@ export function fileLines(files, node) {
 export const fileLine = ({ path, nbytes }) =>
   h("div", { class: "calro-file" }, tail(path), h("b", {}, bytes(nbytes)));
 
-function buttons({ path, loader, card }, node) {
-  const copy = button(text("copy_path"), text("copy_path_help"), () => copyText(path));
-  const own = [copy, ...(card ? [cardButton(path, card)] : [])];
-  return loader ? [...own, loaderButton(loader, node)] : own;
+function buttons(file, node) {
+  const copy = button(text("copy_path"), text("copy_path_help"), () => copyText(file.path));
+  return [copy, ...fileButtons(file, node)];
+}
+
+/** For a file that a node has written: its model card, and a loader. */
+export function fileButtons({ path, loader, card }, node) {
+  return [...(card ? [cardButton(path, card)] : []), ...(loader ? [loaderButton(loader, node)] : [])];
 }
 
 /** Keeps the Markdown text that describes the file for others. */
@@ -31,7 +35,7 @@ export function cardButton(path, card) {
   return button(text("model_card"), text("model_card_help"), () => download(`${name}.md`, "text/markdown", card));
 }
 
-export function loaderButton(loader, node) {
+function loaderButton(loader, node) {
   const title = text("add_loader_help", { file: loader.value });
   return button(text("add_loader"), title, () => addLoader(node, loader));
 }

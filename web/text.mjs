@@ -31,10 +31,18 @@ export function number(value, digits = 3) {
 /** A share in percent, with two digits. */
 export const share = (value) => value.toLocaleString(locale, { style: "percent", maximumSignificantDigits: 2 });
 
+const LEAST = 0.001;
+const tenths = { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 };
+
+/** A share of the whole in percent, for a column whose points stand below each other; not 0.0%, but less than 0.1%. */
+export const portion = (value) =>
+  value > 0 && value < LEAST / 2 ? `< ${LEAST.toLocaleString(locale, tenths)}` : value.toLocaleString(locale, tenths);
+
 export const whole = (value) => Math.round(value).toLocaleString(locale);
 export const percent = (share) => share.toLocaleString(locale, { style: "percent", maximumFractionDigits: 0 });
 export const error = (value) =>
   value.toLocaleString(locale, { style: "percent", minimumFractionDigits: 2, maximumFractionDigits: 2 });
+export const hundredths = (value) => value.toLocaleString(locale, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 export const decibels = (value) => value.toLocaleString(locale, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
 const UNITS = ["B", "kB", "MB", "GB", "TB"];

@@ -4,9 +4,11 @@ import { h } from "./dom.mjs";
 import { line, merge } from "./notices.mjs";
 import { markOverflow } from "./overflow.mjs";
 import { fileLines } from "./saved.mjs";
+import { secondsLeft, stage } from "./runs.mjs";
 import { openSlider } from "./slider.mjs";
-import { text } from "./text.mjs";
+import { duration, text, whole } from "./text.mjs";
 
+const PHASES = { idle: "nothing_yet", rounded: "finishing" }; // words of phases that are called otherwise
 const HEIGHTS = { words: 64, files: 88, table: 132 };
 
 export class TextPanel {
@@ -42,7 +44,7 @@ export class TextPanel {
     const phase = this.state?.phase ?? "idle";
     this.element.dataset.phase = phase;
     const notices = merge(this.state?.notices, this.notices).map(line);
-    const results = this.#results(phase);
+    const results = phase === "idle" && notices.length ? [] : this.#results(phase);
     // Of a comparison, the verdict stands first.
     this.words.replaceChildren(...(this.kind === "table" ? [...notices, ...results] : [...results, ...notices]));
   }
@@ -53,10 +55,19 @@ export class TextPanel {
     return h("div", { class: "calro-buttons" }, compare);
   }
 
+  /** Of a node that quantizes: what it does, how far it is, and the time left. */
+  #progress() {
+    const { run } = this.state;
+    const done = text("done_of", { done: whole(run.done), total: whole(run.total) });
+    const left = secondsLeft(run);
+    const more = left == null ? [] : [`${text("time_left")}: ${duration(left)}`];
+    return [`${text(stage(run))}: ${done}`, ...more].join(" · ");
+  }
+
   #results(phase) {
     const { files, more, text: words, message } = this.state ?? {};
     if (files?.length) return [...fileLines(files, this.node), ...(more ? [h("p", {}, more)] : [])];
-    const said = words ?? text(phase === "idle" ? "nothing_yet" : phase);
+    const said = words ?? (phase === "running" ? this.#progress() : text(PHASES[phase] ?? phase));
     const shown = [h("p", {}, [said, message].filter(Boolean).join("\n"))];
     return this.state?.images?.length ? [this.#comparing(), ...shown] : shown;
   }

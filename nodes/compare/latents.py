@@ -93,6 +93,11 @@ class CandidateRow:
     """Of one step, the median; None: not measured."""
     comparison: LatentComparison
 
+    @property
+    def psnr_db(self) -> float:
+        """Mean PSNR of the finished latents; NaN: unknown."""
+        return self.comparison.mean.psnr_db
+
 
 def tabulate(rows: Sequence[CandidateRow]) -> str:
     """Several candidates against one reference, a line for each."""

@@ -9,7 +9,7 @@ import comfy.quant_ops
 import torch
 
 from ...quant.formats import FORMATS, Format
-from ...quant.planning.machine import Machine
+from ...quant.planning.machine import NEEDED, Machine
 
 COMPUTE: Mapping[str, str] = {
     "float8_e4m3fn": "supports_fp8_compute",
@@ -38,8 +38,18 @@ def describe_machine() -> Machine:
 
 def computes(fmt: Format) -> bool | None:
     """Whether the present device multiplies in the format; None if this ComfyUI cannot tell."""
+    device = comfy.model_management.get_torch_device()
+    if not fmt.stock:
+        return _multiplies(fmt, device)
     native = getattr(comfy.model_management, COMPUTE.get(fmt.comfyui_name, ""), None)
-    return None if native is None else bool(native(comfy.model_management.get_torch_device()))
+    return None if native is None else bool(native(device))
+
+
+def _multiplies(fmt: Format, device: torch.device) -> bool:
+    """Whether the pack's own kernels multiply in the format: on a CPU they compute in float32."""
+    if device.type != "cuda":
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= NEEDED[fmt.comfyui_name]
 
 
 def device_title() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,17 @@ from torch import Tensor
 from ...quant import QuantError
 from ...quant.files import read_header
 from ...quant.planning.profiles import recognise
+from ...quant.reports.measurement import Measurement
 from ...quant.reports.provenance import Provenance
 
 PREFIX = "diffusion_model."
 
 PROVENANCE = "calibrated_rounding"
 """Key of the attachment with a quantized model's `Provenance`, for the save nodes."""
+MEASUREMENTS = "calibrated_rounding_measurements"
+"""Key of the attachment with the `Measurement` of each part, by the encoder's name, or `MODEL`."""
+MODEL = "model"
+"""Name of the only part of a diffusion model."""
 METADATA = "calibrated_rounding_metadata"
 """Key of the attachment with the header fields of the source file."""
 KEPT_DTYPES = "calibrated_rounding_dtypes"
@@ -154,10 +159,23 @@ def read_kept_dtypes(patcher: Any) -> dict[str, torch.dtype]:
     return dtypes or {}
 
 
-def read_provenance(patcher: Any) -> Provenance | None:
-    """The provenance of a quantized MODEL or CLIP; None if this pack did not make it."""
+def read_provenance(patcher: Any, part: str = MODEL) -> Provenance | None:
+    """The provenance of a quantized MODEL or CLIP, of this session or of its file; None if this pack did not make it.
+
+    Args:
+        patcher: Of the MODEL or CLIP.
+        part: Name of the encoder whose measurement the provenance has.
+    """
     provenance: Provenance | None = patcher.get_attachment(PROVENANCE)
-    return provenance
+    if provenance is None:
+        return Provenance.from_metadata(read_source_metadata(patcher))
+    measurements: Mapping[str, Measurement] = patcher.get_attachment(MEASUREMENTS) or {}
+    return replace(provenance, measurement=measurements.get(part))
+
+
+def attach_measurements(patcher: Any, measurements: Mapping[str, Measurement]) -> None:
+    """Keep with a quantized MODEL or CLIP, and its clones, how close each of its parts is to its source."""
+    patcher.set_attachments(MEASUREMENTS, measurements)
 
 
 def stamp_source(patcher: Any) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from comfy_api.latest import io
 
 from ...quant import AlreadyQuantizedError, CheckpointError, QuantError, Recipe
 from ...quant.calibration.collector import ROWS
@@ -30,9 +29,10 @@ from ...quant.recipe import AUTO
 from ..host import running
 from ..host.machine import computes, describe_machine, device_title
 from ..host.registration import refuse_unloadable
-from ..recipe.inputs import recipe_inputs
+from ..recipe.inputs import nest_values
 from ..recipe.values import make_recipe, note_unused, read_preset
 from . import durations
+from .formats_here import note_formats
 
 FULL_SAMPLE = {"": InputStatistics(rows=torch.empty(ROWS, 0, device="meta"))}
 """Stands for a calibration that is not recorded yet: as many rows as the calibration nodes keep by default."""
@@ -55,6 +55,8 @@ class Question:
     """A calibration is linked or named."""
     sensitivities: bool = False
     """It has sensitivities."""
+    weight_only: bool = False
+    """The node takes text encoders, whose weights ComfyUI dequantizes whatever the format."""
 
 
 def check(question: Question) -> dict[str, Any]:
@@ -66,9 +68,9 @@ def check(question: Question) -> dict[str, Any]:
     try:
         recipe, reasons = _choose_recipe(question)
     except QuantError as error:
-        return _answer(None, [notice("refused", text=str(error))])
+        return answer_check(None, [notice("refused", text=str(error))])
     plan, notices = _plan_file(question, recipe)
-    notices = [*reasons, *notices, *([] if plan is None else _unreachable(plan, recipe, question))]
+    notices = [*notices, *([] if plan is None else _unreachable(plan, recipe, question))]
     if not question.whole:
         recipe, left_out = leave_out_unusable(recipe, describe_machine(), weight_only=plan is None or plan.weight_only)
         notices += left_out
@@ -81,8 +83,11 @@ def check(question: Question) -> dict[str, Any]:
     notices += needs_notices(formats)
     if not question.whole:
         notices += _refusal(recipe)
-    notices += [entry for fmt in formats if (entry := _hardware_notice(fmt, recipe)) is not None]
-    return _answer(None if plan is None else describe_plan(plan, recipe, question), notices)
+    notices += [entry for fmt in formats for entry in _note_rounded_inputs(fmt, recipe)]
+    weight_only = question.weight_only or (plan is not None and plan.weight_only)
+    here = note_formats(formats, weight_only=weight_only, full_precision=recipe.full_precision_matrix_mult)
+    shown = None if plan is None else describe_plan(plan, recipe, question)
+    return answer_check(shown, [*reasons[:1], *here, *reasons[1:], *notices])
 
 
 def _describe_cost(plan: Plan, recipe: Recipe, question: Question) -> dict[str, Any]:
@@ -135,44 +140,16 @@ def _refusal(recipe: Recipe) -> list[Notice]:
     return []
 
 
-def _answer(plan: dict[str, Any] | None, notices: list[Notice]) -> dict[str, Any]:
+def answer_check(plan: dict[str, Any] | None, notices: Iterable[Notice]) -> dict[str, Any]:
+    """The answer to the page."""
     return {"plan": plan, "notices": [entry.to_dict() for entry in notices]}
 
 
-def nest_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as a node gets them: ``a`` and, brought by its choice, ``a.b`` become ``{"a": {"a": ..., "b": ...}}``."""
-    parents = set(_parents(recipe_inputs(recommends=True)))
-    result: dict[str, Any] = {}
-    for name, value in sorted(values.items()):
-        *above, own = name.split(".")
-        place = result
-        for step in above:
-            place = place[step]
-        place[own] = {own: value} if name in parents else value
-    return result
-
-
-def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
-    """The full names of the inputs whose choice brings inputs of its own."""
-    for entry in inputs:
-        if isinstance(entry, io.DynamicCombo.Input):
-            yield prefix + entry.id
-            for option in entry.options:
-                yield from _parents(option.inputs, f"{prefix}{entry.id}.")
-
-
-def _hardware_notice(fmt: Format, recipe: Recipe) -> Notice | None:
-    """A notice about how the present device runs a format, if the user should know before the run."""
-    if is_emulated(fmt):
-        return notice("emulated", format=fmt.name, device=device_title())
-    if rounds_inputs(fmt) and not recipe.full_precision_matrix_mult:
-        return notice("inputs_rounded", format=fmt.name, device=device_title())
-    return None
-
-
-def is_emulated(fmt: Format) -> bool:
-    """Whether the present device lacks the format, so that ComfyUI computes in 16 or 32 bits."""
-    return fmt.needs_full_precision or computes(fmt) is False
+def _note_rounded_inputs(fmt: Format, recipe: Recipe) -> list[Notice]:
+    """A notice if the present device rounds a format's inputs with one scale for the whole tensor."""
+    if not rounds_inputs(fmt) or recipe.full_precision_matrix_mult:
+        return []
+    return [notice("inputs_rounded", format=fmt.name, device=device_title())]
 
 
 def rounds_inputs(fmt: Format) -> bool:

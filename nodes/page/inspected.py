@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,12 @@ from ...quant.calibration.file import is_calibration
 from ...quant.formats import BLOCKWISE, FORMATS
 from ...quant.formats.stored import STORED_FORMATS
 from ...quant.notices import Notice, notice
+from ...quant.planning.machine import note_way
 from ...quant.planning.profiles import get_profile
 from ...quant.reports.inspection import Entry, Inspection, inspect_file
 from ...quant.reports.model_card import write_model_card
 from ...quant.reports.provenance import Provenance
-from .check import is_emulated
-
-BITS: Mapping[str, int] = {"nvfp4": 4}
-"""Marker's format -> bits of its products, where they are not 8."""
+from ..host.machine import describe_machine
 
 MOST_OBSTACLES = 4
 
@@ -116,9 +114,8 @@ def _judge_format(name: str, *, slow: bool) -> Notice | None:
         return notice("format_unknown_here", format=name)
     if own is None:
         return notice("loads_here", format=name)
-    if slow or is_emulated(own):
-        return notice("saves_memory_here", format=name)
-    return notice("runs_here", format=name, bits=BITS.get(name, 8))
+    machine = describe_machine()
+    return note_way((machine.without_products() if slow else machine).runs(own), [name])
 
 
 def _obstacles(inspection: Inspection) -> Iterator[Notice]:

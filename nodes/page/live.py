@@ -40,13 +40,15 @@ class NodeProgress:
         """Why the run failed."""
         self.progress: Progress | None = None
         self.layers: list[LayerReport] = []
-        self._started = time.monotonic()
+        self._started = self._stage_started = time.monotonic()
         self._seconds: float | None = None
 
     def show(self, seen: Iterable[Progress]) -> None:
         """Send what the engine has reported since the last call."""
         start = len(self.layers)
         for now in seen:
+            if self.progress is None or now.stage != self.progress.stage:
+                self._stage_started = time.monotonic()
             self.progress = now
             if now.last is not None and now.done > len(self.layers):
                 self.layers.append(now.last)
@@ -68,6 +70,8 @@ class NodeProgress:
                 "state": self.state,
                 "message": self.message,
                 "seconds": time.monotonic() - self._started if self._seconds is None else self._seconds,
+                "stage": now.stage,
+                "stage_seconds": time.monotonic() - self._stage_started,
                 "done": now.done,
                 "total": now.total,
                 "weights_done": now.weights_done,

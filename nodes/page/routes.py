@@ -13,7 +13,8 @@ from ...quant.calibration.file import has_sensitivities
 from ..host import folders
 from ..host.server import running_server
 from . import live
-from .check import Question, check
+from .check import Question, answer_check, check
+from .formats_here import check_together, describe_formats
 from .inspected import describe_file
 
 PREFIX = "/calibrated_rounding"
@@ -26,6 +27,7 @@ def add_routes() -> None:
         server.routes.get(f"{PREFIX}/live")(_live)
         server.routes.post(f"{PREFIX}/check")(_check)
         server.routes.get(f"{PREFIX}/inspect")(_inspect)
+        server.routes.get(f"{PREFIX}/formats")(_formats)
 
 
 async def _live(_: web.Request) -> web.Response:
@@ -50,11 +52,21 @@ async def _inspect(request: web.Request) -> web.Response:
         raise web.HTTPBadRequest(text=f"{type(error).__name__}: {error}") from None
 
 
-def _answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """asked: {"values", "file": [kind of folder, name] or null, "whole", "calibration", "recorded"}; see `Question`.
+async def _formats(request: web.Request) -> web.Response:
+    """List the formats; with the query ``weight_only=1`` as text encoders run in them."""
+    answer = describe_formats(weight_only=request.query.get("weight_only") == "1")
+    return web.json_response(answer)
 
-    recorded, of the calibration: the name of its file, or whether it has sensitivities.
+
+def _answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """Answer the question of a node.
+
+    asked: {"values", "file": [kind of folder, name] or null, "whole", "calibration", "recorded", "weight_only"}; see
+    `Question`. recorded, of the calibration: the name of its file, or whether it has sensitivities. Of a node that
+    quantizes several models to one size: {"together": the values of the linked recipe node or null}.
     """
+    if "together" in asked:
+        return answer_check(None, check_together(asked["together"]))
     values = dict(asked["values"])
     if asked["whole"] and "file" in values:
         file: str | None = folders.find_model(values["file"])[1]
@@ -67,5 +79,6 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
         whole=bool(asked["whole"]),
         calibration=bool(asked["calibration"]),
         sensitivities=recorded if isinstance(recorded, bool) else has_sensitivities(folders.find_calibration(recorded)),
+        weight_only=asked.get("weight_only", False) is True,
     )
     return check(question)

@@ -9,6 +9,7 @@ from ...quant import QuantError, Recipe
 from ...quant.engine import plan_together
 from ...quant.layer.memory import largest_peak
 from ...quant.notices import Notice
+from ...quant.planning.candidates import KeptFigures
 from ...quant.planning.machine import leave_out_unusable
 from ...quant.planning.pinning import pin_recipe
 from ...quant.planning.size_curve import GIGABYTE, SizeCurve
@@ -17,10 +18,10 @@ from ...quant.workers.workers import Workers
 from ..host import running
 from ..host.machine import describe_machine
 from ..host.registration import refuse_unloadable
-from ..host.server import send_text
 from ..page import live
 from .loaded import Loaded, Part
-from .quantize import Result, quantize_weights
+from .measured import find_figures
+from .quantize import Result, identify_source, quantize_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +81,23 @@ def quantize_together(
         recipes.append(replace(recipe, target_gb=target))
         notices += [found for found in left_out if found not in notices]
     devices = running.choose_devices(device_choice)
-    weights = [(entry.part.weights, entry.part.calibration or {}) for entry in parts]
-    peaks = (largest_peak(w.tensors, r, known) for (w, known), r in zip(weights, recipes, strict=True))
+    live.begin(node_id)
+    runs = [
+        Run(
+            recipe=recipe,
+            workers=Workers(devices),
+            statistics=entry.part.calibration or {},
+            measured=_find_figures(entry, loaded, recipe, devices),
+            is_loaded_model=True,
+        )
+        for entry, recipe in zip(parts, recipes, strict=True)
+    ]
+    weights = [entry.part.weights for entry in parts]
+    peaks = (largest_peak(w.tensors, run.recipe, run.statistics) for w, run in zip(weights, runs, strict=True))
     running.make_room(devices, max(peaks))
-    send_text("measuring every layer in each format", node_id)
     plans, curve = running.run_engine(
         lambda progress, cancel: plan_together(
-            [
-                (w, Run(recipe=recipe, workers=Workers(devices), statistics=known, cancel=cancel, is_loaded_model=True))
-                for (w, known), recipe in zip(weights, recipes, strict=True)
-            ]
+            [(w, replace(run, on_progress=progress, cancel=cancel)) for w, run in zip(weights, runs, strict=True)]
         ),
         node_id,
         live.begin(node_id),
@@ -104,3 +112,10 @@ def quantize_together(
             plan,
         )  # fmt: skip
     return Joint(results=results, recipes=pinned, curve=curve, notices=notices)
+
+
+def _find_figures(
+    entry: JointPart, loaded: Mapping[str, Loaded], recipe: Recipe, devices: Sequence[str]
+) -> KeptFigures | None:
+    source = identify_source(entry.part.weights, loaded[entry.source].stamp, entry.part.calibration)
+    return find_figures(source, recipe, devices)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...quant import Recipe, Report
 from ...quant.calibration.calibration import Calibration
+from ...quant.reports.measurement import Measurement
 from ...quant.reports.provenance import Provenance
 from ...quant.reports.report import merge_reports
 from ..host.bindings import refuse_bound
@@ -18,7 +19,9 @@ from ..host.encoders import find_runnable_parts, read_part_tensors, rebuild_clip
 from ..host.encoding import part_prefixes, select_part
 from ..host.merging import Patches, WeightPatches, drop_patches, find_patches, merge_on_read, refuse_other_patches
 from ..host.origin import (
+    MODEL,
     PREFIX,
+    attach_measurements,
     read_diffusion_tensors,
     read_origin,
     read_original_tensors,
@@ -77,7 +80,15 @@ class Loaded:
         note_patches(report, self.patches, recipe, merged=self.merges)
         merged = self.patches if self.merges else {}
         provenance = Provenance(recipe=recipe.to_dict(), merged_first=describe_merged(merged))
-        return self.rebuild({name: result.tensors for name, result in results.items()}, merged, provenance), report
+        rebuilt = self.rebuild({name: result.tensors for name, result in results.items()}, merged, provenance)
+        measurements = {name: self._measure(name, result, report) for name, result in results.items()}
+        attach_measurements(getattr(rebuilt, "patcher", rebuilt), measurements)
+        return rebuilt, report
+
+    def _measure(self, name: str, result: Result, whole: Report) -> Measurement:
+        """The figures of a part, with the warnings of the whole."""
+        calibration = self.parts[name].calibration
+        return Measurement.of(result.report, calibration and calibration.digest, whole.notes)
 
 
 def load_model(model: Any, calibration: Calibration | None, merge_loras: bool) -> Loaded:
@@ -96,10 +107,10 @@ def load_model(model: Any, calibration: Calibration | None, merge_loras: bool) -
 
     def rebuild(tensors: Mapping[str, Tensors], merged: Patches, provenance: Provenance) -> Any:
         rest = drop_patches(model, (patched.key for patched in merged.values()))
-        return rebuild_model(rest, tensors["model"], provenance)
+        return rebuild_model(rest, tensors[MODEL], provenance)
 
     return Loaded(
-        parts={"model": Part(weights=weights, calibration=calibration)},
+        parts={MODEL: Part(weights=weights, calibration=calibration)},
         stamp=stamp_source(model),
         weight_only=False,
         merges=merge_loras,

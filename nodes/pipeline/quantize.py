@@ -29,6 +29,7 @@ from ..host.registration import refuse_unloadable
 from ..host.weights import LoadedWeights
 from ..page import durations, live
 from .cache import Cache
+from .measured import find_figures
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ def cache() -> Cache:
 def layer_folder() -> Path:
     """Where finished layers wait for the run that follows an interrupted one."""
     return Path(folder_paths.get_user_directory(), "calibrated_rounding", "layers")
+
+
+def identify_source(weights: LoadedWeights, stamp: str, calibration: Calibration | None) -> str:
+    """A text that is the same for the same weights and calibration. Arguments as `quantize_weights`."""
+    digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)
+    return f"{stamp} {digest}" + ("" if calibration is None else f" {calibration.digest}")
 
 
 def quantize_weights(
@@ -75,9 +82,8 @@ def quantize_weights(
     refuse_impossible(weights, recipe, calibration or {})
     devices, store = running.choose_devices(device_choice), cache()
     live.begin(node_id)
-    digest = weights.digest(quick=bool(stamp), check_cancelled=running.stop_if_interrupted)
-    calibrated = "" if calibration is None else f" {calibration.digest}"
-    path = store.path(f"{stamp} {digest}{calibrated}", recipe, ",".join(devices))
+    source = identify_source(weights, stamp, calibration)
+    path = store.path(source, recipe, ",".join(devices))
     entry = store.find(path)
     if entry is not None:
         return Result(comfy.utils.load_torch_file(str(entry.path)), entry.report, from_disk=True)
@@ -94,6 +100,7 @@ def quantize_weights(
                 on_progress=progress,
                 cancel=cancel,
                 finished=FinishedLayers(layer_folder()),
+                measured=find_figures(source, recipe, devices),
                 is_loaded_model=True,
             ),
             plan,

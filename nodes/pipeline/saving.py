@@ -12,7 +12,7 @@ import torch
 from comfy.cli_args import args
 from torch import Tensor
 
-from ...quant import QuantError, Report
+from ...quant import QuantError
 from ...quant.files import CheckpointWriter
 from ...quant.files.verification import verify_layers
 from ...quant.formats import BLOCKWISE, pack_notice
@@ -93,7 +93,9 @@ def make_header(
     }
     if not markers:
         raise QuantError("Nothing in this model is quantized; connect the output of a quantize node.")
-    return build_header(source, markers, provenance and replace(provenance, merged_patches=patches))
+    if provenance is not None:
+        provenance = replace(provenance, merged_patches=provenance.merged_patches + patches)
+    return build_header(source, markers, provenance)
 
 
 def workflow_fields(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:
@@ -147,17 +149,16 @@ def list_formats(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(name for name in formats if name is not None)
 
 
-def describe_file(path: Path, kind: str, formats: Collection[str] = (), report: Report | None = None) -> SavedFile:
+def describe_file(path: Path, kind: str, formats: Collection[str] = ()) -> SavedFile:
     """A file that was written, with the loader that takes it.
 
     Args:
         path: The file.
         kind: One of `LOADERS`.
         formats: Formats of its layers, by their names in markers.
-        report: Of the run that wrote it, for the model card.
     """
     own = kind == "diffusion_models" and BLOCKWISE in formats and registration.needs_own_loader()
     node, widget = BLOCKWISE_LOADER if own else LOADERS[kind]
     name = name_calibration(path) if kind == CALIBRATIONS else find_listed_name(path, kind)
-    card = "" if kind == CALIBRATIONS else write_model_card(inspect_file(path), report)
+    card = "" if kind == CALIBRATIONS else write_model_card(inspect_file(path))
     return SavedFile.describe(path, None if name is None else Loader(node=node, widget=widget, value=name), card)

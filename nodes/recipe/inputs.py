@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -86,3 +86,25 @@ def _choose_widget(setting: Setting, kinds: Kinds) -> tuple[Any, dict[str, Any]]
     if isinstance(kind, Many):
         return io.String.Input, {"default": kind.format(default), "multiline": kind.lines}
     raise TypeError(f"No input is known for {type(kind).__name__}, the kind of {setting.name}.")
+
+
+def nest_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a node gets them: ``a`` and, brought by its choice, ``a.b`` become ``{"a": {"a": ..., "b": ...}}``."""
+    parents = set(_parents(recipe_inputs(recommends=True)))
+    result: dict[str, Any] = {}
+    for name, value in sorted(values.items()):
+        *above, own = name.split(".")
+        place = result
+        for step in above:
+            place = place[step]
+        place[own] = {own: value} if name in parents else value
+    return result
+
+
+def _parents(inputs: Iterable[io.Input], prefix: str = "") -> Iterator[str]:
+    """The full names of the inputs whose choice brings inputs of its own."""
+    for entry in inputs:
+        if isinstance(entry, io.DynamicCombo.Input):
+            yield prefix + entry.id
+            for option in entry.options:
+                yield from _parents(option.inputs, f"{prefix}{entry.id}.")

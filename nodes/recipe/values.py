@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ...quant import Recipe
+from ...quant import QuantError, Recipe
 from ...quant.calibration.calibration import Calibration
 from ...quant.notices import Notice, notice
 from ...quant.planning.machine import Machine
 from ...quant.planning.plan import Plan
 from ...quant.planning.recommendation import PRESET, RECOMMENDED, Situation, recommend
+from ...quant.recipe import AUTO
 from ...quant.settings import Setting
 from .layout import FORMAT, NONE, Entry, arrange
 
 DECIDED = (FORMAT, "rounding", "upgrade")
 """Inputs that a recommendation decides."""
+
+JOINT_FORMATS = ("int8_convrot", "w6a8", "w4a8", "nvfp4")
+"""Formats that Quantize to a Size chooses from without a recipe."""
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -72,6 +77,22 @@ def choose_recipe(
     )
     result = recommend(make_plan, recipe, situation)
     return result.recipe, [*result.reasons]
+
+
+def choose_joint_recipe(linked: Recipe | None, *, calibrated: bool) -> Recipe:
+    """The recipe for several models to one size: the linked one, or calibrated rounding where there is a calibration.
+
+    Raises:
+        QuantError: if the linked recipe names a format.
+    """
+    if linked is None:
+        return Recipe(format=AUTO, formats=JOINT_FORMATS, rounding="calibrated" if calibrated else "nearest")
+    if linked.format != AUTO:
+        raise QuantError(
+            f"The linked recipe has the format {linked.format}, which leaves nothing to choose; set its format to "
+            "auto, and formats to the ones to choose from."
+        )
+    return replace(linked, target_share=None, target_error=None, target_gb=None)
 
 
 def _read(values: Mapping[str, Any], entries: Iterable[Entry]) -> dict[str, Any]:

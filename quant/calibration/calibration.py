@@ -139,7 +139,9 @@ class Calibration(Mapping[str, InputStatistics]):
         return f"Sensitivity measured of {len(self.sensitivities)} of {len(self)} layers{advice * bool(missing)}."
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {f"{layer}.{name}": getattr(s, name) for layer, s in self.samples.items() for name in ("rows", "mean")}
+        samples = self.samples.items()
+        tensors = {f"{layer}.{name}": getattr(s, name) for layer, s in samples for name in ("rows", "mean")}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def _description(self) -> str:
         """Everything but the tensors, as JSON. Parts that are empty are left out, as in files of the first versions."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import Checkpoint, CheckpointWriter, open_checkpoint
+from ..files.gguf import is_gguf
 from ..files.strict_json import parse_object, quoted
 from .statistics import LARGEST, InputStatistics
 
@@ -60,6 +61,8 @@ def is_calibration(path: str | os.PathLike[str]) -> bool:
     Raises:
         CheckpointError: if the file cannot be read.
     """
+    if is_gguf(path):
+        return False
     with open_checkpoint(path) as checkpoint:
         return CALIBRATION_KEY in checkpoint.metadata
 

@@ -37,9 +37,11 @@ def _advance(bar: tqdm[None], progress: Progress) -> None:
 
 class _Lines:
     def __init__(self) -> None:
-        self._started, self._shown = time.monotonic(), 0
+        self._started, self._shown, self._stage = time.monotonic(), 0, ""
 
     def __call__(self, progress: Progress) -> None:
+        if progress.stage != self._stage:
+            self._started, self._shown, self._stage = time.monotonic(), 0, progress.stage
         step = int(progress.fraction * STEPS)
         if step <= self._shown:
             return
@@ -49,7 +51,8 @@ class _Lines:
 
 
 def _state(progress: Progress) -> str:
-    parts = [f"{progress.done}/{progress.total}"]
+    stage = "measuring " if progress.stage == "measuring" else ""
+    parts = [f"{stage}{progress.done}/{progress.total}"]
     if progress.last is not None:
         parts.append(f"{progress.last.name} error {percent(progress.last.errors.primary.error)}")
     elif progress.next_layer is not None:

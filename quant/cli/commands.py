@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from ..calibration.calibration import Calibration
 from ..calibration.file import is_calibration
 from ..device import AUTO_DEVICE, choose_device
-from ..planning.machine import WAYS, Machine, detect_machine
+from ..planning.machine import Machine, detect_machine, word_way
 from ..planning.profiles import get_profile, profile_names
 from ..planning.recommendation import FormatRow, list_formats
 from ..reports.comparison import Comparison, Difference, compare_files
@@ -80,7 +80,7 @@ def _format_lines(machine: Machine) -> Iterator[str]:
 def _format_row(row: FormatRow) -> tuple[str, ...]:
     known = row.closeness
     closeness = ("-", "-") if known is None else (f"{known.nearest:.1f}", f"{known.calibrated:.1f}")
-    return row.name, f"{row.bytes_per_weight:.2f}", *closeness, WAYS[row.way]
+    return row.name, f"{row.bytes_per_weight:.2f}", *closeness, word_way(row.way)
 
 
 def _calibration_lines(calibration: Calibration, as_json: bool) -> list[str]:

@@ -163,7 +163,7 @@ def _run(args: Mapping[str, Any], recipe: Recipe, source: str, target: Path, ran
             report_path, "report", report.to_json() if report_path.suffix == ".json" else report.table(), overwrite
         )
     if card_path is not None:
-        _write_beside(card_path, "model card", write_model_card(inspect_file(target), report).rstrip(), overwrite)
+        _write_beside(card_path, "model card", write_model_card(inspect_file(target)).rstrip(), overwrite)
     if "quiet" not in args:
         above = [*report.table().split("\n"), ""] if "verbose" in args else report.warnings()
         say_lines([*above, *result_lines(report, target)])

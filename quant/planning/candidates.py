@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor
 
@@ -26,6 +27,20 @@ from .plan import LayerPlan
 
 Figures = tuple[Alternative, float]
 """`Candidate.measured` and `Candidate.importance`."""
+Way = tuple[str, str, int | None, bool]
+"""The key of a layer's weight, the format, the rotation group, and `Evaluator.by_sensitivity`."""
+KeptFigures = dict[Way, Figures]
+"""What earlier runs have measured, of one source, one calibration and one recipe, targets and formats aside."""
+
+
+class Observer(Protocol):
+    """Follows a measurement."""
+
+    def begin(self, keys: Iterable[str]) -> None:
+        """Take the keys of the weights that will be measured."""
+
+    def count(self, key: str) -> None:
+        """Take the key of a weight that has been measured."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,9 @@ class Evaluator:
     power: by the power itself, large outputs would hide all others, and without it, a layer that adds nearly nothing
     would count as much as any. Of the three it samples closest to the float model at equal size (shipped model, ComfyUI
     on the CPU)."""
+    kept: KeptFigures | None = None
+    """Read before a layer is measured, and added to; None: nothing is kept."""
+    observer: Observer | None = None
 
     def can_weigh(self, inputs: InputStatistics) -> bool:
         """Whether enough is known of a layer to compare its output error with other layers'."""
@@ -89,10 +107,19 @@ class Evaluator:
             RankError: another rank failed.
         """
         costs = {key: self._estimate_work(variants) for key, variants in jobs.items()}
-        loaded = ((key, read(key)) for key in self.workers.select_own(costs))
+        own = self.workers.select_own(costs)
+        found = {key: known for key in own if (known := self._find_kept(key, jobs[key])) is not None}
+        waiting = [key for key in own if key not in found]
+        if self.observer is not None:
+            self.observer.begin(waiting)
+        loaded = ((key, read(key)) for key in waiting)
         measure = partial(self._measure, jobs=jobs, limit=limit)
         with closing(spread(loaded, self.workers.devices, measure, self.check_cancelled)) as measured:
-            figures = self.workers.merge(dict(measured), self.check_cancelled)
+            for key, result in measured:
+                found[key] = result
+                if self.observer is not None:
+                    self.observer.count(key)
+            figures = self.workers.merge(found, self.check_cancelled)
         # Figures travel between ranks; plans, which hold the calibration's rows, do not.
         return {
             key: [Candidate(plan, *pair) for plan, pair in zip(variants, figures[key], strict=False)]
@@ -106,13 +133,30 @@ class Evaluator:
         figures = list[Figures]()
         for layer in jobs[key]:
             self.check_cancelled()
+            kept = None if self.kept is None else self.kept.get(self._name(key, layer))
+            if kept is not None:
+                figures.append(kept)
+                continue
             task = make_task(layer, weight, self.recipe, device, self.check_cancelled, weight_only=self.weight_only)
             result = quantize_layer(task)
             measured = Alternative.of(result)
             figures.append((measured, self._importance(result.output_power, layer.inputs)))
+            if self.kept is not None:
+                self.kept[self._name(key, layer)] = figures[-1]
             if measured.error <= limit:
                 break
         return key, figures
+
+    def _find_kept(self, key: str, variants: Sequence[LayerPlan]) -> list[Figures] | None:
+        """The figures of all variants of a layer; None if one has to be measured."""
+        if self.kept is None:
+            return None
+        figures = [self.kept.get(self._name(key, layer)) for layer in variants]
+        known = [entry for entry in figures if entry is not None]
+        return known if len(known) == len(variants) else None
+
+    def _name(self, key: str, layer: LayerPlan) -> Way:
+        return key, layer.format.name, layer.group, self.by_sensitivity
 
     def _estimate_work(self, variants: Sequence[LayerPlan]) -> float:
         return math.fsum(estimate_work(layer.shape, self.recipe, layer.inputs) for layer in variants)

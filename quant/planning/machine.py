@@ -10,18 +10,19 @@ from typing import Literal
 import torch
 
 from ..formats import FORMATS, Format
-from ..notices import Notice, notice
+from ..notices import Notice, notice, render
 from ..recipe import Recipe
 
 Capability = tuple[int, int]
 Way = Literal["8 bits", "4 bits", "memory"]
 """How a card runs a format: multiplied in 8 or 4 bits, or dequantized and multiplied in 16, which only saves memory."""
 
-WAYS: Mapping[Way, str] = {
-    "8 bits": "runs in 8 bits here",
-    "4 bits": "runs in 4 bits here",
-    "memory": "only saves memory here",
+WAYS: Mapping[Way, tuple[str, Mapping[str, int]]] = {
+    "8 bits": ("runs_here", {"bits": 8}),
+    "4 bits": ("runs_here", {"bits": 4}),
+    "memory": ("saves_memory_here", {}),
 }
+"""The kind and the values of the notice about formats that run in a way: the one wording of it."""
 
 INT8: Capability = (7, 5)
 """Has INT8 alone. ComfyUI computes INT8 on the CPU, too."""
@@ -63,6 +64,32 @@ class Machine:
     def without_products(self) -> Machine:
         """The machine as it runs text encoders, which ComfyUI always dequantizes."""
         return replace(self, computes=frozenset())
+
+
+def note_way(way: Way, names: Iterable[str] = ()) -> Notice:
+    """The sentence about formats that the machine runs in a way."""
+    kind, values = WAYS[way]
+    return notice(kind, None, format=", ".join(names), **values)
+
+
+def word_way(way: Way) -> str:
+    """The words of `note_way` for a table: without formats, brackets and full stop."""
+    return render(note_way(way)).partition("(")[0].strip(": .")
+
+
+def note_ways(names: Iterable[str], machine: Machine) -> list[Notice]:
+    """How a machine runs formats: a sentence for each way, in the order of the first formats.
+
+    Formats that its ComfyUI does not load have a sentence of their own. Formats of this pack count as loaded, because
+    the pack has a loader for them.
+    """
+    ways: dict[Way | None, list[str]] = {}
+    for name in names:
+        loads = name in machine.loads or not FORMATS[name].stock
+        ways.setdefault(machine.runs(FORMATS[name]) if loads else None, []).append(name)
+    unknown = ways.pop(None, [])
+    notices = [note_way(way, found) for way, found in ways.items() if way is not None]
+    return [*notices, *([notice("format_unknown_here", format=", ".join(unknown))] if unknown else [])]
 
 
 def leave_out_unusable(recipe: Recipe, machine: Machine, *, weight_only: bool) -> tuple[Recipe, list[Notice]]:

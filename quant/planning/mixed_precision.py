@@ -153,7 +153,7 @@ class _Search:
         """Each layer as it stays below the relative weight error ``limit``: in its format, upgraded, or kept."""
         variants = {key: self._list_upgrades(layer, limit) for key, layer in self.plan.layers.items()}
         # By the error of the weight, which nearest rounding leaves.
-        quick = replace(self.evaluator, recipe=Recipe(scale=self.recipe.scale))
+        quick = replace(self.evaluator, recipe=Recipe(scale=self.recipe.scale), kept=None)
         blind = {key: [replace(plan, inputs=NO_STATISTICS) for plan in plans] for key, plans in variants.items()}
         measured = quick.measure(blind, self.source.read, limit)
         return {key: self._choose_upgrade(key, plans, measured[key], limit) for key, plans in variants.items()}

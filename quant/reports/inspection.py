@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files import Checkpoint, open_checkpoint
 from ..files.checks import layer_problem, scale_problem
+from ..files.gguf import is_gguf, read_gguf
 from ..files.quantized import CODES, StoredLayer, header_problem, quantized_layers, read_marker
 from ..files.strict_json import quoted
 from ..files.tensors import WEIGHT, dtype_name, is_bank
@@ -20,6 +21,14 @@ from ..planning.file_kinds import Obstacle
 from ..planning.loading import ask
 from ..planning.profiles import recognise
 from .provenance import Provenance
+
+GGUF_PLAIN: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+"""GGUF's names of types that are not quantized, as dtypes are called here."""
+
+GGUF_WAY_OUT = (
+    "It is a GGUF file of the architecture {name}, which ComfyUI loads only with a pack for GGUF. It cannot be "
+    "quantized again here: quantize the safetensors file in 16 bits that it was made from."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +97,13 @@ class Inspection:
 
 
 def inspect_file(path: str | os.PathLike[str]) -> Inspection:
-    """Look into a checkpoint; reads the header, the markers and the scales, no weights.
+    """Look into a checkpoint; reads the header, the markers and the scales, no weights; of a GGUF file the header.
 
     Raises:
-        CheckpointError: for what is no safetensors file. Quantized layers never fail: their faults are obstacles.
+        CheckpointError: for any other file. Quantized layers never fail: their faults are obstacles.
     """
+    if is_gguf(path):
+        return _inspect_gguf(path)
     with open_checkpoint(path) as checkpoint:
         layers = quantized_layers(checkpoint)
         obstacle = ask(checkpoint.shapes, checkpoint.path).obstacle
@@ -107,6 +118,28 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
             disagreements=list(_disagreements(checkpoint)),
             refusal="" if layers or obstacle is None else str(obstacle),
         )
+
+
+def _inspect_gguf(path: str | os.PathLike[str]) -> Inspection:
+    header = read_gguf(path)
+    entries = [
+        Entry(
+            name=tensor.name,
+            quantized=tensor.is_quantized,
+            format=tensor.type if tensor.is_quantized else GGUF_PLAIN.get(tensor.type, tensor.type),
+            shape=tensor.shape,
+            nbytes=tensor.nbytes,
+        )
+        for tensor in header.tensors
+    ]
+    return Inspection(
+        path=str(path),
+        profile=recognise({tensor.name: tensor.shape for tensor in header.tensors}).profile.name,
+        entries=sorted(entries, key=lambda entry: not entry.quantized),
+        metadata=dict(header.fields),
+        provenance=None,
+        obstacles=[GGUF_WAY_OUT.format(name=quoted(header.fields.get("general.architecture", "unknown")))],
+    )
 
 
 def _needs(layers: Iterable[StoredLayer]) -> dict[str, str]:

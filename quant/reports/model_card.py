@@ -6,23 +6,17 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..notices import render
 from ..planning.profiles import get_profile
 from ..text import counted, markdown_table, megabytes, printable
 from .inspection import Inspection
 from .provenance import Provenance
-from .report import Report
 from .wording import describe_errors, describe_weights
 
 
-def write_model_card(inspection: Inspection, report: Report | None = None) -> str:
-    """Write what a file is, how it was made, what it needs, and how close it is.
-
-    Args:
-        inspection: Of the file; everything but closeness is read from it.
-        report: Of the run that made the file. None: the closeness is not known, and the card says so.
-    """
-    sections = (_head(inspection), _making(inspection.provenance), _needs(inspection), _closeness(report))
+def write_model_card(inspection: Inspection) -> str:
+    """Write what a file is, how it was made, what it needs, and how close it is, all of it read from the file."""
+    provenance = inspection.provenance
+    sections = (_head(inspection), _making(provenance), _needs(inspection), _closeness(provenance))
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 
 
@@ -66,19 +60,22 @@ def _needs(inspection: Inspection) -> Iterator[str]:
         yield f"- {printable(obstacle)}"
 
 
-def _closeness(report: Report | None) -> Iterator[str]:
+def _closeness(provenance: Provenance | None) -> Iterator[str]:
     yield "## How close it is"
     yield ""
-    if report is None:
-        yield "Not measured for this card."
+    measured = None if provenance is None else provenance.measurement
+    if provenance is None or measured is None:
+        yield "The file does not say how close it is."
         return
-    totals = report.totals
-    yield f"- {megabytes(totals.bytes_before)} MB before, {megabytes(totals.bytes_after)} MB after."
-    for text in (*describe_errors(totals.pairs), *describe_weights(totals.pairs)):
+    yield f"- {megabytes(measured.bytes_before)} MB before, {megabytes(measured.bytes_after)} MB after."
+    for text in (*describe_errors(measured.errors), *describe_weights(measured.errors)):
         yield f"- {text}"
-    if totals.fell_back:
-        yield f"- {counted(totals.fell_back, 'layer')} fell back to nearest rounding."
-    for note in report.notes:
-        if note.level == "warning":
-            yield f"- {render(note)}"
+    if measured.calibration is not None:
+        yield f"- Measured on held-out rows of the calibration with SHA-256 `{printable(measured.calibration)}`."
+    if measured.fell_back:
+        yield f"- {counted(measured.fell_back, 'layer')} fell back to nearest rounding."
+    if provenance.merged_patches:
+        yield "- Measured before patches were merged at saving; ComfyUI rounds the layers that they change to nearest."
+    for text in measured.warnings:
+        yield f"- {printable(text)}"
     yield "- These are errors of layers. Pictures were not compared."

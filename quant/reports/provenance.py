@@ -16,6 +16,7 @@ from ..formats import find_needs
 from ..formats.marker import HEADER_KEY, Marker, to_header
 from ..recipe import Recipe
 from ..version import VERSION
+from .measurement import Measurement
 
 PROVENANCE_KEY = "calibrated_rounding"
 """The header's text field."""
@@ -37,6 +38,8 @@ class Provenance:
     """Weight -> the patches that were merged into it before it was quantized, such as ``lora 0.8``."""
     needs: Mapping[str, str] = field(default_factory=dict)
     """What loads each format in the file, by its name in markers, where ComfyUI 0.27 is not enough."""
+    measurement: Measurement | None = None
+    """How close the model was to its source before patches were merged at saving; None: unknown."""
     version: str = field(default=VERSION)
     """Of this pack."""
 
@@ -50,6 +53,8 @@ class Provenance:
             fields["merged_first"] = {weight: list(patches) for weight, patches in self.merged_first.items()}
         if self.needs:
             fields["needs"] = dict(self.needs)
+        if self.measurement is not None:
+            fields["measurement"] = self.measurement.to_dict()
         return json.dumps(fields, sort_keys=True)
 
     @classmethod
@@ -68,6 +73,7 @@ class Provenance:
             merged_patches=patches if type(patches) is int else 0,
             merged_first=_read_lists(fields.get("merged_first")),
             needs={str(name): str(text) for name, text in needs.items()} if isinstance(needs, dict) else {},
+            measurement=Measurement.from_dict(fields.get("measurement")),
             version=str(fields.get("version")),
         )
 

@@ -162,7 +162,11 @@ def test_invalid_seeds_are_refused_when_queued(server: Server) -> None:
 
 def test_several_candidates_share_one_table_and_one_reference(compared: dict[str, Any]) -> None:
     several = compared["several"]
-    lines = several["report"].split("\n\n")[1].splitlines()
+    verdict, table, *_ = several["report"].split("\n\n")
+    taken, *each = verdict.splitlines()
+    assert taken.startswith("Take 'candidate_b") and "'candidate: int8_row, nearest' is the smallest" in taken
+    assert "'candidate: int8_row, nearest' is " in each[-2] and "is identical" in each[-1]
+    lines = table.splitlines()
     assert lines[1].split() == ["candidate", "MB", "PSNR", "dB", "worst", "seed", "seconds", "a", "step"]
     assert lines[2].startswith("candidate: int8_row, nearest") and lines[3].startswith("candidate_b: ")
     assert "identical" in lines[3]

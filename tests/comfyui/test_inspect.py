@@ -10,6 +10,7 @@ import pytest
 import torch
 from calibrated_rounding.quant import Recipe, quantize_file
 from calibrated_rounding.quant.formats import FORMATS
+from calibrated_rounding.tests.quant.files.gguf_files import text_field, write_gguf
 from calibrated_rounding.tests.quant.files.quantized_layers import recognised
 from calibrated_rounding.tools.comfyui import HostError, Server, example_model
 from calibrated_rounding.tools.comfyui.graphs import pack_node
@@ -80,12 +81,16 @@ def test_foreign_files_come_with_a_way_out(server: Server, tmp_path: Path) -> No
 
 
 def test_gguf_file_is_offered_and_explained(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "flux-Q4_K.gguf").write_bytes(b"GGUF" + bytes(60))
+    tensors = {"double_blocks.0.img_attn.proj.weight": ("Q4_K", (256, 512)), "img_in.bias": ("F32", (64,))}
+    write_gguf(tmp_path / "flux-Q4_K.gguf", tensors, [text_field("general.architecture", "flux")])
     name = server.add_model("diffusion_models", tmp_path / "flux-Q4_K.gguf")
     info = server.object_info("CalibratedRoundingInspectFile")
     assert f"diffusion_models/{name}" in json.dumps(info)
     answer = inspect(server, name)
     assert "GGUF" in texts(answer) and "16 bits" in texts(answer)
+    assert answer["formats"] == [{"format": "Q4_K", "layers": 1, "bytes": 256 * 512 // 256 * 144}]
+    assert answer["kept"] == {"count": 1, "bytes": 256}
+    assert answer["recipe"] is None and kinds(answer) == {"obstacle"}
 
 
 def test_missing_files_are_refused(server: Server) -> None:

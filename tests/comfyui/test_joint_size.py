@@ -53,3 +53,17 @@ def test_repeated_run_takes_results_from_disk(results: dict[str, Any]) -> None:
 def test_impossible_targets_are_refused_in_one_sentence(results: dict[str, Any]) -> None:
     assert "ask for more" in results["too_small"]
     assert "has the format int8_row, which leaves nothing to choose" in results["named_format"]
+
+
+def test_measuring_shows_its_progress(results: dict[str, Any]) -> None:
+    measuring = [(done, total) for stage, done, total in results["progress"] if stage == "measuring"]
+    total = measuring[-1][1]
+    assert total >= results["uncalibrated"]["quantized"] and measuring[-1][0] == total
+    assert [done for done, _ in measuring] == sorted(done for done, _ in measuring) and len(measuring) > 3
+    stages = [stage for stage, _, _ in results["progress"]]
+    assert stages.index("rounding") > max(i for i, stage in enumerate(stages) if stage == "measuring")
+
+
+def test_another_size_measures_nothing_again(results: dict[str, Any]) -> None:
+    assert results["measured_again"] == 0
+    assert results["smaller"] <= 0.97 * GIGABYTES * 1e9

@@ -8,6 +8,8 @@ from calibrated_rounding.quant import Recipe, quantize_file
 from calibrated_rounding.tools.comfyui import example_model
 from calibrated_rounding.tools.comfyui.browser import Site
 
+SETTLED = 1000
+"""Milliseconds after which the panel has answered."""
 WORDS = ("convert", "compress", "int8", "fp8", "gguf", "low vram", "convrot", "gptq")
 
 
@@ -29,6 +31,36 @@ def test_picked_file_is_described_without_a_run(site: Site, tmp_path: Path) -> N
     assert site.call("isConnected", quantize, "recipe")
     site.watch(recipe, lambda panel: "scale: mse" in panel["words"])
     site.screenshot("settings")
+
+
+DROP = """([node, name, size]) => {
+  const panel = window.packPage.panel(node);
+  const files = new DataTransfer();
+  files.items.add(new File([new Uint8Array(size)], name));
+  const dropped = new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true });
+  return panel.dispatchEvent(dropped);
+}"""
+
+
+def test_dropped_file_is_found_by_its_name(site: Site) -> None:
+    model = example_model("digits_wan.safetensors")
+    node = site.create("CalibratedRoundingInspectFile")
+
+    def drop(name: str, size: int) -> None:
+        assert not site.page.evaluate(DROP, [node, name, size]), "ComfyUI itself would open the file as a workflow"
+
+    drop("elsewhere.safetensors", 8)
+    site.watch(node, lambda panel: "elsewhere.safetensors is in none of ComfyUI" in panel["words"])
+    site.page.wait_for_timeout(SETTLED)
+    assert "elsewhere" in site.read_panel(node)["words"], "the answer about the picked file must not come over it"
+    site.screenshot("elsewhere")
+    drop(model.name, model.stat().st_size)
+    words = site.watch(node, lambda panel: "WAN 2.1" in panel["words"])[-1]["words"]
+    assert site.call("widgetValue", node, "file") == f"diffusion_models/{model.name}"
+    assert "another size" not in words
+    drop(model.name, 8)
+    site.watch(node, lambda panel: "The dropped file has another size" in panel["words"])
+    site.screenshot("another")
 
 
 def test_search_finds_the_pack(site: Site) -> None:

@@ -39,11 +39,12 @@ def test_panel_is_readable_before_and_after_run(site: Site, chain: tuple[int, in
     site.watch(quantize, lambda panel: "Recommended" in panel["notices"])
     check_readable(site, ".calro-panel", "planned", "Planned", "Recommended")
     site.set(quantize, format="float8_e4m3fn")
-    site.watch(quantize, lambda panel: "emulated" in panel["notices"])
-    check_readable(site, ".calro-panel", "warned", "emulated")
+    site.watch(quantize, lambda panel: "only saves memory here" in panel["notices"])
+    check_readable(site, ".calro-panel", "warned", "only saves memory here")
     site.set(quantize, profile="flux")
     site.queue()
-    site.watch_until(quantize, "failed")
+    failed = site.watch_until(quantize, "failed")[-1]
+    assert failed["notices"].count("'flux' does not describe") == 1
     check_readable(site, ".calro-panel", "failed", "Failed", "'flux' does not describe")
     site.set(quantize, profile="auto", format="int8_row")
     site.queue()
@@ -96,3 +97,22 @@ def test_every_format_has_its_own_colour(site: Site, chain: tuple[int, int, int]
         assert compute_ratio(colour, ground) >= VISIBLE, name
     for (one, first), (other, second) in combinations(colours.items(), 2):
         assert max(abs(a - b) for a, b in zip(first, second, strict=True)) >= 25, (one, other)
+
+
+def test_long_notices_fade_until_they_are_scrolled(site: Site, chain: tuple[int, int, int]) -> None:
+    _, quantize, _ = chain
+    site.watch(quantize, lambda panel: "Recommended" in panel["notices"])
+    site.resize(quantize, 240)
+    notices = site.panel(quantize).query_selector(".calro-notices")
+    fades = "(box) => box.classList.contains('calro-more')"
+    site.page.wait_for_function(fades, arg=notices)
+    site.screenshot("fading")
+    if site.nodes2:
+        notices.evaluate("(box) => box.scrollTo(0, box.scrollHeight)")
+    else:
+        box = notices.bounding_box()
+        site.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        site.page.mouse.wheel(0, 600)
+    site.page.wait_for_function(f"(box) => !({fades})(box)", arg=notices)
+    site.screenshot("scrolled")
+    assert site.call("scale") == 1, "the wheel must not zoom as well"

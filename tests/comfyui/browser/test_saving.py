@@ -34,8 +34,8 @@ def test_path_of_saved_file_is_copied(site: Site, chain: tuple[int, int, int]) -
     site.press("Run")
     (path,) = site.watch_until(save, "done")[-1]["files"]
     site.panel_button(save, "Copy path")
-    site.page.wait_for_timeout(200)
-    assert site.page.evaluate("() => navigator.clipboard.readText()") == path
+    script = "(path) => navigator.clipboard.readText().then((words) => words === path)"
+    site.page.wait_for_function(script, arg=path)
     assert "digits_wan.safetensors" in Path(path).name and "%" not in path
 
 

@@ -11,8 +11,6 @@ from calibrated_rounding.tools.comfyui import PACK
 from calibrated_rounding.tools.comfyui.browser import Site
 
 TEMPLATES = sorted((PACK / "examples").glob("*.json"))
-SETTLING = 1500
-"""Milliseconds in which nodes grow to what they show."""
 
 Frame = tuple[float, float, float, float]
 
@@ -23,7 +21,7 @@ def test_nothing_in_a_template_overlaps(site: Site, path: Path) -> None:
     site.call("loadGraph", workflow)
     site.wait("hasNodes", len(workflow["nodes"]))
     site.call("fitView")
-    site.page.wait_for_timeout(SETTLING)
+    site.call("waitUntilNodesAreStill")
     note, *nodes = site.call("nodeFrames")
     groups = site.call("groupFrames")
     for one, other in combinations([note, *groups], 2):

@@ -93,11 +93,10 @@ def lose_symbols(source: str, table: Tensor) -> dict[str, Any]:
 def ask_devices() -> dict[str, Any]:
     """Whether formats are emulated: on a device without INT8, where ComfyUI can tell, and without these functions."""
     from calibrated_rounding.nodes.host import machine
-    from calibrated_rounding.nodes.page import check
     from calibrated_rounding.quant.formats import FORMATS
 
     def emulated() -> list[str]:
-        return [name for name, fmt in FORMATS.items() if check.is_emulated(fmt)]
+        return [name for name, fmt in FORMATS.items() if fmt.needs_full_precision or machine.computes(fmt) is False]
 
     management = SimpleNamespace(get_torch_device=lambda: torch.device("cpu"))
     machine.comfy = SimpleNamespace(model_management=management)

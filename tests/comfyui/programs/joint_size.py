@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from unittest.mock import patch
 
 import folder_paths
 import torch
+from calibrated_rounding.nodes.page import live
+from calibrated_rounding.quant.planning import candidates
+from calibrated_rounding.tools.comfyui.inside.calls import count_calls
 from calibrated_rounding.tools.comfyui.inside.errors import error_message
 from calibrated_rounding.tools.comfyui.inside.models import describe_quantized_layers, load_unet
 from calibrated_rounding.tools.comfyui.inside.pack import call, layer_rows, load_extension
@@ -37,10 +41,19 @@ def quantize_to_size(source: str, encoder: str, table: Tensor, gigabytes: float)
     def quantize(size: float, **inputs: Any) -> Any:
         return call(extension.QuantizeToSize, model=model, clip=clip, gigabytes=size, **inputs)
 
+    seen = list[Any]()
+    show = live.NodeProgress.show
+    with patch.object(live.NodeProgress, "show", lambda self, found: (seen.extend(found), show(self, found))):
+        uncalibrated = describe(quantize(gigabytes), table)
+    with count_calls(candidates, "quantize_layer") as measured_again:
+        smaller = quantize(0.97 * gigabytes).ui["calibrated_rounding"][0]["totals"]["bytes_after"]
     named = call(extension.QuantizationRecipe, format="int8_row", profile="auto", rounding={"rounding": "nearest"})
     return {
         "calibrated": describe(quantize(gigabytes, **calibrations), table),
-        "uncalibrated": describe(quantize(gigabytes), table),
+        "uncalibrated": uncalibrated,
+        "progress": [(progress.stage, progress.done, progress.total) for progress in seen],
+        "measured_again": len(measured_again),
+        "smaller": smaller,
         "again": quantize(gigabytes).ui["text"][0],
         "too_small": error_message(lambda: quantize(0.001)),
         "named_format": error_message(lambda: quantize(gigabytes, recipe=named.args[0])),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from calibrated_rounding.quant import Recipe, RecipeError, quantize_state_dict
+from calibrated_rounding.quant import Progress, Recipe, RecipeError, quantize_state_dict
 from calibrated_rounding.quant.calibration.statistics import InputStatistics
 from calibrated_rounding.quant.engine import plan_together, quantize
 from calibrated_rounding.quant.files.sinks import StateDictSink
 from calibrated_rounding.quant.files.sources import StateDictSource
+from calibrated_rounding.quant.layer.task import LayerTask, QuantizedLayer
+from calibrated_rounding.quant.planning import candidates
+from calibrated_rounding.quant.planning.candidates import KeptFigures
 from calibrated_rounding.quant.planning.pinning import pin_recipe
 from calibrated_rounding.quant.planning.plan import Plan
 from calibrated_rounding.quant.planning.size_curve import SizeCurve
@@ -76,6 +80,43 @@ def test_pinned_recipe_repeats_the_planned_result(sources: list[StateDictSource]
         assert report.totals.bytes_after == planned.nbytes
         assert first.keys() == second.keys()
         assert all(torch.equal(as_bytes(first[key]), as_bytes(second[key])) for key in first)
+
+
+def test_kept_figures_spare_measuring_and_change_nothing(
+    sources: list[StateDictSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, quantize_layer = list[str](), candidates.quantize_layer
+
+    def counting(task: LayerTask) -> QuantizedLayer:
+        measured.append(task.format.name)
+        return quantize_layer(task)
+
+    monkeypatch.setattr(candidates, "quantize_layer", counting)
+    kept: list[KeptFigures] = [{}, {}]
+
+    def plan_kept(share: float, formats: tuple[str, ...]) -> list[list[tuple[str, str]]]:
+        recipe = replace(recipe_for(round(share * sum(size_of(sources)))), formats=formats)
+        runs = [Run(recipe=recipe, force=True, measured=figures) for figures in kept]
+        measured.clear()
+        plans, _ = plan_together(list(zip(sources, runs, strict=True)))
+        return [[(layer.name, layer.format.name) for layer in plan.layers.values()] for plan in plans]
+
+    plan_kept(0.62, FORMATS[:2])
+    assert set(measured) == set(FORMATS[:2])
+    chosen = plan_kept(0.56, FORMATS)
+    assert set(measured) == {"w4a8"}, "only the new format is measured"
+    assert plan_kept(0.56, FORMATS) == chosen and measured == []
+    kept[:] = [{}, {}]
+    assert plan_kept(0.56, FORMATS) == chosen
+
+
+def test_measuring_counts_all_layers_of_all_models(sources: list[StateDictSource]) -> None:
+    seen = list[Progress]()
+    recipe = recipe_for(round(0.6 * sum(size_of(sources))))
+    plan_together([(source, Run(recipe=recipe, force=True, on_progress=seen.append)) for source in sources])
+    assert {progress.stage for progress in seen} == {"measuring"}
+    assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
+    assert seen[-1].done == seen[-1].total > 19 and seen[-1].fraction == 1
 
 
 def test_too_small_joint_target_is_refused(sources: list[StateDictSource]) -> None:

@@ -1,4 +1,4 @@
-// The functions that Site (site.py) calls in ComfyUI's page; loaded before the page's own scripts.
+// The functions that Tab (tab.py) and Site (site.py) call in ComfyUI's page; loaded before the page's own scripts.
 
 window.packPage = (() => {
   const graph = () => window.app.graph;
@@ -7,6 +7,27 @@ window.packPage = (() => {
   const widget = (id, name) => node(id).widgets.find((entry) => entry.name === name);
   const panel = (id) => node(id)?.widgets.find((entry) => entry.name === "calibrated_rounding")?.element;
   const slotOf = (slots, name) => slots.findIndex((slot) => slot.name === name);
+  // Slots and widgets have the places of the last drawing.
+  const drawCanvas = () => window.LiteGraph.vueNodesMode || window.app.canvas.draw(true, true);
+  /** Resolves when what `measure` returns has been the same for some frames. */
+  const waitUntilSame = (measure, count) =>
+    new Promise((resolve) => {
+      let [before, frames] = ["", 0];
+      const look = () => {
+        const now = JSON.stringify(measure());
+        frames = now === before ? frames + 1 : 0;
+        before = now;
+        frames > count ? resolve() : requestAnimationFrame(look);
+      };
+      look();
+    });
+  const frames = () =>
+    graph().nodes.map((entry) => {
+      const [left, top, width, height] = entry.getBounding();
+      const drawn = document.querySelector(`[data-node-id="${entry.id}"]`)?.getBoundingClientRect();
+      const { scale } = window.app.canvas.ds;
+      return [left, top, left + (drawn ? drawn.width / scale : width), top + (drawn ? drawn.height / scale : height)];
+    });
   const execute = (command) => window.app.extensionManager.command.execute(command);
   const contentOf = ({ id, nodes }) =>
     JSON.stringify([
@@ -46,6 +67,7 @@ window.packPage = (() => {
     /** Whether the graph has these nodes, with the same values and links. */
     holdsGraph: (workflow) => contentOf(graph().serialize()) === contentOf(workflow),
     setView: (offset) => Object.assign(window.app.canvas.ds, { scale: 1, offset }),
+    scale: () => window.app.canvas.ds.scale,
     countNodes: () => graph().nodes.length,
     hasNodes: (count) => graph().nodes.length === count,
     select: (id) => window.app.canvas.selectNode(node(id)),
@@ -90,7 +112,11 @@ window.packPage = (() => {
         .map(({ name }) => name),
     widgetIs: (id, name, value) => widget(id, name).value === value,
     showsPictures: (id, count) => window.app.nodeOutputs[id]?.images?.length === count,
-    isDrawn: (id, name) => widget(id, name)?.last_y !== undefined,
+    isDrawn: (id, name) => {
+      drawCanvas();
+      return widget(id, name)?.last_y !== undefined;
+    },
+    menuIsOpen: () => Boolean(document.querySelector(".litecontextmenu .litemenu-entry")),
 
     // Places on the page, in pixels, and in the graph
     toPage: (place) => {
@@ -98,8 +124,8 @@ window.packPage = (() => {
       const [left, top] = window.app.canvas.convertOffsetToCanvas(place);
       return [left + box.left, top + box.top];
     },
-    outputPlace: (id, name) => [...node(id).getOutputPos(slotOf(node(id).outputs, name))],
-    inputPlace: (id, name) => [...node(id).getInputPos(slotOf(node(id).inputs, name))],
+    outputPlace: (id, name) => (drawCanvas(), [...node(id).getOutputPos(slotOf(node(id).outputs, name))]),
+    inputPlace: (id, name) => (drawCanvas(), [...node(id).getInputPos(slotOf(node(id).inputs, name))]),
     widgetPlace: (id, name) => [node(id).pos[0] + node(id).size[0] / 2, node(id).pos[1] + widget(id, name).last_y + 10],
     nodeBoxes: () =>
       graph().nodes.map(({ id }) => {
@@ -108,13 +134,7 @@ window.packPage = (() => {
       }),
 
     /** Left, top, right and bottom of each node with its title, in the graph; in Nodes 2.0 as the page draws it. */
-    nodeFrames: () =>
-      graph().nodes.map((entry) => {
-        const [left, top, width, height] = entry.getBounding();
-        const drawn = document.querySelector(`[data-node-id="${entry.id}"]`)?.getBoundingClientRect();
-        const { scale } = window.app.canvas.ds;
-        return [left, top, left + (drawn ? drawn.width / scale : width), top + (drawn ? drawn.height / scale : height)];
-      }),
+    nodeFrames: () => frames(),
     groupFrames: () =>
       graph().groups.map(({ pos: [left, top], size: [width, height] }) => [left, top, left + width, top + height]),
     fitView: () => execute("Comfy.Canvas.FitView"),
@@ -163,17 +183,8 @@ window.packPage = (() => {
         .filter((part) => part.offsetWidth && (isOutside(part) || isClipped(part)))
         .map((part) => part.outerHTML);
     },
-    /** Resolves when an element has kept its place and size for some frames. */
-    waitUntilStill: (element) =>
-      new Promise((resolve) => {
-        let [before, frames] = ["", 0];
-        const look = () => {
-          const now = JSON.stringify(element.getBoundingClientRect());
-          frames = now === before ? frames + 1 : 0;
-          before = now;
-          frames > 10 ? resolve() : requestAnimationFrame(look);
-        };
-        look();
-      }),
+    waitUntilStill: (element) => waitUntilSame(() => element.getBoundingClientRect(), 10),
+    /** Also every node is drawn, and has grown to what it shows. */
+    waitUntilNodesAreStill: () => waitUntilSame(() => [document.querySelectorAll("[data-node-id]").length, frames()], 60),
   };
 })();

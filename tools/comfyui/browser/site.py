@@ -1,11 +1,7 @@
-"""ComfyUI's page: nodes dragged from the library or found by search, links and buttons with the mouse.
-
-The page's own side is page.js.
-"""
+"""ComfyUI's page as a user works with it: nodes from the library or by search, links and buttons with the mouse."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import random
@@ -13,27 +9,20 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from ..checkout import PACK_NAME
-from ..server import Server
+from .tab import CALL, Tab
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = (
     *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-SCRIPT = Path(__file__).with_name("page.js")
-CALL = "([name, args]) => window.packPage[name](...args)"
 
 PLACES = [(120, 160), (480, 160), (960, 160), (960, 580), (120, 400)]
 """Places of the nodes in the graph, in the order in which they are made; the side bar hides the first column."""
 
 EMPTY = (300, 850)
 """A place on the canvas, in pixels, without a node."""
-
-THEMES = ("dark", "light")
-"""Names of ComfyUI's colour palettes."""
 
 Point = tuple[float, float]
 
@@ -46,72 +35,8 @@ def launch(playwright: Any) -> Any:
     return playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
 
 
-class Site:
-    """ComfyUI's page in one browser tab.
-
-    Args:
-        server: The server of the page.
-        page: Playwright's page.
-        shots: Folder for screenshots.
-        nodes2: Whether nodes are drawn by Nodes 2.0 and not on the canvas.
-        theme: Name of ComfyUI's colour palette.
-    """
-
-    complaints: list[str]
-    """The pack's errors and warnings in the console."""
-    strangers: list[str]
-    """Addresses on other servers that the pack has asked for."""
-
-    def __init__(self, server: Server, page: Any, shots: Path, nodes2: bool, theme: str = THEMES[0]) -> None:
-        self.server, self.page, self.shots, self.nodes2, self.theme = server, page, shots, nodes2, theme
-        self.complaints, self.strangers = [], []
-        self._shot = itertools.count()
-        page.add_init_script(path=str(SCRIPT))
-        page.on("console", self._hear)
-        page.on("pageerror", lambda error: self._blame(f"{error}\n{error.stack}"))
-        page.on("request", self._see)
-
-    def call(self, name: str, *args: Any) -> Any:
-        """Call a function of page.js."""
-        return self.page.evaluate(CALL, [name, args])
-
-    def wait(self, name: str, *args: Any) -> None:
-        """Wait until a function of page.js returns something true."""
-        self.page.wait_for_function(CALL, arg=[name, args], timeout=60_000)
-
-    def becomes_true(self, name: str, *args: Any, seconds: float = 1) -> bool:
-        """Wait some seconds; returns whether a function of page.js has returned something true."""
-        from playwright.sync_api import TimeoutError as PlaywrightTimeout  # optional
-
-        try:
-            self.page.wait_for_function(CALL, arg=[name, args], timeout=1000 * seconds)
-        except PlaywrightTimeout:
-            return False
-        return True
-
-    def open(self, **settings: Any) -> None:
-        """Load the page with some of ComfyUI's settings, and begin an empty graph."""
-        view = {"Comfy.VueNodes.Enabled": self.nodes2, "Comfy.ColorPalette": self.theme}
-        self.server.post("/settings", {"Comfy.TutorialCompleted": True, **view, **settings})
-        self.load()
-        self._clear_graph()
-        self.call("setView", [0, 0])
-
-    def reload(self) -> None:
-        """Load the page again with the same graph.
-
-        ComfyUI saves a graph some time after a change, and what a script changes perhaps never; so the graph that it
-        loads may be older.
-        """
-        graph = self.call("serialize")
-        self.load()
-        if not self.call("holdsGraph", graph):
-            self.call("loadGraph", graph)
-
-    def load(self) -> None:
-        self.page.goto(self.server.url)
-        self.wait("isReady")
-        self.page.keyboard.press("Escape")
+class Site(Tab):
+    """ComfyUI's page in a tab, used as a user would."""
 
     def drag(self, title: str) -> int:
         """Drag a node from the node library in the side bar to the next place; returns its id."""
@@ -175,7 +100,7 @@ class Site:
             self.page.locator(f'[data-node-id="{node}"]').get_by_role("combobox", name=label).click()
             self.page.get_by_role("option", name=value, exact=True).click()
         else:
-            self._click_widget(node, name)
+            self._open_menu(node, name)
             entry = re.compile(rf"^\s*{re.escape(value)}\s*$")
             self.page.locator(".litecontextmenu .litemenu-entry").filter(has_text=entry).click()
         self.wait("widgetIs", node, name, value)
@@ -250,13 +175,9 @@ class Site:
         """`watch` until a panel shows a phase: idle, running, done, interrupted, failed."""
         return self.watch(node, lambda panel: panel["phase"] == phase)
 
-    def wait_until_still(self, element: Any) -> None:
-        """Wait until an element has stopped moving."""
-        element.evaluate("(element) => window.packPage.waitUntilStill(element)")
-
     def open_report(self, node: int) -> Any:
         """Open a node's full report with the keyboard; returns the dialog."""
-        self.panel(node).query_selector("button").focus()
+        self.panel(node).query_selector(".calro-buttons button").focus()
         self.page.keyboard.press("Enter")
         dialog = self.page.locator("dialog.calro-report")
         dialog.locator("circle").first.wait_for()
@@ -271,31 +192,19 @@ class Site:
         """Press a button of a panel; on the canvas the panel may lie below others."""
         self.page.wait_for_function("([panel, label]) => window.packPage.pressIn(panel, label)", arg=[node, label])
 
-    def wait_for_complaints(self, count: int) -> list[str]:
-        """Wait until there are as many complaints; returns all of them."""
-        for _ in range(200):
-            if len(self.complaints) >= count:
-                break
-            self.page.wait_for_timeout(50)
-        return list(self.complaints)
-
-    def screenshot(self, name: str) -> None:
-        self.shots.mkdir(exist_ok=True)
-        self.page.screenshot(path=str(self.shots / f"{next(self._shot)}_{name}.png"))
-
-    def _clear_graph(self) -> None:
-        """Begin a new workflow, again if the page has loaded its own after it."""
-        for _ in range(20):
-            self.call("newWorkflow")
-            if self.becomes_true("hasNodes", 0):
-                return
-        raise AssertionError("The graph does not become empty.")
-
     def _draw(self, start: Point, end: Point) -> None:
         self.page.mouse.move(*self.call("toPage", start))
         self.page.mouse.down()
         self.page.mouse.move(*self.call("toPage", end), steps=8)
         self.page.mouse.up()
+
+    def _open_menu(self, node: int, name: str) -> None:
+        """Click a combo widget on the canvas, again while the canvas does not listen yet."""
+        for _ in range(10):
+            self._click_widget(node, name)
+            if self.becomes_true("menuIsOpen", seconds=3):
+                return
+        raise AssertionError(f"The menu of {name} does not open.")
 
     def _click_widget(self, node: int, name: str) -> None:
         """Click a widget on the canvas."""
@@ -320,18 +229,3 @@ class Site:
             if self.becomes_true("lastNodeIsPlaced"):
                 return
         raise AssertionError("The node cannot be put down.")
-
-    def _hear(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self._blame(f"{message.type}: {message.text} ({message.location.get('url', '')})")
-
-    def _blame(self, text: str) -> None:
-        """Keep complaints of the pack; ComfyUI's own page complains, too."""
-        if f"/extensions/{PACK_NAME}/" in text or "calibrated" in text or "calro" in text:
-            self.complaints.append(text)
-
-    def _see(self, request: Any) -> None:
-        referer = request.headers.get("referer", "")
-        same_server = urlsplit(request.url).netloc == urlsplit(self.server.url).netloc
-        if not same_server and PACK_NAME in f"{request.url}{referer}":
-            self.strangers.append(request.url)
