@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..notices import notice
 from ..rounding import round_calibrated, round_svd
+from ..rounding.calibrated import SMALLEST_DAMPING, TEXT_DAMPING
 from .choice import Alternative, choose_alternative
 from .layer_errors import ErrorPair
 from .measurement import Measurement, fall_back
@@ -53,6 +54,7 @@ def quantize_calibrated(task: LayerTask) -> QuantizedLayer:
         learned,
         task.recipe.calibrated,
         task.check_cancelled,
+        least_damping=TEXT_DAMPING if task.weight_only else SMALLEST_DAMPING,
     )
     return measurement.accept(codes, scale)
 

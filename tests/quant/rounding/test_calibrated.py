@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from calibrated_rounding.quant.layer.quantize import quantize_layer
 from calibrated_rounding.quant.layer.task import LayerTask, QuantizedLayer
 from calibrated_rounding.quant.notices import notice
 from calibrated_rounding.quant.recipe import ROUNDINGS, CalibratedSettings, SvdSettings
+from calibrated_rounding.quant.rounding.calibrated import TEXT_DAMPING
 
 Draw = Callable[[int, int, int], torch.Tensor]
 
@@ -81,6 +83,26 @@ def test_independent_outliers_do_not_overfit(name: str, trained: torch.Tensor) -
     unseen = independent_outliers(4096, 256, 2)
     nearest = quantized(trained, name, None)
     assert output_error(result, trained, unseen, name) <= output_error(nearest, trained, unseen, name)
+
+
+@pytest.mark.parametrize("name", ["w4a8", "int8_row"])
+def test_text_encoders_come_closer_on_other_prompts(name: str, trained: torch.Tensor) -> None:
+    """A layer of weights alone is a text encoder's, which also reads prompts unlike the recorded ones."""
+    recorded, fmt = correlated(2048, 256, 1), FORMATS[name]
+    task = LayerTask(
+        name="l",
+        weight=trained,
+        format=fmt,
+        group=256 if fmt.rotated else None,
+        recipe=Recipe(rounding="calibrated"),
+        inputs=InputStatistics(rows=recorded),
+    )
+    text, other = quantize_layer(replace(task, weight_only=True)), quantize_layer(task)
+    unlike = torch.randn(2048, 256, generator=torch.Generator().manual_seed(2))
+    assert output_error(text, trained, unlike, name) < 0.95 * output_error(other, trained, unlike, name)
+    assert output_error(text, trained, recorded, name) < 1.1 * output_error(other, trained, recorded, name)
+    given = replace(task.recipe, calibrated=CalibratedSettings(damping=TEXT_DAMPING))
+    assert torch.equal(text.codes, quantize_layer(replace(task, recipe=given)).codes)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
