@@ -135,7 +135,8 @@ FEW_BITS_COLUMNS = (
 )
 GROUPED_STEPS = (
     *("scales of nearest", "neighbouring scales", "all candidates", "one pass", "two passes", "six passes"),
-    *("smaller channel scales", "larger channel scales", "fitted codebook", "groups of 8"),
+    *("smaller channel scales", "larger channel scales", "fitted channel scales", "searched scale of the weight"),
+    *("fitted codebook", "groups of 8", "damping of text encoders"),
 )
 ENCODER_FORMATS = ("int8_convrot", "float8_e4m3fn", *FEW_BITS)
 ENCODERS = {"shipped": "shipped encoder"}
