@@ -142,6 +142,18 @@ class Server:
             time.sleep(0.1)
         raise HostError(f"The prompt did not end within {timeout:.0f} s.\n{read_tail(self.log)}")
 
+    def wait_until_idle(self, timeout: float = 120) -> None:
+        """Wait until nothing runs or waits, so that the history has all that ran.
+
+        Raises:
+            HostError: It took longer than ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while any(self.get("/queue").values()):
+            if time.monotonic() > deadline:
+                raise HostError(f"The queue is not empty after {timeout:.0f} s.\n{read_tail(self.log)}")
+            time.sleep(0.1)
+
     def execute(self, graph: Graph, timeout: float = 600) -> dict[str, Any]:
         """Queue a workflow and wait for it; returns node id -> what the node shows (images, text).
 

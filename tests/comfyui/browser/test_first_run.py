@@ -175,6 +175,7 @@ def test_cached_run_shows_same_panels(site: Site, chain: tuple[int, int, int]) -
     for node, name in ((first, "int8_tensor"), (second, "mxfp8")):
         assert name in site.watch_until(node, "done")[-1]["notices"]
     panels = [site.read_panel(node) for node in (first, second)]
+    site.server.wait_until_idle()
     site.server.post("/history", {"clear": True})
     site.reload()
     site.watch_until(first, "idle")
