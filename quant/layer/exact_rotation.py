@@ -40,7 +40,7 @@ def rotate_exactly(stored: Tensor, weight: Tensor, workspace: Workspace) -> Tens
     if len(groups) < FEWEST_GROUPS:
         return rotate(weight, GROUP, out=result)
     half = workspace.take("values", weight.shape)
-    limits = _find_limits(stored, groups, half.view(-1, GROUP), workspace)
+    limits = _find_limits(stored, groups, half.view(-1, GROUP), result)
     small, squares = hadamard(SIDE, weight.device), (len(groups), SIDE, SIDE)
     torch.mm(weight.view(-1, SIDE), small, out=half.view(-1, SIDE))
     torch.bmm(small.expand(squares), half.view(squares), out=result.view(squares))
@@ -51,19 +51,21 @@ def rotate_exactly(stored: Tensor, weight: Tensor, workspace: Workspace) -> Tens
     if len(inexact):
         missing = max(0, FEWEST_GROUPS - len(inexact))
         chosen = torch.cat([inexact, inexact[:1].expand(missing)])
-        whole = rotate(groups.index_select(0, chosen), GROUP)
+        again = torch.index_select(groups, 0, chosen, out=half.view(-1, GROUP)[: len(chosen)])
+        whole = rotate(again, GROUP)
         rotated.index_copy_(0, inexact, whole[: len(inexact)])
     return result
 
 
-def _find_limits(stored: Tensor, groups: Tensor, buffer: Tensor, workspace: Workspace) -> Tensor:
+def _find_limits(stored: Tensor, groups: Tensor, buffer: Tensor, spare: Tensor) -> Tensor:
     """For each group the largest magnitude of a result up to which all its sums are exact, float32 ``[n]``.
 
-    Below zero where a sum may be inexact anyway.
+    Below zero where a sum may be inexact anyway. ``buffer`` and ``spare``, float32 of as many values, are overwritten.
     """
     bits = stored.contiguous().view(torch.int16)
     # Without its lowest bit a number is smaller by its unit; by less, and at least half of it, if it is a power of two.
-    shorter = torch.sub(bits, 1, out=workspace.take("shorter", bits.shape, torch.int16)).bitwise_and_(bits)
+    place = spare.view(-1).view(torch.int16)[: bits.numel()].view(bits.shape)
+    shorter = torch.sub(bits, 1, out=place).bitwise_and_(bits)
     units = buffer.copy_(shorter.view(torch.bfloat16).view(-1, GROUP)).sub_(groups).abs_()
     unit = units.amin(dim=1)
     total = torch.abs(groups, out=units).sum(dim=1)
