@@ -89,6 +89,7 @@ def site(request: pytest.FixtureRequest, comfyui: Server, chromium: Any, shots: 
     """An empty graph, on the canvas and in Nodes 2.0; the test fails if the pack complained in the console."""
     name = request.node.name.replace("test_", "", 1).translate(str.maketrans("[]", "__")).strip("_")
     context = chromium.new_context(viewport={"width": 1500, "height": 1000})
+    context.set_default_timeout(60_000)
     site = Site(comfyui, context.new_page(), shots / name, request.param == "nodes2", theme)
     site.open()
     yield site

@@ -13,7 +13,7 @@ def test_card_of_a_quantized_file_is_downloaded(site: Site) -> None:
     site.press("Run")
     site.watch_until(node, "done")
     site.screenshot("done")
-    assert site.call("listCutOff", node) == []
+    site.expect(lambda: site.call("listCutOff", node), [])
     with site.page.expect_download() as result:
         site.panel_button(node, "Model card")
     card = Path(result.value.path()).read_text(encoding="utf-8")

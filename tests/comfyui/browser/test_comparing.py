@@ -23,17 +23,17 @@ def test_verdict_and_pictures_of_a_comparison(site: Site) -> None:
     site.panel_button(nodes[0], "Compare pictures")
     dialog = site.page.locator("dialog.calro-slider")
     edge = dialog.locator("input[type=range]")
-    assert edge.evaluate(EDGE) == "50%"
+    site.expect(lambda: edge.evaluate(EDGE), "50%")
     site.wait_until_still(dialog)
     site.screenshot("slider")
     site.page.keyboard.press("ArrowLeft")
-    assert edge.evaluate(EDGE) == "49.5%"
+    site.expect(lambda: edge.evaluate(EDGE), "49.5%")
     box = edge.bounding_box()
     site.page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 40)
     site.page.mouse.down()
     site.page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 40, steps=4)
     site.page.mouse.up()
-    assert 70 < float(edge.evaluate(EDGE).rstrip("%")) < 90
+    site.expect(lambda: 70 < float(edge.evaluate(EDGE).rstrip("%")) < 90, True)
     dialog.get_by_label("Compare the reference with").select_option("difference")
     site.screenshot("difference")
     site.page.keyboard.press("Escape")

@@ -27,8 +27,8 @@ def test_picked_file_is_described_without_a_run(site: Site, tmp_path: Path) -> N
     site.panel_button(node, "Use these settings")
     site.wait("hasNodes", 3)
     (recipe,) = site.call("nodesOf", "CalibratedRoundingLoadRecipe")
-    assert site.call("widgetValue", recipe, "file") == f"diffusion_models/{name}"
-    assert site.call("isConnected", quantize, "recipe")
+    site.wait("widgetIs", recipe, "file", f"diffusion_models/{name}")
+    site.wait("isConnected", quantize, "recipe")
     site.watch(recipe, lambda panel: "scale: mse" in panel["words"])
     site.screenshot("settings")
 

@@ -18,7 +18,7 @@ LAYERS = len(plan_file(example_model("digits_wan.safetensors"), Recipe()).layers
 def test_user_quantizes_and_saves_model(site: Site) -> None:
     loader = site.add("Load Diffusion Model")
     quantize, save = (site.drag(title) for title in ("Quantize Model", "Save Quantized Model"))
-    assert "Connect a model" in site.read_panel(quantize)["notices"]
+    site.watch(quantize, lambda panel: "Connect a model" in panel["notices"])
     site.set(loader, unet_name="digits_wan.safetensors")
     site.link(loader, "MODEL", quantize, "model")
     site.link(quantize, "MODEL", save, "model")
@@ -28,6 +28,7 @@ def test_user_quantizes_and_saves_model(site: Site) -> None:
     assert "WAN" in site.read_panel(quantize)["title"]
     site.screenshot("planned")
     site.set_slow_rounding(quantize, 150)
+    site.call("waitUntilNodesAreStill")
     before = site.read_panel(quantize)
     site.press("Run")
     seen = site.watch(quantize, lambda panel: panel["phase"] == "running" and panel["bars"] > LAYERS // 3)
@@ -194,7 +195,7 @@ def test_panel_fits_in_themes_and_widths(site: Site, chain: tuple[int, int, int]
         site.call("setSetting", "Comfy.ColorPalette", palette)
         site.resize(quantize, width)
         site.screenshot(f"{palette}_{width}")
-        assert site.call("listOverflowing", quantize) == []
+        site.expect(lambda: site.call("listOverflowing", quantize), [])
 
 
 def test_panel_speaks_the_users_language(site: Site) -> None:
@@ -202,7 +203,7 @@ def test_panel_speaks_the_users_language(site: Site) -> None:
     try:
         node = site.create("CalibratedRoundingQuantizeModel")
         site.watch(node, lambda panel: panel["title"] == "未実行")
-        assert site.call("nodeTitles") == ["モデルの量子化"]
+        site.expect(lambda: site.call("nodeTitles"), ["モデルの量子化"])
         site.screenshot("japanese")
     finally:
         site.server.post("/settings", {"Comfy.Locale": "en"})

@@ -25,7 +25,7 @@ def test_chosen_format_says_how_it_runs_here(site: Site, chain: tuple[int, int, 
     row = rows.filter(has_text="int8_row")
     assert "runs in 8 bits here" in row.inner_text() and "51.2" in row.inner_text()
     row.get_by_role("button", name="Use").click()
-    assert dialog.count() == 0
+    dialog.wait_for(state="detached")
     assert site.call("widgetValue", quantize, "format") == "int8_row"
     site.watch(quantize, lambda panel: "int8_row: runs in 8 bits here." in panel["notices"])
     site.screenshot("runs_here")

@@ -22,7 +22,7 @@ def test_saved_file_goes_into_a_loader_in_one_click(site: Site, chain: tuple[int
     site.panel_button(save, "Add loader")
     site.wait("hasNodes", 4)
     (added,) = set(site.call("nodesOf", "UNETLoader")) - {loader}
-    assert site.call("widgetValue", added, "unet_name") == path.name
+    site.wait("widgetIs", added, "unet_name", path.name)
     assert site.call("widgetValue", loader, "unet_name") == "digits_wan.safetensors", "the source must stay"
     site.screenshot("loader")
 

@@ -100,7 +100,7 @@ class Site(Tab):
             self.page.locator(f'[data-node-id="{node}"]').get_by_role("combobox", name=label).click()
             self.page.get_by_role("option", name=value, exact=True).click()
         else:
-            self._open_menu(node, name)
+            self._click_widget_until("menuIsOpen", node, name)
             entry = re.compile(rf"^\s*{re.escape(value)}\s*$")
             self.page.locator(".litecontextmenu .litemenu-entry").filter(has_text=entry).click()
         self.wait("widgetIs", node, name, value)
@@ -112,8 +112,7 @@ class Site(Tab):
             field.fill(digits)
             field.press("Enter")
         else:
-            self._click_widget(node, name)
-            self.wait("isTyping")
+            self._click_widget_until("isTyping", node, name)
             self.page.keyboard.press("Control+A")
             self.page.keyboard.type(digits)
             self.page.keyboard.press("Enter")
@@ -125,7 +124,7 @@ class Site(Tab):
 
     def create(self, kind: str) -> int:
         """Create a node by its type, without the search box; returns its id."""
-        return int(self.call("createNode", kind, PLACES[self.call("countNodes")]))
+        return int(self.call("createNode", kind, PLACES[self.call("countNodes") % len(PLACES)]))
 
     def connect(self, source: int, output: str, target: int, name: str) -> None:
         """Connect two nodes without the mouse."""
@@ -198,13 +197,13 @@ class Site(Tab):
         self.page.mouse.move(*self.call("toPage", end), steps=8)
         self.page.mouse.up()
 
-    def _open_menu(self, node: int, name: str) -> None:
-        """Click a combo widget on the canvas, again while the canvas does not listen yet."""
+    def _click_widget_until(self, opened: str, node: int, name: str) -> None:
+        """Click a widget on the canvas, again while the canvas does not listen yet; ``opened`` is of page.js."""
         for _ in range(10):
             self._click_widget(node, name)
-            if self.becomes_true("menuIsOpen", seconds=3):
+            if self.becomes_true(opened, seconds=3):
                 return
-        raise AssertionError(f"The menu of {name} does not open.")
+        raise AssertionError(f"The widget {name} does not open.")
 
     def _click_widget(self, node: int, name: str) -> None:
         """Click a widget on the canvas."""

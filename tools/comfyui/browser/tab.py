@@ -6,8 +6,9 @@ The page's own side is page.js.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ..checkout import PACK_NAME
@@ -18,6 +19,8 @@ CALL = "([name, args]) => window.packPage[name](...args)"
 
 THEMES = ("dark", "light")
 """Names of ComfyUI's colour palettes."""
+
+T = TypeVar("T")
 
 
 class Tab:
@@ -62,6 +65,14 @@ class Tab:
         except PlaywrightTimeout:
             return False
         return True
+
+    def expect(self, read: Callable[[], T], wanted: T, seconds: float = 30) -> None:
+        """Wait until something that is read has the wanted value."""
+        for _ in range(int(seconds / 0.05)):
+            if read() == wanted:
+                return
+            self.page.wait_for_timeout(50)
+        assert read() == wanted
 
     def open(self, **settings: Any) -> None:
         """Load the page with some of ComfyUI's settings, and begin an empty graph."""
