@@ -279,7 +279,7 @@ const VIEWS = {
   }),
   done: ({ report }, check) => ({
     title: report.from_disk ? text("done_from_disk") : text("done", { time: duration(report.seconds) }),
-    detail: (report.totals.output_w8a8 && verdict(report.totals.output_w8a8)) ?? check?.plan?.title ?? report.profile,
+    detail: (report.totals.output_w8a8 && verdict(report.totals.output_w8a8)) ?? check?.plan?.title ?? report.title,
     facts: [...outputErrors(report), ...sizes(report.totals)],
     share: 1,
   }),

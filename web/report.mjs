@@ -183,7 +183,7 @@ function choice(label, options) {
   return h("select", { "aria-label": label }, ...options.map(([value, shown]) => h("option", { value }, shown)));
 }
 
-function tiles({ totals, seconds, profile }) {
+function tiles({ totals, seconds, title }) {
   const ratio = percent(totals.bytes_after / (totals.bytes_before || 1));
   const shown = [
     [text("size"), change(totals.bytes_before, totals.bytes_after), ratio],
@@ -192,7 +192,7 @@ function tiles({ totals, seconds, profile }) {
     [text("kept_layers"), keptLayers(totals)],
     [text("others"), bytes(totals.other_bytes)],
     [text("time"), duration(seconds)],
-    [text("profile"), profile],
+    [text("profile"), title],
     ...(totals.fell_back ? [[text("fell_back"), whole(totals.fell_back)]] : []),
   ];
   return h(

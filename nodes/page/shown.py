@@ -62,9 +62,9 @@ def show_calibration(calibration: Calibration) -> dict[str, Any]:
 
 
 def pack_report(report: Report) -> dict[str, Any]:
-    """The report as JSON has it, its two long lists as `columns`."""
+    """The report as JSON has it, with the model's title, its two long lists as `columns`."""
     data = report.to_dict()
-    return data | {"layers": columns(data["layers"]), "kept": columns(data["kept"])}
+    return data | {"title": report.title, "layers": columns(data["layers"]), "kept": columns(data["kept"])}
 
 
 def _as_data(notices: Sequence[Notice]) -> list[dict[str, Any]]:

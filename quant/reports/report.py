@@ -10,10 +10,14 @@ from typing import Any
 
 from ..layer.layer_errors import PAIRS, ErrorPair, LayerErrors
 from ..notices import Notice, render
+from ..planning.profiles import get_profile
 from ..planning.size_curve import SizeCurve
 from ..text import dimensions, grouped, kept_lines, megabytes, percent, table
 from .entries import KeptReport, LayerReport, Totals
 from .wording import TITLES, count_layers, count_quantized, describe_errors
+
+JOINT = " + "
+"""Between the profiles of several models in one report."""
 
 
 @dataclass(kw_only=True)
@@ -33,6 +37,11 @@ class Report:
     seconds: float = 0.0
     precision: SizeCurve | None = None
     """Error at every size, if formats were chosen by measurement."""
+
+    @property
+    def title(self) -> str:
+        """Name of the model for readers; of several, each."""
+        return JOINT.join(get_profile(name).title for name in self.profile.split(JOINT))
 
     @property
     def totals(self) -> Totals:
@@ -182,7 +191,7 @@ def merge_reports(reports: Mapping[str, Report]) -> Report:
     if not others:
         return first
     merged = Report(
-        profile=" + ".join(report.profile for report in reports.values()),
+        profile=JOINT.join(report.profile for report in reports.values()),
         certain=all(report.certain for report in reports.values()),
         recipe=first.recipe,
         versions=first.versions,

@@ -60,6 +60,7 @@ def check_report(site: Site, node: int) -> None:
     site.screenshot("report")
     rows = dialog.locator(".calro-layers tbody tr")
     assert rows.count() == LAYERS == dialog.locator("circle").count()
+    assert "WAN 2.1 and 2.2" in dialog.locator(".calro-tiles").inner_text()
 
     dialog.get_by_role("button", name="Weight error", exact=True).click()
     errors = [
