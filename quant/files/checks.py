@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ..formats import Shape, foreign
-from ..formats.companions import is_finite
+from ..formats.companions import Companion, is_finite
 from ..formats.marker import Marker
 from ..formats.rotation import GROUP_SIZES
 from ..formats.stored import StoredFormat
@@ -28,18 +28,27 @@ def layer_problem(layer: StoredLayer) -> str:
     return fault and f"Layer '{layer.name}' {fault}"
 
 
-def scale_problem(source: Source, layer: StoredLayer) -> str:
+def scale_problem(source: Source, layer: StoredLayer, missing: Collection[str] = ()) -> str:
     """Find a scale that cannot be computed with, in a layer without a `layer_problem`. Reads the scales.
+
+    Args:
+        source: holds the layer.
+        layer: the layer.
+        missing: full names of tensors that cannot be read, and are not checked.
 
     Returns:
         A sentence without its full stop; empty if all scales can be used.
     """
-    companions = {} if layer.stored is None else layer.stored.companions
-    for name, companion in companions.items():
-        if name in layer.names and not companion.usable(source.read(layer.names[name])):
+    for name, companion in _scales(layer):
+        if layer.names[name] not in missing and not companion.usable(source.read(layer.names[name])):
             limit = "" if companion.usable is is_finite else " and above 0"
             return f"Layer '{layer.name}' has the scale '{layer.names[name]}', which is not finite{limit}"
     return ""
+
+
+def lacks_scales(layer: StoredLayer, missing: Collection[str]) -> bool:
+    """Whether `scale_problem` leaves out some of a layer's scales."""
+    return any(layer.names[name] in missing for name, _ in _scales(layer))
 
 
 def decoding_problem(layer: StoredLayer) -> str:
@@ -53,6 +62,12 @@ def decoding_problem(layer: StoredLayer) -> str:
     if layer.stored is None:
         return f"Layer '{layer.name}' is quantized as {layer.format}, which cannot be dequantized here"
     return ""
+
+
+def _scales(layer: StoredLayer) -> Iterator[tuple[str, Companion]]:
+    """Name within the layer, and definition, of each companion that a layer of a known format holds."""
+    companions = {} if layer.stored is None else layer.stored.companions
+    return ((name, companion) for name, companion in companions.items() if name in layer.names)
 
 
 def _faults(layer: StoredLayer) -> Iterator[str]:

@@ -15,10 +15,12 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .header import MAX_HEADER_BYTES, refuse_too_many
-from .source_file import SourceFile
+from .source_file import ByteSource, SourceFile
 from .strict_json import quoted
 
 MAGIC = b"GGUF"
+HEAD = 9
+"""Bytes that tell a GGUF file from others."""
 VERSIONS = (2, 3)
 MAX_RANK = 8
 MAX_FIELDS = 65_536
@@ -73,9 +75,13 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as a GGUF file does. A safetensors file may begin with the same four bytes."""
     try:
         with open(path, "rb") as file:
-            head = file.read(9)
+            return is_gguf_head(file.read(HEAD))
     except OSError:
         return False
+
+
+def is_gguf_head(head: bytes) -> bool:
+    """As `is_gguf`, by the first `HEAD` bytes of a file."""
     return head.startswith(MAGIC) and head[8:9] != b"{"
 
 
@@ -86,22 +92,27 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufHeader:
         CheckpointError: it is damaged, cut off, or of a version that is not known.
     """
     with SourceFile(path) as source:
-        cursor = _Cursor(source)
-        cursor.take(len(MAGIC))
-        version = cursor.number("I")
-        if version not in VERSIONS:
-            raise cursor.fail(f"its version is {version}, and {' and '.join(map(str, VERSIONS))} are known")
-        count, field_count = cursor.number("Q"), cursor.number("Q")
-        refuse_too_many(count, source.path)
-        if field_count > MAX_FIELDS:
-            raise cursor.fail(f"it announces {field_count} fields")
-        fields = dict(_read_field(cursor) for _ in range(field_count))
-        tensors = tuple(_read_tensor(cursor) for _ in range(count))
-        if len({tensor.name for tensor in tensors}) < count:
-            raise cursor.fail("it holds a tensor twice")
-        if sum(tensor.nbytes for tensor in tensors) > source.size:
-            raise cursor.fail("its tensors take more bytes than it has; fetch it again")
-        return GgufHeader(tensors=tensors, fields={name: text for name, text in fields.items() if text is not None})
+        return parse_gguf(source)
+
+
+def parse_gguf(source: ByteSource) -> GgufHeader:
+    """As `read_gguf`, from a file that is open already."""
+    cursor = _Cursor(source)
+    cursor.take(len(MAGIC))
+    version = cursor.number("I")
+    if version not in VERSIONS:
+        raise cursor.fail(f"its version is {version}, and {' and '.join(map(str, VERSIONS))} are known")
+    count, field_count = cursor.number("Q"), cursor.number("Q")
+    refuse_too_many(count, source.path)
+    if field_count > MAX_FIELDS:
+        raise cursor.fail(f"it announces {field_count} fields")
+    fields = dict(_read_field(cursor) for _ in range(field_count))
+    tensors = tuple(_read_tensor(cursor) for _ in range(count))
+    if len({tensor.name for tensor in tensors}) < count:
+        raise cursor.fail("it holds a tensor twice")
+    if sum(tensor.nbytes for tensor in tensors) > source.size:
+        raise cursor.fail("its tensors take more bytes than it has; fetch it again")
+    return GgufHeader(tensors=tensors, fields={name: text for name, text in fields.items() if text is not None})
 
 
 def _read_field(cursor: _Cursor) -> tuple[str, str | None]:
@@ -145,7 +156,7 @@ def _read_tensor(cursor: _Cursor) -> GgufTensor:
 class _Cursor:
     """Reads a header from its start; every length in it is checked against the file before it is used."""
 
-    def __init__(self, source: SourceFile) -> None:
+    def __init__(self, source: ByteSource) -> None:
         self._source, self._end = source, min(source.size, MAX_HEADER_BYTES)
         self._window, self._start, self._position = bytearray(), 0, 0
 

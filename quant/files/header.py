@@ -15,7 +15,7 @@ from typing import Any, Final, TypeGuard
 import torch
 
 from ..errors import CheckpointError
-from .source_file import SourceFile
+from .source_file import ByteSource, SourceFile
 from .strict_json import is_text, parse_object, quoted
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own cap
@@ -98,7 +98,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return parse_header(source)
 
 
-def parse_header(source: SourceFile) -> Header:
+def parse_header(source: ByteSource) -> Header:
     """As `read_header`, from a file that is open already."""
     path = source.path
     data_start = _find_data(source)
@@ -127,7 +127,7 @@ def byte_count(dtype: torch.dtype, shape: tuple[int, ...]) -> int | None:
     return math.prod(shape) * dtype.itemsize
 
 
-def _find_data(source: SourceFile) -> int:
+def _find_data(source: ByteSource) -> int:
     """First byte of the data section, when the file begins as a safetensors file does."""
     path, size = source.path, source.size
     if not size:

@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from .buffers import BufferPool
 from .header import Header, TensorInfo, parse_header
 from .shards import INDEX_SUFFIX, read_weight_map
-from .source_file import PIECE, SourceFile
+from .source_file import PIECE, ByteSource, SourceFile
 from .strict_json import quoted
 from .views import byte_view
 
@@ -29,14 +29,14 @@ class Checkpoint:
     Nothing is cached: the caller holds what it has read, and only that. Not to be shared between threads.
     """
 
-    def __init__(self, path: Path, paths: Sequence[Path], shards: Sequence[tuple[SourceFile, Header]]) -> None:
+    def __init__(self, path: Path, paths: Sequence[Path], shards: Sequence[tuple[ByteSource, Header]]) -> None:
         self.path = path
         self.paths = tuple(paths)
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         self._buffers = BufferPool()
         self._sources = [source for source, _ in shards]
-        self._places: dict[str, tuple[SourceFile, int]] = {}
+        self._places: dict[str, tuple[ByteSource, int]] = {}
         for source, header in shards:
             self.tensors.update(header.tensors)
             self.metadata = {**header.metadata, **self.metadata}
@@ -81,7 +81,7 @@ class Checkpoint:
             return digests[0]
         return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
 
-    def _place(self, name: str) -> tuple[SourceFile, int]:
+    def _place(self, name: str) -> tuple[ByteSource, int]:
         if name not in self._places:
             raise CheckpointError(f"{self.path} holds no tensor {quoted(name)}.")
         return self._places[name]
@@ -105,14 +105,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return checkpoint
 
 
-def _open_shard(path: Path, opened: ExitStack) -> tuple[SourceFile, Header]:
+def _open_shard(path: Path, opened: ExitStack) -> tuple[ByteSource, Header]:
     source = opened.enter_context(SourceFile(path))
     return source, parse_header(source)
 
 
 def _select(
-    index: Path, weight_map: Mapping[str, str], shards: Sequence[tuple[SourceFile, Header]]
-) -> list[tuple[SourceFile, Header]]:
+    index: Path, weight_map: Mapping[str, str], shards: Sequence[tuple[ByteSource, Header]]
+) -> list[tuple[ByteSource, Header]]:
     """The shards with the tensors that the index assigns to them; both sides must know every tensor."""
     headers = {source.path: header for source, header in shards}
     for name, shard in weight_map.items():
@@ -125,11 +125,11 @@ def _select(
     return [(source, _restricted(index.parent, source, header, weight_map)) for source, header in shards]
 
 
-def _restricted(folder: Path, source: SourceFile, header: Header, weight_map: Mapping[str, str]) -> Header:
+def _restricted(folder: Path, source: ByteSource, header: Header, weight_map: Mapping[str, str]) -> Header:
     tensors = {name: info for name, info in header.tensors.items() if folder / weight_map[name] == source.path}
     return Header(tensors, header.metadata, header.data_start)
 
 
-def _chunks(source: SourceFile, start: int, end: int, size: int) -> Iterator[memoryview]:
+def _chunks(source: ByteSource, start: int, end: int, size: int) -> Iterator[memoryview]:
     for offset in range(start, end, size):
         yield memoryview(source.read(offset, min(size, end - offset)))

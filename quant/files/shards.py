@@ -34,15 +34,21 @@ def read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def find_siblings(path: Path) -> str | None:
-    """Which shards belong to the file at ``path``, by its name or an index beside it; None: it is no shard of several.
+def read_shard_number(name: str) -> str | None:
+    """Which shard of how many a file is, by its name; None: the name says nothing of it.
 
-    >>> find_siblings(Path("model-00001-of-00003.safetensors"))
+    >>> read_shard_number("model-00001-of-00003.safetensors")
     '1 of 3 shards'
     """
-    numbers = _SHARD_NAME.search(path.name)
-    if numbers and int(numbers[2]) > 1:
-        return f"{int(numbers[1])} of {int(numbers[2])} shards"
+    numbers = _SHARD_NAME.search(name)
+    return f"{int(numbers[1])} of {int(numbers[2])} shards" if numbers and int(numbers[2]) > 1 else None
+
+
+def find_siblings(path: Path) -> str | None:
+    """Which shards belong to the file at ``path``, by its name or an index beside it; None: it is the whole model."""
+    numbered = read_shard_number(path.name)
+    if numbered is not None:
+        return numbered
     with suppress(OSError):
         for index in sorted(path.parent.glob(f"*{INDEX_SUFFIX}")):
             with suppress(CheckpointError):

@@ -8,10 +8,23 @@ import os
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import CheckpointError
 
 PIECE = 8 * 2**20  # bytes a system call: long enough to be fast, short enough to stay in the cache for the hash
+
+
+class ByteSource(Protocol):
+    """The bytes of a file: all of them on a disk, or some in memory."""
+
+    path: Path
+    size: int
+
+    def read(self, offset: int, count: int) -> bytearray: ...
+    def read_into(self, offset: int, view: memoryview) -> None: ...
+    def sha256(self) -> str: ...
+    def close(self) -> None: ...
 
 
 class SourceFile:

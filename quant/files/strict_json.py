@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import CheckpointError
 
@@ -32,7 +32,7 @@ def quoted(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:180]}... ({len(text)} characters)"
 
 
-def is_text(value: object) -> bool:
+def is_text(value: object) -> TypeGuard[str]:
     """Whether `value` is a string that UTF-8 can express (JSON's escapes can smuggle in lone surrogates)."""
     if not isinstance(value, str):
         return False

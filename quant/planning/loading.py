@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UnloadableError
-from ..files.shards import find_siblings
+from ..files.shards import find_siblings, read_shard_number
 from ..files.sources import Source
 from ..files.strict_json import quoted
 from ..notices import Notice, notice
@@ -49,9 +49,15 @@ def check_source(source: Source, *, force: bool) -> tuple[Notice, ...]:
     return (notice("forced", reason=str(answer.obstacle)),)
 
 
-def ask(shapes: Shapes, path: Path | None = None) -> Answer:
-    """Judge the tensors of the file at ``path`` by their names; None: they are in no file."""
-    siblings = None if path is None else find_siblings(path)
+def ask(shapes: Shapes, path: Path | None = None, *, alone: bool = False) -> Answer:
+    """Judge the tensors of a file by their names.
+
+    Args:
+        shapes: of the tensors.
+        path: of the file; None: they are in no file.
+        alone: only the file's name is known, so that an index beside it is not looked for.
+    """
+    siblings = None if path is None else read_shard_number(path.name) if alone else find_siblings(path)
     if siblings is not None:
         return Answer(obstacle=_shard(siblings))
     names = Names(shapes, "" if path is None else path.name)

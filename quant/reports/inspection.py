@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..files import Checkpoint, open_checkpoint
-from ..files.checks import layer_problem, scale_problem
-from ..files.gguf import is_gguf, read_gguf
+from ..files.checks import lacks_scales, layer_problem, scale_problem
+from ..files.gguf import GgufHeader, is_gguf, parse_gguf, read_gguf
+from ..files.partial import PartialFile, begins_as_gguf, open_partial
 from ..files.quantized import CODES, StoredLayer, header_problem, quantized_layers, read_marker
 from ..files.strict_json import quoted
 from ..files.tensors import WEIGHT, dtype_name, is_bank
@@ -78,6 +79,8 @@ class Inspection:
     """Contradictions between the markers and the header."""
     refusal: str = ""
     """Why a file without quantized layers cannot be quantized for ComfyUI; empty: it can."""
+    unread: int = 0
+    """Number of layers with scales that were not at hand, so that their values are not checked."""
 
     @property
     def nbytes(self) -> int:
@@ -103,25 +106,41 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
         CheckpointError: for any other file. Quantized layers never fail: their faults are obstacles.
     """
     if is_gguf(path):
-        return _inspect_gguf(path)
+        return _inspect_gguf(str(path), read_gguf(path))
     with open_checkpoint(path) as checkpoint:
-        layers = quantized_layers(checkpoint)
-        obstacle = ask(checkpoint.shapes, checkpoint.path).obstacle
-        return Inspection(
-            path=str(checkpoint.path),
-            profile=recognise(checkpoint.shapes).profile.name,
-            entries=list(_entries(checkpoint, layers)),
-            metadata=dict(checkpoint.metadata),
-            provenance=Provenance.from_metadata(checkpoint.metadata),
-            needs=_needs(layers.values()),
-            obstacles=list(_obstacles(checkpoint, layers, obstacle)),
-            disagreements=list(_disagreements(checkpoint)),
-            refusal="" if layers or obstacle is None else str(obstacle),
-        )
+        return _inspect_checkpoint(checkpoint, ask(checkpoint.shapes, checkpoint.path).obstacle)
 
 
-def _inspect_gguf(path: str | os.PathLike[str]) -> Inspection:
-    header = read_gguf(path)
+def inspect_partial(file: PartialFile) -> Inspection:
+    """As `inspect_file`, of a file of which only the bytes of `find_needed` are at hand.
+
+    Raises:
+        CheckpointError: as `inspect_file`; `MissingBytes` if something is needed.
+    """
+    if begins_as_gguf(file):
+        return _inspect_gguf(str(file.path), parse_gguf(file))
+    checkpoint, missing = open_partial(file)
+    return _inspect_checkpoint(checkpoint, ask(checkpoint.shapes, file.path, alone=True).obstacle, missing)
+
+
+def _inspect_checkpoint(checkpoint: Checkpoint, obstacle: Obstacle | None, missing: Collection[str] = ()) -> Inspection:
+    """Inspect an open file; ``missing`` names tensors that cannot be read."""
+    layers = quantized_layers(checkpoint)
+    return Inspection(
+        path=str(checkpoint.path),
+        profile=recognise(checkpoint.shapes).profile.name,
+        entries=list(_entries(checkpoint, layers)),
+        metadata=dict(checkpoint.metadata),
+        provenance=Provenance.from_metadata(checkpoint.metadata),
+        needs=_needs(layers.values()),
+        obstacles=list(_obstacles(checkpoint, layers, obstacle, missing)),
+        disagreements=list(_disagreements(checkpoint)),
+        refusal="" if layers or obstacle is None else str(obstacle),
+        unread=sum(lacks_scales(layer, missing) for layer in layers.values()),
+    )
+
+
+def _inspect_gguf(path: str, header: GgufHeader) -> Inspection:
     entries = [
         Entry(
             name=tensor.name,
@@ -133,7 +152,7 @@ def _inspect_gguf(path: str | os.PathLike[str]) -> Inspection:
         for tensor in header.tensors
     ]
     return Inspection(
-        path=str(path),
+        path=path,
         profile=recognise({tensor.name: tensor.shape for tensor in header.tensors}).profile.name,
         entries=sorted(entries, key=lambda entry: not entry.quantized),
         metadata=dict(header.fields),
@@ -185,7 +204,9 @@ def _layer_entry(checkpoint: Checkpoint, layer: StoredLayer, own: Sequence[str])
     )
 
 
-def _obstacles(checkpoint: Checkpoint, layers: Mapping[str, StoredLayer], obstacle: Obstacle | None) -> Iterator[str]:
+def _obstacles(
+    checkpoint: Checkpoint, layers: Mapping[str, StoredLayer], obstacle: Obstacle | None, missing: Collection[str]
+) -> Iterator[str]:
     problem = header_problem(checkpoint.metadata)
     if problem:
         yield f"{problem}."
@@ -196,7 +217,7 @@ def _obstacles(checkpoint: Checkpoint, layers: Mapping[str, StoredLayer], obstac
         yield render(needed)
     legacy = any(name.rpartition(".")[2] == LEGACY_MARK for name in checkpoint.tensors)
     for layer in layers.values():
-        problem = layer_problem(layer) or scale_problem(checkpoint, layer) or _without_marker(layer, legacy)
+        problem = layer_problem(layer) or scale_problem(checkpoint, layer, missing) or _without_marker(layer, legacy)
         if problem:
             yield f"{problem}."
 
