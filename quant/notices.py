@@ -147,6 +147,22 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "The dropped file has another size than {file}, which is described here: copy the dropped one into a model "
         "folder under another name and press R.",
     ),
+    "not_in_folder": (
+        "warning",
+        "In none of ComfyUI's model folders: to load the file, copy it into models/{folder} and press R.",
+    ),
+    "not_in_any_folder": (
+        "warning",
+        "In none of ComfyUI's model folders: to load the file, copy it into the one of its kind and press R.",
+    ),
+    "dropped_calibration": (
+        "info",
+        "{file} is a calibration: copy it into output/calibrations and press R, and Load Calibration takes it.",
+    ),
+    "scales_not_read": (
+        "info",
+        "Large scales of {layers} layers were not checked, as the file is in no model folder.",
+    ),
     "obstacle": ("warning", "{text}"),
     "more_obstacles": ("warning", "{count} more obstacles; the report lists them."),
     # A comparison of sampled latents.

@@ -3,7 +3,8 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addBeside, choose } from "./beside.mjs";
-import { h } from "./dom.mjs";
+import { h, tail } from "./dom.mjs";
+import { describeDropped } from "./dropped.mjs";
 import { linked } from "./graph.mjs";
 import { failure, line } from "./notices.mjs";
 import { markOverflow } from "./overflow.mjs";
@@ -15,7 +16,7 @@ const RECIPE = "CalibratedRoundingLoadRecipe";
 
 export class FilePanel {
   constructor(node) {
-    Object.assign(this, { node, height: 204, file: null, state: null });
+    Object.assign(this, { node, height: 240, file: null, state: null });
     this.words = h("div", { class: "calro-words", role: "status", tabindex: 0 });
     const style = `min-height: ${this.height}px`;
     markOverflow(this.words);
@@ -27,9 +28,7 @@ export class FilePanel {
 
   /** Called often: looks whether another file is picked. */
   look() {
-    const { widget } = this;
-    const file = widget && !linked(this.node, "file") ? widget.value : null;
-    if (file !== this.file) this.#ask((this.file = file));
+    if (this.picked !== this.file) this.#ask((this.file = this.picked));
   }
 
   /** After a run: the server has looked again. */
@@ -45,6 +44,11 @@ export class FilePanel {
     return this.node.widgets?.find(({ name }) => name === "file");
   }
 
+  /** The file that is picked; null if a link decides. */
+  get picked() {
+    return this.widget && !linked(this.node, "file") ? this.widget.value : null;
+  }
+
   async #ask(file) {
     const ticket = (this.ticket = {});
     const answer = file && (await inspected(file).catch((error) => ({ notices: [failure(String(error))] })));
@@ -55,7 +59,7 @@ export class FilePanel {
     this.#draw(answer && { ...answer, notices: [...doubt, ...answer.notices] });
   }
 
-  /** A dropped file is found by its name: a page is never told where on the disk it lies. */
+  /** A dropped file is looked for by its name: a page is never told where on the disk it lies. */
   #drop(event) {
     const dropped = event.dataTransfer?.files?.[0];
     if (!dropped) return;
@@ -63,27 +67,41 @@ export class FilePanel {
     event.stopPropagation();
     const named = (choice) => choice.split(/[\\/]/).at(-1) === dropped.name;
     const choice = this.widget.options?.values?.find(named);
-    if (!choice) {
-      Object.assign(this, { ticket: null, file: this.widget.value }); // an answer about the picked file comes too late
-      this.#draw({ notices: [failure(text("file_not_listed", { file: dropped.name }))] });
-      return;
-    }
+    if (!choice) return this.#read(dropped);
     this.dropped = { choice, size: dropped.size };
     choose(this.node, "file", choice);
     this.file = null; // also if it was picked before: the dropped one may be another
     this.look();
   }
 
-  #draw(found) {
+  /** A file in no model folder, which only the page can read; shown until another one is picked or dropped. */
+  async #read(dropped) {
+    const ticket = (this.ticket = {}); // an answer about the picked file comes too late
+    const { name } = dropped;
+    this.file = this.picked;
+    if (this.#takesRecipes) return this.#draw({ notices: [failure(text("file_not_listed", { file: name }))] });
+    this.#draw(null, text("file_reading", { file: name }));
+    const answer = await describeDropped(dropped).catch(({ message }) => ({ notices: [failure(message)] }));
+    if (ticket === this.ticket) this.#draw({ ...answer, dropped: name });
+  }
+
+  /** The node takes the recipe of a file, which must be in a model folder. */
+  get #takesRecipes() {
+    return this.node.comfyClass === RECIPE;
+  }
+
+  #draw(found, hint = text("file_hint")) {
     this.element.dataset.phase = found ? "done" : "idle";
-    const parts = found ? describe(found) : [h("p", {}, text("file_hint"))];
-    if (found?.recipe && this.node.comfyClass !== RECIPE) parts.push(this.#buttons(found));
+    const parts = found ? describe(found) : [h("p", {}, hint)];
+    if (found?.recipe && !this.#takesRecipes) parts.push(this.#buttons(found));
     this.words.replaceChildren(...parts);
   }
 
-  #buttons({ card }) {
-    const use = button(text("use_settings"), text("use_settings_help"), () => addRecipe(this.node, this.file));
-    return h("div", { class: "calro-buttons" }, use, cardButton(this.file, card));
+  /** A recipe is loaded from a model folder, so that a workflow with it works again. */
+  #buttons({ card, dropped }) {
+    const { node, file } = this;
+    const use = dropped ? null : button(text("use_settings"), text("use_settings_help"), () => addRecipe(node, file));
+    return h("div", { class: "calro-buttons" }, use, cardButton(dropped ?? file, card));
   }
 }
 
@@ -93,8 +111,10 @@ async function inspected(file) {
   return answer.json();
 }
 
-function describe({ title, bytes: size, formats = [], kept, recipe, made, notices }) {
-  const head = title ? [row(h("b", {}, title), h("b", {}, bytes(size)))] : [];
+/** dropped: the name of a file that no widget names. */
+function describe({ title, bytes: size, formats = [], kept, recipe, made, notices, dropped }) {
+  const name = dropped ? [h("div", { class: "calro-file" }, tail(dropped))] : [];
+  const head = title ? [...name, row(h("b", {}, title), h("b", {}, bytes(size)))] : [];
   const layers = formats.map((format) =>
     row(legend(format.format), `${text("file_layers", { layers: whole(format.layers) })} · ${bytes(format.bytes)}`),
   );

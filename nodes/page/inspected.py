@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ import comfy.quant_ops
 
 from ...quant import QuantError
 from ...quant.calibration.calibration import Calibration
-from ...quant.calibration.file import is_calibration
+from ...quant.calibration.file import CALIBRATION_KEY, is_calibration
+from ...quant.files.partial import PartialFile, find_needed
 from ...quant.formats import BLOCKWISE, FORMATS
 from ...quant.formats.stored import STORED_FORMATS
 from ...quant.notices import Notice, notice
+from ...quant.planning.loading import find_folder
 from ...quant.planning.machine import note_way
 from ...quant.planning.profiles import get_profile
-from ...quant.reports.inspection import Entry, Inspection, inspect_file
+from ...quant.reports.inspection import Entry, Inspection, inspect_file, inspect_partial
 from ...quant.reports.model_card import write_model_card
 from ...quant.reports.provenance import Provenance
 from ..host.machine import describe_machine
@@ -32,31 +34,59 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``title``, ``bytes``, ``formats`` (rows of `_format_rows`), ``kept`` (count and bytes), ``recipe`` (settings
         that differ from the defaults, None if unknown), ``card`` (`write_model_card`), ``made`` and ``notices``.
     """
-    answer: dict[str, Any] = {
-        "title": "",
-        "bytes": _size(path),
-        "formats": [],
-        "kept": None,
-        "recipe": None,
-        "card": "",
-    }
+    size = _size(path)
     try:
         if is_calibration(Path(path)):
-            found = Calibration.load(path)
-            return answer | {"made": None, "notices": _data([notice("is_calibration", text=found.summary())])}
+            return _say(size, notice("is_calibration", text=Calibration.load(path).summary()))
         inspection = inspect_file(path)
     except QuantError as error:
-        return answer | {"made": None, "notices": _data([notice("refused", text=str(error))])}
+        return _say(size, notice("refused", text=str(error)))
+    return _describe(size, inspection)
+
+
+def describe_dropped(file: PartialFile) -> dict[str, Any]:
+    """Describe a file that a page holds, in no folder of this machine.
+
+    Returns:
+        As `describe_file`; while bytes are missing that this needs, only ``send``: the ranges to send instead.
+    """
+    try:
+        needed = find_needed(file)
+        if needed:
+            return {"send": needed}
+        inspection = inspect_partial(file)
+    except QuantError as error:
+        return _say(file.size, notice("refused", text=str(error)))
+    if CALIBRATION_KEY in inspection.metadata:
+        return _say(file.size, notice("dropped_calibration", file=file.path.name))
+    return _describe(file.size, inspection, _outside(inspection))
+
+
+def _say(size: int, *notices: Notice) -> dict[str, Any]:
+    """Describe a file of which nothing but some notices is known."""
+    unknown = {"title": "", "formats": [], "kept": None, "recipe": None, "card": "", "made": None}
+    return unknown | {"bytes": size, "notices": [entry.to_dict() for entry in notices]}
+
+
+def _describe(size: int, inspection: Inspection, more: Iterable[Notice] = ()) -> dict[str, Any]:
+    """Describe an inspected file; ``more``: what is to be known first."""
     kept = [entry for entry in inspection.entries if not entry.quantized]
-    return answer | {
+    return _say(size, *more, *_obstacles(inspection), *_verdicts(inspection)) | {
         "title": get_profile(inspection.profile).title,
         "formats": list(_format_rows(inspection)),
         "kept": {"count": len(kept), "bytes": sum(entry.nbytes for entry in kept)},
         "recipe": inspection.provenance and inspection.provenance.list_settings(),
         "card": write_model_card(inspection),
         "made": _describe_making(inspection.provenance),
-        "notices": _data([*_obstacles(inspection), *_verdicts(inspection)]),
     }
+
+
+def _outside(inspection: Inspection) -> Iterator[Notice]:
+    """What to know of a file in no model folder."""
+    folder = find_folder(get_profile(inspection.profile), (entry.name for entry in inspection.entries))
+    yield notice("not_in_any_folder") if folder is None else notice("not_in_folder", folder=folder)
+    if inspection.unread:
+        yield notice("scales_not_read", layers=inspection.unread)
 
 
 def _describe_making(provenance: Provenance | None) -> dict[str, Any] | None:
@@ -133,7 +163,3 @@ def _size(path: str | os.PathLike[str]) -> int:
         return os.path.getsize(path)
     except OSError:
         return 0
-
-
-def _data(notices: list[Notice]) -> list[dict[str, Any]]:
-    return [entry.to_dict() for entry in notices]

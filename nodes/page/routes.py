@@ -10,12 +10,13 @@ from aiohttp import web
 
 from ...quant import QuantError
 from ...quant.calibration.file import has_sensitivities
+from ...quant.files.partial import MOST_MESSAGE, PartialFile
 from ..host import folders
 from ..host.server import running_server
 from . import live
 from .check import Question, answer_check, check
 from .formats_here import check_together, describe_formats
-from .inspected import describe_file
+from .inspected import describe_dropped, describe_file
 
 PREFIX = "/calibrated_rounding"
 
@@ -27,6 +28,7 @@ def add_routes() -> None:
         server.routes.get(f"{PREFIX}/live")(_live)
         server.routes.post(f"{PREFIX}/check")(_check)
         server.routes.get(f"{PREFIX}/inspect")(_inspect)
+        server.routes.post(f"{PREFIX}/inspect_dropped")(_inspect_dropped)
         server.routes.get(f"{PREFIX}/formats")(_formats)
 
 
@@ -49,6 +51,21 @@ async def _inspect(request: web.Request) -> web.Response:
         path = folders.find_any_file(request.query["file"])
         return web.json_response(await asyncio.to_thread(describe_file, path))
     except (QuantError, KeyError) as error:
+        raise web.HTTPBadRequest(text=f"{type(error).__name__}: {error}") from None
+
+
+async def _inspect_dropped(request: web.Request) -> web.Response:
+    """Describe the file whose bytes the message holds, or ask for others; 400 to any other message, 413 to a long one.
+
+    The message is held in memory and nothing of it reaches a disk; see `PartialFile.from_message`.
+    """
+    if request.content_length is None or request.content_length > MOST_MESSAGE:
+        text = f"A dropped file is read up to {MOST_MESSAGE // 10**6} MB; copy it into a model folder."
+        raise web.HTTPRequestEntityTooLarge(MOST_MESSAGE, request.content_length or 0, text=text)
+    try:
+        file = PartialFile.from_message(await request.read())
+        return web.json_response(await asyncio.to_thread(describe_dropped, file))
+    except (QuantError, ValueError) as error:
         raise web.HTTPBadRequest(text=f"{type(error).__name__}: {error}") from None
 
 

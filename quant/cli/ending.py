@@ -6,20 +6,19 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..planning.profiles import Kind, get_profile
+from ..planning.loading import find_folder
+from ..planning.profiles import get_profile
 from ..reports.report import Report
 from ..reports.wording import describe_errors, describe_weights
 from ..text import counted, megabytes
 
-LOADERS: dict[Kind, str] = {
-    "diffusion": "Load Diffusion Model reads it from models/diffusion_models",
-    "text_encoder": "Load CLIP reads it from models/text_encoders",
-    "any": "ComfyUI's loader for this kind of model reads it",
+LOADERS = {
+    "diffusion_models": "Load Diffusion Model reads it from models/diffusion_models",
+    "text_encoders": "Load CLIP reads it from models/text_encoders",
+    "checkpoints": "Load Checkpoint reads it from models/checkpoints",
+    None: "ComfyUI's loader for this kind of model reads it",
 }
-"""What ComfyUI loads a file of each kind with."""
-CHECKPOINT = "Load Checkpoint reads it from models/checkpoints"
-DECODERS = ("first_stage_model.", "vae.")
-"""Prefixes of a decoder, which only all-in-one checkpoints hold."""
+"""What ComfyUI loads a file with, by its kind of model folder."""
 
 
 def result_lines(report: Report, target: Path) -> Iterator[str]:
@@ -37,6 +36,4 @@ def result_lines(report: Report, target: Path) -> Iterator[str]:
 
 
 def _next_step(report: Report) -> str:
-    if any(kept.name.startswith(DECODERS) for kept in report.kept):
-        return CHECKPOINT
-    return LOADERS[get_profile(report.profile).kind]
+    return LOADERS[find_folder(get_profile(report.profile), (kept.name for kept in report.kept))]

@@ -5,7 +5,7 @@ Where it would not, it takes codes for values, mostly without a warning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,11 @@ from ..files.strict_json import quoted
 from ..notices import Notice, notice
 from .file_kinds import KnownModel, Obstacle, foreign_kinds, known_models
 from .names import STRIPPED_PREFIXES, Names, Shapes, loader_prefix
+from .profiles import Kind, Profile
+
+DECODERS = ("first_stage_model.", "vae.")
+"""Prefixes of a decoder, which only all-in-one checkpoints hold."""
+FOLDERS: Mapping[Kind, str] = {"diffusion": "diffusion_models", "text_encoder": "text_encoders"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,15 @@ def check_source(source: Source, *, force: bool) -> tuple[Notice, ...]:
     if not force:
         raise UnloadableError(str(answer.obstacle))
     return (notice("forced", reason=str(answer.obstacle)),)
+
+
+def find_folder(profile: Profile, names: Iterable[str]) -> str | None:
+    """Find the kind of ComfyUI's model folders that a file belongs in, by its model and its tensors' names.
+
+    Returns:
+        ComfyUI's name of the kind; None if it is not known.
+    """
+    return "checkpoints" if any(name.startswith(DECODERS) for name in names) else FOLDERS.get(profile.kind)
 
 
 def ask(shapes: Shapes, path: Path | None = None, *, alone: bool = False) -> Answer:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
 from calibrated_rounding.quant import Recipe, quantize_file
+from calibrated_rounding.quant.calibration.calibration import Calibration
+from calibrated_rounding.quant.calibration.statistics import InputStatistics
+from calibrated_rounding.quant.files.partial import MOST_MESSAGE, Range
 from calibrated_rounding.quant.formats import FORMATS
 from calibrated_rounding.tests.quant.files.gguf_files import text_field, write_gguf
+from calibrated_rounding.tests.quant.files.partial_files import FIRST, ROUNDS, message
 from calibrated_rounding.tests.quant.files.quantized_layers import recognised
 from calibrated_rounding.tools.comfyui import HostError, Server, example_model
 from calibrated_rounding.tools.comfyui.graphs import pack_node
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 DIGITS = example_model("digits_wan.safetensors")
 VERDICTS = {"runs_here", "saves_memory_here", "loads_here", "format_unknown_here"}
+DROPPED = "/calibrated_rounding/inspect_dropped"
 EMULATED = {"float8_e4m3fn", "mxfp8", "nvfp4"}
 """Formats that a CPU does not compute in."""
 
@@ -25,6 +32,17 @@ EMULATED = {"float8_e4m3fn", "mxfp8", "nvfp4"}
 def inspect(server: Server, name: str) -> dict[str, Any]:
     answer: dict[str, Any] = server.get("/calibrated_rounding/inspect", file=f"diffusion_models/{name}")
     return answer
+
+
+def inspect_dropped(server: Server, path: Path) -> dict[str, Any]:
+    """What the panel is told of a file that only the page can read."""
+    ranges: list[Range] = [(0, min(path.stat().st_size, FIRST))]
+    for _ in range(ROUNDS):
+        answer: dict[str, Any] = server.post_bytes(DROPPED, message(path, ranges))
+        if "send" not in answer:
+            return answer
+        ranges = answer["send"]
+    raise AssertionError(f"The server still asks for bytes of {path.name}.")
 
 
 def kinds(answer: dict[str, Any]) -> set[str]:
@@ -91,6 +109,61 @@ def test_gguf_file_is_offered_and_explained(server: Server, tmp_path: Path) -> N
     assert answer["formats"] == [{"format": "Q4_K", "layers": 1, "bytes": 256 * 512 // 256 * 144}]
     assert answer["kept"] == {"count": 1, "bytes": 256}
     assert answer["recipe"] is None and kinds(answer) == {"obstacle"}
+
+
+@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "int8_convrot", "w4a8", "nvfp4"])
+def test_dropped_file_is_described_as_a_picked_one(server: Server, tmp_path: Path, fmt: str) -> None:
+    path = tmp_path / f"dropped_{fmt}.safetensors"
+    quantize_file(DIGITS, path, Recipe(format=fmt))
+    dropped = inspect_dropped(server, path)
+    picked = inspect(server, server.add_model("diffusion_models", path))
+    first, *others = dropped["notices"]
+    assert (first["kind"], first["values"]["folder"]) == ("not_in_folder", "diffusion_models")
+    assert dropped | {"notices": others} == picked
+
+
+def test_dropped_gguf_file_is_explained(server: Server, tmp_path: Path) -> None:
+    tensors = {"double_blocks.0.img_attn.proj.weight": ("Q4_K", (256, 512)), "img_in.bias": ("F32", (64,))}
+    write_gguf(tmp_path / "dropped.gguf", tensors, [text_field("general.architecture", "flux")])
+    answer = inspect_dropped(server, tmp_path / "dropped.gguf")
+    assert answer["formats"] == [{"format": "Q4_K", "layers": 1, "bytes": 256 * 512 // 256 * 144}]
+    assert kinds(answer) & {"not_in_folder", "not_in_any_folder"} and "16 bits" in texts(answer)
+
+
+def test_dropped_all_in_one_file_belongs_in_checkpoints(server: Server, tmp_path: Path) -> None:
+    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in load_file(DIGITS).items()}
+    save_file(tensors | {"first_stage_model.decoder.conv_in.weight": torch.ones(4, 4)}, tmp_path / "all.safetensors")
+    answer = inspect_dropped(server, tmp_path / "all.safetensors")
+    assert answer["notices"][0]["values"] == {"folder": "checkpoints"}
+
+
+def test_dropped_calibration_is_named(server: Server, tmp_path: Path) -> None:
+    sample = InputStatistics(mean=torch.zeros(4), absmax=1.0, rows=torch.ones(8, 4), count=8)
+    Calibration(samples={"a": sample}, shared={"a": "a"}, fingerprints={}).save(tmp_path / "c.safetensors")
+    answer = inspect_dropped(server, tmp_path / "c.safetensors")
+    assert kinds(answer) == {"dropped_calibration"} and answer["recipe"] is None
+
+
+def test_dropped_picture_is_refused_in_words(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    answer = inspect_dropped(server, tmp_path / "picture.png")
+    assert kinds(answer) == {"refused"} and texts(answer).startswith("picture.png is not a safetensors file")
+
+
+def test_other_messages_are_refused(server: Server) -> None:
+    for body in (b"", b"{}", bytes(100), (10**6).to_bytes(8, "little") + b"{}"):
+        with pytest.raises(HostError, match=f"{DROPPED}: 400 "):
+            server.post_bytes(DROPPED, body)
+
+
+def test_long_message_is_refused_before_it_is_read(server: Server) -> None:
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    connection.putrequest("POST", DROPPED)
+    connection.putheader("Content-Length", str(MOST_MESSAGE + 1))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 413 and b"up to 64 MB; copy it into a model folder" in answer.read()
+    connection.close()
 
 
 def test_missing_files_are_refused(server: Server) -> None:

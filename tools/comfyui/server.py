@@ -104,6 +104,10 @@ class Server:
         answer = self._request(path, json.dumps(body or {}).encode())
         return json.loads(answer) if answer else None
 
+    def post_bytes(self, path: str, body: bytes) -> Any:
+        """Send a POST request with any body; as `post` otherwise."""
+        return json.loads(self._request(path, body))
+
     def object_info(self, node: str) -> dict[str, Any]:
         """Get what the front end knows of a node: inputs, outputs, category.
 

@@ -183,6 +183,9 @@ window.packPage = (() => {
         .filter((part) => part.offsetWidth && (isOutside(part) || isClipped(part)))
         .map((part) => part.outerHTML);
     },
+    /** Resolves when the page has been painted twice, so with what has come until now. */
+    waitUntilPainted: () =>
+      new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(() => resolve(true)))),
     waitUntilStill: (element) => waitUntilSame(() => element.getBoundingClientRect(), 10),
     /** Also every node is drawn, and has grown to what it shows. */
     waitUntilNodesAreStill: () => waitUntilSame(() => [document.querySelectorAll("[data-node-id]").length, frames()], 60),
