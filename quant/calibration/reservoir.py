@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .statistics import InputStatistics
+
+Integers = NDArray[np.integer]
 
 PLACE_BITS = 33
 """Bits of a rank that count the rows before; a key between 0 and 1 takes the other 30 bits of a positive int64."""
@@ -35,7 +39,7 @@ class Reservoir:
     """The largest magnitude seen."""
     count: int = 0
     """Number of rows seen."""
-    _ranks: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    _ranks: Integers = field(default_factory=lambda: np.empty(0, np.int64))
     """int64 ``[R]``: the rank of the row in each slot of the buffer, see `_rank`."""
     _floor: int = -1
     """Bits of the smallest key in a full sample; a row enters if its key is larger."""
@@ -51,7 +55,7 @@ class Reservoir:
     @property
     def rows(self) -> Tensor:
         """``[R, K]`` in `storage_dtype`: a copy of the sample, largest key first."""
-        return self._buffer.index_select(0, self._ranks.argsort(descending=True))
+        return self._buffer[torch.from_numpy(np.argsort(-self._ranks))]
 
     @property
     def nbytes(self) -> int:
@@ -68,44 +72,45 @@ class Reservoir:
             sums: their sum, float32 ``[K]`` on the CPU.
             absmax: their largest magnitude.
         """
-        keys = torch.rand(rows.shape[0], generator=self.generator).view(torch.int32)
-        offered = torch.nonzero(keys > self._floor).view(-1)
-        if len(offered):
+        keys = torch.rand(rows.shape[0], generator=self.generator).numpy().view(np.int32)
+        offered = np.flatnonzero(keys > self._floor)
+        if offered.size:
             self._replace(rows, self._rank(keys[offered], offered), offered)
         self.count += rows.shape[0]
         self.sums += sums
         self.absmax = max(self.absmax, absmax)
 
-    def _rank(self, keys: Tensor, places: Tensor) -> Tensor:
+    def _rank(self, keys: Integers, places: Integers) -> Integers:
         """One number to order rows by, int64 ``[n]``: by key, and of equal keys the row that came first is larger.
 
         Args:
             keys: Float32 keys as int32, which orders numbers from 0 to 1 as they are.
             places: Of the rows in their call.
         """
-        return keys.to(torch.int64).mul_(1 << PLACE_BITS).sub_(places).sub_(self.count)
+        return (keys.astype(np.int64) << PLACE_BITS) - places - self.count
 
     @staticmethod
-    def _key(rank: Tensor) -> int:
-        return -(-int(rank) >> PLACE_BITS)
+    def _key(rank: int) -> int:
+        return -(-rank >> PLACE_BITS)
 
-    def _replace(self, rows: Tensor, ranks: Tensor, offered: Tensor) -> None:
+    def _replace(self, rows: Tensor, ranks: Integers, offered: Integers) -> None:
         """Take offered rows in and let as many rows of smaller ranks go as the capacity asks."""
-        size, joined = len(self._ranks), torch.cat([self._ranks, ranks])
+        size, joined = len(self._ranks), np.concatenate([self._ranks, ranks])
         excess, floor = len(joined) - self.capacity, self._floor
-        slots = torch.arange(size, min(len(joined), self.capacity))
+        slots = np.arange(size, min(len(joined), self.capacity))
         if excess >= 0:
-            smallest = torch.topk(joined, excess + 1, largest=False)
-            leaving, floor = smallest.indices[:-1], self._key(smallest.values[-1])
-            if excess and int(leaving.max()) >= size:
-                stays = torch.ones(len(ranks), dtype=torch.bool)
-                stays[leaving[leaving >= size] - size] = False
-                offered, ranks, leaving = offered[stays], ranks[stays], leaving[leaving < size]
-            slots = torch.cat([leaving, slots]) if len(slots) else leaving
-        kept = rows.index_select(0, offered.to(rows.device)).to("cpu", storage_dtype(rows.dtype))
+            smallest = np.argpartition(joined, excess)
+            leaving, floor = smallest[:excess], self._key(int(joined[smallest[excess]]))
+            stays = np.ones(len(ranks), dtype=bool)
+            stays[leaving[leaving >= size] - size] = False
+            offered, ranks = offered[stays], ranks[stays]
+            slots = np.concatenate([leaving[leaving < size], slots])
+        kept = rows if len(offered) == len(rows) else rows.index_select(0, torch.from_numpy(offered).to(rows.device))
+        kept = kept.to("cpu", storage_dtype(rows.dtype))
         self._make_room(min(len(joined), self.capacity), kept.dtype)
-        self._buffer.index_copy_(0, slots, kept)
-        self._ranks = joined[: self.capacity].index_copy_(0, slots, ranks)
+        _words(self._buffer)[slots] = _words(kept)
+        self._ranks = joined[: self.capacity]
+        self._ranks[slots] = ranks
         self._floor = floor
 
     def _make_room(self, count: int, dtype: torch.dtype) -> None:
@@ -123,9 +128,9 @@ class Reservoir:
         """Keep at most ``capacity`` rows, now and later."""
         self.capacity = capacity
         if len(self._ranks) >= capacity:
-            largest = self._ranks.argsort(descending=True)[:capacity]
-            self._buffer, self._ranks = self._buffer[largest], self._ranks[largest]
-            self._floor = self._key(self._ranks[-1])
+            largest = np.argsort(-self._ranks)[:capacity]
+            self._buffer, self._ranks = self._buffer[torch.from_numpy(largest)], self._ranks[largest]
+            self._floor = self._key(int(self._ranks[-1]))
 
     def summarize(self) -> InputStatistics:
         """The statistics of all rows seen, with the sample."""
@@ -136,3 +141,9 @@ class Reservoir:
 def storage_dtype(dtype: torch.dtype) -> torch.dtype:
     """The 16-bit dtype that rows of ``dtype`` are kept in: their own, or bfloat16."""
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
+
+
+def _words(rows: Tensor) -> NDArray[np.int16]:
+    """The same memory for NumPy, which moves whole rows at a time; torch's ``index_copy_`` moves single values."""
+    words: NDArray[np.int16] = rows.view(torch.int16).numpy()
+    return words

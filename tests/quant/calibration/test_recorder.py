@@ -6,7 +6,9 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from calibrated_rounding.quant.calibration.calibration import Calibration
@@ -198,9 +200,9 @@ def test_failed_run_leaves_recorder_usable(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("function", ["rand", "cat"])
+@pytest.mark.parametrize(("module", "function"), [(torch, "rand"), (np, "concatenate")], ids=["rand", "concatenate"])
 def test_failed_hook_leaves_sample_unchanged(
-    error: BaseException, function: str, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, module: ModuleType, function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Reservoir.add` draws keys, then joins them to those that it has; memory may end at either."""
     model, recorder, first = mlp(), Recorder(rows=4), torch.randn(6, 16)
@@ -212,7 +214,7 @@ def test_failed_hook_leaves_sample_unchanged(
         model(first)
     before = recorder.calibration()["0"]
     with monkeypatch.context() as patched, pytest.raises(type(error)), recorder.watch(model):
-        patched.setattr(torch, function, fail)
+        patched.setattr(module, function, fail)
         model(torch.randn(6, 16))
     assert hooks(model) == 0
     after = recorder.calibration()["0"]
