@@ -1,5 +1,5 @@
-// What the server says of a quantize node before it runs (nodes/page/check.py). Asked when something that matters has changed
-// and then stayed the same for a moment.
+// What the server says of a quantize node before it runs (nodes/page/check.py). Asked when something that matters has changed:
+// at once after a rest, so that a single change is answered soon, else when it has stayed the same for a moment.
 
 import { api } from "../../scripts/api.js";
 import { linked, loadedFile, source, values } from "./graph.mjs";
@@ -62,9 +62,10 @@ export class Watch {
   }
 
   look(asked) {
-    const now = JSON.stringify(asked);
-    if (now !== this.seen) Object.assign(this, { seen: now, since: performance.now() });
-    else if (now !== this.answered && performance.now() - this.since > RESTING) this.#answer(asked, now);
+    const [now, time] = [JSON.stringify(asked), performance.now()];
+    const [changed, rested] = [now !== this.seen, time - this.since > RESTING];
+    if (changed) Object.assign(this, { seen: now, since: time });
+    if (rested && now !== this.answered) this.#answer(asked, now);
   }
 
   async #answer(asked, now) {

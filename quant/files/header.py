@@ -15,6 +15,7 @@ from typing import Any, Final, TypeGuard
 import torch
 
 from ..errors import CheckpointError
+from ..text import counted
 from .source_file import ByteSource, SourceFile
 from .strict_json import is_text, parse_object, quoted
 
@@ -194,6 +195,7 @@ def _check_extents(infos: list[TensorInfo], available: int, path: Path) -> None:
             raise CheckpointError(f"{path}: {info.start - position} unused bytes lie before {quoted(info.name)}.")
         position = info.end
     if position > available:
-        raise CheckpointError(f"{path} is truncated: {position - available} bytes are missing; fetch it again.")
+        missing = counted(position - available, "byte")
+        raise CheckpointError(f"{path} is truncated: it lacks {missing}; fetch it again.")
     if position < available:
         raise CheckpointError(f"{path} has {available - position} bytes after its last tensor; it is damaged.")

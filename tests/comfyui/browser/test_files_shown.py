@@ -80,7 +80,7 @@ def test_dropped_file_from_elsewhere_is_described(site: Site, tmp_path: Path) ->
     assert download.value.suggested_filename == "elsewhere.md"
     assert not site.call("pressIn", node, "Use these settings"), "a recipe is loaded from a model folder"
     drop(site, node, "cut.safetensors", path.read_bytes()[:-1])
-    watch_words(site, node, "cut.safetensors is truncated: 1 bytes are missing")
+    watch_words(site, node, "cut.safetensors is truncated: it lacks 1 byte")
     site.screenshot("truncated")
     drop(site, node, "notes.json", b'{"nodes": []}')
     watch_words(site, node, "notes.json is not a safetensors file but a JSON text")
