@@ -95,11 +95,9 @@ class Recorder:
 
         def add_inputs(module: torch.nn.Module, args: tuple[Tensor, ...], named: dict[str, Any]) -> None:
             nonlocal identified
-            # The model may run in inference mode, whose tensors cannot be worked on outside it.
-            with torch.inference_mode(False), torch.no_grad():
-                if not identified:
-                    self._identify(layer, module.get_parameter("weight"))
-                self._collector.add(layer, args[0] if args else named["input"])
+            if not identified:
+                self._identify(layer, module.get_parameter("weight"))
+            self._collector.add(layer, args[0] if args else named["input"])
             identified = True
 
         return add_inputs

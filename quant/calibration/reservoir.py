@@ -16,15 +16,18 @@ Integers = NDArray[np.integer]
 PLACE_BITS = 33
 """Bits of a rank that count the rows before; a key between 0 and 1 takes the other 30 bits of a positive int64."""
 FIRST_SLOTS = 64
-"""Rows that a buffer has room for at first; it doubles when it is full."""
+"""Slots for rows at first; they double when they are full."""
+SPARE = 16
+"""A slot more for so many rows of a full sample: rows wait there, and those that leave are chosen for many at once."""
 
 
 @dataclass(kw_only=True)
 class Reservoir:
     """A uniform sample of at most ``capacity`` of all rows seen: the rows with the largest of random keys.
 
-    Any prefix by key of the sample is a uniform sample too, so the capacity may shrink at any time. Rows lie in a
-    buffer in any order, and a row that enters takes the place of one that leaves.
+    Any prefix by key of the sample is a uniform sample too, so the capacity may shrink at any time. Rows lie in slots
+    in any order; when these are full, rows with the smallest keys leave and others move into their slots. NumPy moves
+    whole rows, which torch's ``index_copy_`` does value by value.
     """
 
     width: int
@@ -33,49 +36,58 @@ class Reservoir:
     """Most rows that are kept."""
     generator: torch.Generator
     """Draws the keys."""
-    sums: Tensor
-    """float64 ``[K]``: the sum of all rows seen."""
+    sums: NDArray[np.float64]
+    """``[K]``: the sum of all rows seen."""
     absmax: float = 0.0
     """The largest magnitude seen."""
     count: int = 0
     """Number of rows seen."""
+    _size: int = 0
+    """Number of rows in slots, at most `_room`; the first slots are taken."""
     _ranks: Integers = field(default_factory=lambda: np.empty(0, np.int64))
-    """int64 ``[R]``: the rank of the row in each slot of the buffer, see `_rank`."""
+    """int64 ``[S]``: the rank of the row in each slot, see `_rank`."""
+    _words: Integers
+    """int16 ``[S, K]``: the bits of the row in each slot."""
+    _dtype: torch.dtype = torch.bfloat16
+    """The dtype of the rows: a `storage_dtype`."""
     _floor: int = -1
-    """Bits of the smallest key in a full sample; a row enters if its key is larger."""
-    _buffer: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    """``[S, K]`` in `storage_dtype`, S >= R."""
+    """Bits of the smallest key that stayed when rows last left; a row enters if its key is larger."""
 
     @classmethod
     def empty(cls, width: int, capacity: int, seed: int) -> Reservoir:
         """A reservoir for rows of ``width`` values whose sample depends on ``seed`` alone."""
-        sums = torch.zeros(width, dtype=torch.float64)
-        return cls(width=width, capacity=capacity, generator=torch.Generator().manual_seed(seed), sums=sums)
+        return cls(
+            width=width,
+            capacity=capacity,
+            generator=torch.Generator().manual_seed(seed),
+            sums=np.zeros(width),
+            _words=np.empty((0, width), np.int16),
+        )
 
     @property
     def rows(self) -> Tensor:
         """``[R, K]`` in `storage_dtype`: a copy of the sample, largest key first."""
-        return self._buffer[torch.from_numpy(np.argsort(-self._ranks))]
+        return torch.from_numpy(self._words[self._largest()]).view(self._dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the sample."""
-        return len(self._ranks) * self.width * self._buffer.element_size()
+        return min(self._size, self.capacity) * self.width * self._words.itemsize
 
-    def add(self, rows: Tensor, sums: Tensor, absmax: float) -> None:
+    def add(self, rows: Tensor, sums: NDArray[np.float32], absmax: float) -> None:
         """Offer rows to the sample; only those that enter it are copied to the CPU.
 
         An error, such as too little memory, leaves the reservoir as it was.
 
         Args:
             rows: ``[R, K]``, finite, on any device; R >= 1.
-            sums: their sum, float32 ``[K]`` on the CPU.
+            sums: their sum, ``[K]``.
             absmax: their largest magnitude.
         """
         keys = torch.rand(rows.shape[0], generator=self.generator).numpy().view(np.int32)
         offered = np.flatnonzero(keys > self._floor)
         if offered.size:
-            self._replace(rows, self._rank(keys[offered], offered), offered)
+            self._take(rows, self._rank(keys[offered], offered), offered)
         self.count += rows.shape[0]
         self.sums += sums
         self.absmax = max(self.absmax, absmax)
@@ -93,48 +105,63 @@ class Reservoir:
     def _key(rank: int) -> int:
         return -(-rank >> PLACE_BITS)
 
-    def _replace(self, rows: Tensor, ranks: Integers, offered: Integers) -> None:
-        """Take offered rows in and let as many rows of smaller ranks go as the capacity asks."""
-        size, joined = len(self._ranks), np.concatenate([self._ranks, ranks])
-        excess, floor = len(joined) - self.capacity, self._floor
-        slots = np.arange(size, min(len(joined), self.capacity))
-        if excess >= 0:
-            smallest = np.argpartition(joined, excess)
-            leaving, floor = smallest[:excess], self._key(int(joined[smallest[excess]]))
-            stays = np.ones(len(ranks), dtype=bool)
-            stays[leaving[leaving >= size] - size] = False
-            offered, ranks = offered[stays], ranks[stays]
-            slots = np.concatenate([leaving[leaving < size], slots])
-        kept = rows if len(offered) == len(rows) else rows.index_select(0, torch.from_numpy(offered).to(rows.device))
-        kept = kept.to("cpu", storage_dtype(rows.dtype))
-        self._make_room(min(len(joined), self.capacity), kept.dtype)
-        _words(self._buffer)[slots] = _words(kept)
-        self._ranks = joined[: self.capacity]
-        self._ranks[slots] = ranks
-        self._floor = floor
+    @property
+    def _room(self) -> int:
+        """Most rows in slots."""
+        return self.capacity + self.capacity // SPARE
+
+    def _largest(self) -> Integers:
+        """Slots of the sample, largest rank first."""
+        return np.argsort(-self._ranks[: self._size])[: self.capacity]
+
+    def _take(self, rows: Tensor, ranks: Integers, offered: Integers) -> None:
+        """Take offered rows in, and let rows of small ranks go if there is no room for all."""
+        size, floor, moves = self._size, self._floor, None
+        if size + len(ranks) > self._room:
+            stays, floor = self._choose(ranks)
+            offered, ranks, moves = offered[stays[size:]], ranks[stays[size:]], _close_gaps(stays[:size])
+            size = int(np.count_nonzero(stays[:size]))
+        kept = _gather(rows, offered)
+        end = size + len(kept)
+        self._make_room(end, kept.dtype)
+        if moves is not None:
+            self._move(*moves)
+        self._ranks[size:end], self._words[size:end] = ranks, kept.view(torch.int16).numpy()
+        self._size, self._floor = end, floor
+
+    def _choose(self, ranks: Integers) -> tuple[NDArray[np.bool_], int]:
+        """Say which rows of the slots and of those offered stay, as many as the capacity, and the floor then."""
+        joined = np.concatenate([self._ranks[: self._size], ranks])
+        excess = len(joined) - self.capacity
+        order = np.argpartition(joined, excess)
+        stays = np.ones(len(joined), dtype=bool)
+        stays[order[:excess]] = False
+        return stays, self._key(int(joined[order[excess]]))
+
+    def _move(self, sources: Integers, slots: Integers) -> None:
+        self._ranks[slots], self._words[slots] = self._ranks[sources], self._words[sources]
 
     def _make_room(self, count: int, dtype: torch.dtype) -> None:
-        """Let the buffer hold ``count`` rows in ``dtype``."""
-        size = len(self._buffer)
-        if count > size:
-            buffer = torch.empty(min(self.capacity, max(count, 2 * size, FIRST_SLOTS)), self.width, dtype=dtype)
-            if size:
-                buffer[:size] = self._buffer
-            self._buffer = buffer
-        elif self._buffer.dtype != dtype:
-            self._buffer = self._buffer.to(dtype)
+        """Have slots for ``count`` rows in ``dtype``."""
+        if self._dtype != dtype:
+            self._words = torch.from_numpy(self._words).view(self._dtype).to(dtype).view(torch.int16).numpy()
+            self._dtype = dtype
+        slots = len(self._ranks)
+        if count > slots:
+            slots = min(self._room, max(count, 2 * slots, FIRST_SLOTS))
+            self._ranks, self._words = _lengthen(self._ranks, slots), _lengthen(self._words, slots)
 
     def shrink(self, capacity: int) -> None:
         """Keep at most ``capacity`` rows, now and later."""
         self.capacity = capacity
-        if len(self._ranks) >= capacity:
-            largest = np.argsort(-self._ranks)[:capacity]
-            self._buffer, self._ranks = self._buffer[torch.from_numpy(largest)], self._ranks[largest]
+        if self._size >= capacity:
+            largest = self._largest()
+            self._ranks, self._words, self._size = self._ranks[largest], self._words[largest], capacity
             self._floor = self._key(int(self._ranks[-1]))
 
     def summarize(self) -> InputStatistics:
         """The statistics of all rows seen, with the sample."""
-        mean = (self.sums / max(self.count, 1)).to(torch.float32)
+        mean = torch.from_numpy((self.sums / max(self.count, 1)).astype(np.float32))
         return InputStatistics(mean=mean, absmax=self.absmax, rows=self.rows, count=self.count)
 
 
@@ -143,7 +170,21 @@ def storage_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
 
 
-def _words(rows: Tensor) -> NDArray[np.int16]:
-    """The same memory for NumPy, which moves whole rows at a time; torch's ``index_copy_`` moves single values."""
-    words: NDArray[np.int16] = rows.view(torch.int16).numpy()
-    return words
+def _gather(rows: Tensor, places: Integers) -> Tensor:
+    """Rows on the CPU in `storage_dtype`; a copy unless it is all of them."""
+    if len(places) < len(rows):
+        rows = rows.index_select(0, torch.from_numpy(places).to(rows.device))
+    return rows.to("cpu", storage_dtype(rows.dtype))
+
+
+def _close_gaps(stays: NDArray[np.bool_]) -> tuple[Integers, Integers]:
+    """Say which rows move into which slots, so that all that stay lie in the first ones."""
+    count = np.count_nonzero(stays)
+    return count + np.flatnonzero(stays[count:]), np.flatnonzero(~stays[:count])
+
+
+def _lengthen(values: Integers, length: int) -> Integers:
+    """Copy values into a longer array, whose other pages take no memory before they are written."""
+    longer = np.empty((length, *values.shape[1:]), values.dtype)
+    longer[: len(values)] = values
+    return longer

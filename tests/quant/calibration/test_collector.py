@@ -93,7 +93,7 @@ def test_same_inputs_give_the_same_sample() -> None:
         reservoir = Reservoir.empty(4, 10, seed=3)
         for call in range(5):
             rows = torch.arange(80.0).view(20, 4) + 100 * call
-            reservoir.add(rows, rows.sum(dim=0), float(rows.max()))
+            reservoir.add(rows, rows.sum(dim=0).numpy(), float(rows.max()))
         return reservoir.rows
 
     assert torch.equal(sample(), sample())
@@ -106,7 +106,7 @@ def test_sample_is_the_rows_of_largest_keys(dtype: torch.dtype) -> None:
     seen, generator = [], torch.Generator().manual_seed(0)
     for size in calls:
         rows = torch.randn(size, 4, generator=generator).to(dtype)
-        reservoir.add(rows, rows.sum(dim=0, dtype=torch.float32), float(rows.abs().amax()))
+        reservoir.add(rows, rows.sum(dim=0, dtype=torch.float32).numpy(), float(rows.abs().amax()))
         seen.append(rows)
     keys = torch.Generator().manual_seed(3)
     order = torch.cat([torch.rand(size, generator=keys) for size in calls]).argsort(descending=True, stable=True)
