@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from _networks import load_digits
 from _table import Row, arguments, emit
@@ -128,7 +129,7 @@ def _measure_large(runs: int) -> list[Row]:
 def _measure_recording(runs: int) -> list[Row]:
     """The part of recording that is not reading the inputs on their device: drawing, sorting and copying rows."""
     width, inputs = INPUT_WIDTHS["in"], torch.randn(1024, INPUT_WIDTHS["in"]).to(torch.bfloat16)
-    reservoir, sums, times = Reservoir.empty(width, ROWS, seed=0), torch.zeros(width), []
+    reservoir, sums, times = Reservoir.empty(width, ROWS, seed=0), np.zeros(width, np.float32), []
     for _ in range(40):
         started = time.thread_time()
         reservoir.add(inputs, sums, 1.0)

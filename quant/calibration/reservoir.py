@@ -18,7 +18,9 @@ PLACE_BITS = 33
 FIRST_SLOTS = 64
 """Slots for rows at first; they double when they are full."""
 SPARE = 16
-"""A slot more for so many rows of a full sample: rows wait there, and those that leave are chosen for many at once."""
+"""A slot more for so many rows of a full sample, so that the rows that leave are chosen for many at once."""
+EMPTY = np.iinfo(np.int64).min
+"""Rank of a slot without a row."""
 
 
 @dataclass(kw_only=True)
@@ -26,8 +28,8 @@ class Reservoir:
     """A uniform sample of at most ``capacity`` of all rows seen: the rows with the largest of random keys.
 
     Any prefix by key of the sample is a uniform sample too, so the capacity may shrink at any time. Rows lie in slots
-    in any order; when these are full, rows with the smallest keys leave and others move into their slots. NumPy moves
-    whole rows, which torch's ``index_copy_`` does value by value.
+    in any order; when no slot is free, the rows with the smallest keys leave theirs. NumPy writes whole rows, which
+    torch's ``index_copy_`` does value by value.
     """
 
     width: int
@@ -42,10 +44,10 @@ class Reservoir:
     """The largest magnitude seen."""
     count: int = 0
     """Number of rows seen."""
-    _size: int = 0
-    """Number of rows in slots, at most `_room`; the first slots are taken."""
     _ranks: Integers = field(default_factory=lambda: np.empty(0, np.int64))
-    """int64 ``[S]``: the rank of the row in each slot, see `_rank`."""
+    """int64 ``[S]``: the rank of the row in each slot, see `_rank`; S <= `_room`."""
+    _free: Integers = field(default_factory=lambda: np.empty(0, np.int64))
+    """Slots without a row."""
     _words: Integers
     """int16 ``[S, K]``: the bits of the row in each slot."""
     _dtype: torch.dtype = torch.bfloat16
@@ -107,56 +109,65 @@ class Reservoir:
 
     @property
     def _room(self) -> int:
-        """Most rows in slots."""
+        """Most slots."""
         return self.capacity + self.capacity // SPARE
+
+    @property
+    def _size(self) -> int:
+        """Number of rows in slots."""
+        return len(self._ranks) - len(self._free)
 
     def _largest(self) -> Integers:
         """Slots of the sample, largest rank first."""
-        return np.argsort(-self._ranks[: self._size])[: self.capacity]
+        return np.argsort(self._ranks)[::-1][: min(self._size, self.capacity)]
 
     def _take(self, rows: Tensor, ranks: Integers, offered: Integers) -> None:
-        """Take offered rows in, and let rows of small ranks go if there is no room for all."""
-        size, floor, moves = self._size, self._floor, None
-        if size + len(ranks) > self._room:
+        """Take offered rows in, and let rows of small ranks go if there are no slots for all."""
+        self._make_room(self._size + len(ranks))
+        free, floor = self._free, self._floor
+        if len(ranks) > len(free):
             stays, floor = self._choose(ranks)
-            offered, ranks, moves = offered[stays[size:]], ranks[stays[size:]], _close_gaps(stays[:size])
-            size = int(np.count_nonzero(stays[:size]))
+            free, new = np.flatnonzero(~stays[: len(self._ranks)]), stays[len(self._ranks) :]
+            offered, ranks = offered[new], ranks[new]
         kept = _gather(rows, offered)
-        end = size + len(kept)
-        self._make_room(end, kept.dtype)
-        if moves is not None:
-            self._move(*moves)
-        self._ranks[size:end], self._words[size:end] = ranks, kept.view(torch.int16).numpy()
-        self._size, self._floor = end, floor
+        self._convert(kept.dtype)
+        slots, self._free = free[: len(kept)], free[len(kept) :]
+        self._words[slots] = kept.view(torch.int16).numpy()
+        self._ranks[self._free], self._ranks[slots] = EMPTY, ranks
+        self._floor = floor
 
     def _choose(self, ranks: Integers) -> tuple[NDArray[np.bool_], int]:
         """Say which rows of the slots and of those offered stay, as many as the capacity, and the floor then."""
-        joined = np.concatenate([self._ranks[: self._size], ranks])
+        joined = np.concatenate([self._ranks, ranks])
         excess = len(joined) - self.capacity
         order = np.argpartition(joined, excess)
         stays = np.ones(len(joined), dtype=bool)
         stays[order[:excess]] = False
         return stays, self._key(int(joined[order[excess]]))
 
-    def _move(self, sources: Integers, slots: Integers) -> None:
-        self._ranks[slots], self._words[slots] = self._ranks[sources], self._words[sources]
+    def _make_room(self, count: int) -> None:
+        """Have slots for ``count`` rows, or as many as there may be."""
+        slots = len(self._ranks)
+        more = min(self._room, max(count, 2 * slots, FIRST_SLOTS)) - slots
+        if count > slots and more > 0:
+            words = np.empty((slots + more, self.width), np.int16)  # its pages take no memory before they are written
+            words[:slots] = self._words
+            self._ranks = np.concatenate([self._ranks, np.full(more, EMPTY)])
+            self._free = np.concatenate([self._free, np.arange(slots, slots + more)])
+            self._words = words
 
-    def _make_room(self, count: int, dtype: torch.dtype) -> None:
-        """Have slots for ``count`` rows in ``dtype``."""
+    def _convert(self, dtype: torch.dtype) -> None:
+        """Hold the rows in a `storage_dtype`."""
         if self._dtype != dtype:
             self._words = torch.from_numpy(self._words).view(self._dtype).to(dtype).view(torch.int16).numpy()
             self._dtype = dtype
-        slots = len(self._ranks)
-        if count > slots:
-            slots = min(self._room, max(count, 2 * slots, FIRST_SLOTS))
-            self._ranks, self._words = _lengthen(self._ranks, slots), _lengthen(self._words, slots)
 
     def shrink(self, capacity: int) -> None:
         """Keep at most ``capacity`` rows, now and later."""
         self.capacity = capacity
         if self._size >= capacity:
             largest = self._largest()
-            self._ranks, self._words, self._size = self._ranks[largest], self._words[largest], capacity
+            self._ranks, self._words, self._free = self._ranks[largest], self._words[largest], self._free[:0]
             self._floor = self._key(int(self._ranks[-1]))
 
     def summarize(self) -> InputStatistics:
@@ -175,16 +186,3 @@ def _gather(rows: Tensor, places: Integers) -> Tensor:
     if len(places) < len(rows):
         rows = rows.index_select(0, torch.from_numpy(places).to(rows.device))
     return rows.to("cpu", storage_dtype(rows.dtype))
-
-
-def _close_gaps(stays: NDArray[np.bool_]) -> tuple[Integers, Integers]:
-    """Say which rows move into which slots, so that all that stay lie in the first ones."""
-    count = np.count_nonzero(stays)
-    return count + np.flatnonzero(stays[count:]), np.flatnonzero(~stays[:count])
-
-
-def _lengthen(values: Integers, length: int) -> Integers:
-    """Copy values into a longer array, whose other pages take no memory before they are written."""
-    longer = np.empty((length, *values.shape[1:]), values.dtype)
-    longer[: len(values)] = values
-    return longer
