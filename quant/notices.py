@@ -142,11 +142,6 @@ TEMPLATES: Mapping[str, tuple[Level, str]] = {
         "Text encoder, all formats: only saves memory here (ComfyUI computes in 16 or 32 bits).",
     ),
     "loads_here": ("info", "ComfyUI loads {format}. Whether this machine computes in it is not known."),
-    "dropped_other": (
-        "warning",
-        "The dropped file has another size than {file}, which is described here: copy the dropped one into a model "
-        "folder under another name and press R.",
-    ),
     "not_in_folder": (
         "warning",
         "In none of ComfyUI's model folders: to load the file, copy it into models/{folder} and press R.",

@@ -52,31 +52,27 @@ export class FilePanel {
   async #ask(file) {
     const ticket = (this.ticket = {});
     const answer = file && (await inspected(file).catch((error) => ({ notices: [failure(String(error))] })));
-    if (ticket !== this.ticket) return;
-    const { choice, size } = this.dropped ?? {};
-    const isOther = choice === file && answer.bytes != null && answer.bytes !== size;
-    const doubt = isOther ? [{ kind: "dropped_other", level: "warning", values: { file } }] : [];
-    this.#draw(answer && { ...answer, notices: [...doubt, ...answer.notices] });
+    if (ticket === this.ticket) this.#draw(answer);
   }
 
-  /** A dropped file is looked for by its name: a page is never told where on the disk it lies. */
-  #drop(event) {
+  /** A dropped file is looked for by its name and size: a page is never told where on the disk it lies. */
+  async #drop(event) {
     const dropped = event.dataTransfer?.files?.[0];
     if (!dropped) return;
     event.preventDefault();
     event.stopPropagation();
-    const named = (choice) => choice.split(/[\\/]/).at(-1) === dropped.name;
-    const choice = this.widget.options?.values?.find(named);
+    const ticket = (this.ticket = {}); // an answer about the picked file comes too late
+    const choice = await findListed(this.widget.options?.values ?? [], dropped);
+    if (ticket !== this.ticket) return;
     if (!choice) return this.#read(dropped);
-    this.dropped = { choice, size: dropped.size };
     choose(this.node, "file", choice);
-    this.file = null; // also if it was picked before: the dropped one may be another
+    this.file = null; // also if it was picked before: the panel may show another one
     this.look();
   }
 
   /** A file in no model folder, which only the page can read; shown until another one is picked or dropped. */
   async #read(dropped) {
-    const ticket = (this.ticket = {}); // an answer about the picked file comes too late
+    const ticket = (this.ticket = {});
     const { name } = dropped;
     this.file = this.picked;
     if (this.#takesRecipes) return this.#draw({ notices: [failure(text("file_not_listed", { file: name }))] });
@@ -109,6 +105,15 @@ async function inspected(file) {
   const answer = await api.fetchApi(`/calibrated_rounding/inspect?file=${encodeURIComponent(file)}`);
   if (!answer.ok) throw new Error(await answer.text());
   return answer.json();
+}
+
+/** The choice that is a file with the same name and size. */
+async function findListed(choices, { name, size }) {
+  for (const choice of choices.filter((choice) => choice.split(/[\\/]/).at(-1) === name)) {
+    const answer = await inspected(choice).catch(() => null);
+    if (answer?.bytes === size) return choice;
+  }
+  return null;
 }
 
 /** dropped: the name of a file that no widget names. */

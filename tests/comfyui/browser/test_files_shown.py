@@ -53,16 +53,19 @@ def watch_words(site: Site, node: int, *parts: str) -> str:
     return str(site.watch(node, lambda panel: all(part in panel["words"] for part in parts))[-1]["words"])
 
 
-def test_dropped_file_is_found_by_its_name(site: Site) -> None:
-    model = example_model("digits_wan.safetensors")
+def test_dropped_file_is_found_by_its_name_and_size(site: Site, tmp_path: Path) -> None:
+    model, other = example_model("digits_wan.safetensors"), tmp_path / "other.safetensors"
+    quantize_file(model, other, Recipe(format="int8_row"))
     node = site.create("CalibratedRoundingInspectFile")
     drop(site, node, model.name, model.read_bytes())
     words = watch_words(site, node, "WAN 2.1", "No layer is quantized")
     site.wait("widgetIs", node, "file", f"diffusion_models/{model.name}")
-    assert "another size" not in words and "In none of ComfyUI" not in words
-    drop(site, node, model.name, bytes(8))
-    watch_words(site, node, "The dropped file has another size")
+    assert "In none of ComfyUI" not in words
+    drop(site, node, model.name, other.read_bytes())
+    watch_words(site, node, model.name, "int8_row", "In none of ComfyUI")
     site.screenshot("another")
+    drop(site, node, model.name, model.read_bytes())
+    watch_words(site, node, "WAN 2.1", "No layer is quantized")
 
 
 def test_dropped_file_from_elsewhere_is_described(site: Site, tmp_path: Path) -> None:
