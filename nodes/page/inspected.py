@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,24 +128,34 @@ def _verdicts(inspection: Inspection) -> Iterator[Notice]:
         return
     encoder = get_profile(inspection.profile).kind == "text_encoder"
     for name in dict.fromkeys(entry.format for entry in layers):
-        full = all(entry.full_precision for entry in layers if entry.format == name)
-        verdict = _judge_format(name, slow=encoder or full)
+        alike = [entry for entry in layers if entry.format == name]
+        shown = list(dict.fromkeys(map(_name_format, alike)))
+        verdict = _judge_format(name, shown, slow=encoder or all(entry.full_precision for entry in alike))
         if verdict is not None:
             yield verdict
 
 
-def _judge_format(name: str, *, slow: bool) -> Notice | None:
-    """None for a format that is an obstacle already. ``slow``: ComfyUI is asked to multiply in 16 bits."""
+def _judge_format(name: str, shown: Sequence[str], *, slow: bool) -> Notice | None:
+    """Say what ComfyUI does with a format.
+
+    Args:
+        name: The marker's.
+        shown: Names by `_name_format` of the layers with it.
+        slow: ComfyUI is asked to multiply in 16 bits.
+
+    Returns:
+        The notice; None for a format that is an obstacle already.
+    """
     known = getattr(comfy.quant_ops, "QUANT_ALGOS", {})
     own = next((fmt for fmt in FORMATS.values() if fmt.comfyui_name == name), None)
     if name not in STORED_FORMATS:
         return None
     if name not in known and name != BLOCKWISE:
-        return notice("format_unknown_here", format=name)
+        return notice("format_unknown_here", format=", ".join(shown))
     if own is None:
-        return notice("loads_here", format=name)
+        return notice("loads_here", format=", ".join(shown))
     machine = describe_machine()
-    return note_way((machine.without_products() if slow else machine).runs(own), [name])
+    return note_way((machine.without_products() if slow else machine).runs(own), shown)
 
 
 def _obstacles(inspection: Inspection) -> Iterator[Notice]:

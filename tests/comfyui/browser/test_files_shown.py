@@ -74,7 +74,7 @@ def test_dropped_file_from_elsewhere_is_described(site: Site, tmp_path: Path) ->
     node = site.create("CalibratedRoundingInspectFile")
     picked = site.call("widgetValue", node, "file")
     drop(site, node, path.name, path.read_bytes())
-    parts = (path.name, "WAN 2.1", "int8_convrot", "19 layers", "scale: mse", "runs in 8 bits here")
+    parts = (path.name, "WAN 2.1", "19 layers", "scale: mse", "int8_convrot: runs in 8 bits here")
     watch_words(site, node, *parts, "copy it into models/diffusion_models")
     assert site.call("widgetValue", node, "file") == picked
     site.screenshot("elsewhere")
