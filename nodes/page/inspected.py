@@ -104,20 +104,9 @@ def _format_rows(inspection: Inspection) -> Iterator[dict[str, Any]]:
     groups: dict[str, list[Entry]] = {}
     for entry in inspection.entries:
         if entry.quantized:
-            groups.setdefault(_name_format(entry), []).append(entry)
+            groups.setdefault(entry.shown_format, []).append(entry)
     for name, entries in sorted(groups.items(), key=lambda item: -sum(entry.nbytes for entry in item[1])):
         yield {"format": name, "layers": len(entries), "bytes": sum(entry.nbytes for entry in entries)}
-
-
-def _name_format(entry: Entry) -> str:
-    """The pack's own name of a layer's format, where it has one."""
-    if entry.format != "int8_tensorwise":
-        own = [fmt for fmt in FORMATS.values() if fmt.comfyui_name == entry.format]
-        fitting = [fmt for fmt in own if fmt.group_size == entry.block]
-        return next((fmt.name for fmt in (*fitting, *own)), entry.format)
-    if entry.group is not None:
-        return "int8_convrot"
-    return "int8_tensor" if entry.scale in ((), (1,)) else "int8_row"
 
 
 def _verdicts(inspection: Inspection) -> Iterator[Notice]:
@@ -129,7 +118,7 @@ def _verdicts(inspection: Inspection) -> Iterator[Notice]:
     encoder = get_profile(inspection.profile).kind == "text_encoder"
     for name in dict.fromkeys(entry.format for entry in layers):
         alike = [entry for entry in layers if entry.format == name]
-        shown = list(dict.fromkeys(map(_name_format, alike)))
+        shown = list(dict.fromkeys(entry.shown_format for entry in alike))
         verdict = _judge_format(name, shown, slow=encoder or all(entry.full_precision for entry in alike))
         if verdict is not None:
             yield verdict
@@ -140,7 +129,7 @@ def _judge_format(name: str, shown: Sequence[str], *, slow: bool) -> Notice | No
 
     Args:
         name: The marker's.
-        shown: Names by `_name_format` of the layers with it.
+        shown: Names of the layers with it for people to read.
         slow: ComfyUI is asked to multiply in 16 bits.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import cached_property
 import torch
 
 from ..errors import CheckpointError, MarkerError
-from ..formats import foreign
+from ..formats import find_recipe_name, foreign
 from ..formats.marker import HEADER_KEY, NAME, SUFFIX, Marker, from_header, refuse_impossible
 from ..formats.stored import BLOCK_FP8, LEGACY_NAMES, STORED_FORMATS, UNMARKED, UNMARKED_BLOCK_FP8, StoredFormat
 from .sources import Source
@@ -53,6 +54,20 @@ class StoredLayer:
     def format(self) -> str:
         """Name of the format for people to read."""
         return self.other_program[0] if self.other_program else self._format or "unknown"
+
+    @property
+    def recipe_format(self) -> str:
+        """Name of the format in recipes; `format` where it is in none."""
+        stored = self.stored
+        if stored is None:
+            return self.format
+        scale = self.tensors.get(stored.scale)
+        return find_recipe_name(
+            self.format,
+            rotated=stored.rotation_group(self.marker) is not None,
+            one_scale=scale is not None and math.prod(scale.shape) == 1,
+            group_size=self.marker.group_size,
+        )
 
     @cached_property
     def stored(self) -> StoredFormat | None:

@@ -191,6 +191,27 @@ def format_name(name: str) -> str:
     return full
 
 
+def find_recipe_name(stored: str, *, rotated: bool, one_scale: bool, group_size: int | None) -> str:
+    """Find the name that recipes have for the format of a stored layer.
+
+    Args:
+        stored: The marker's name, which ComfyUI has for INT8 with all kinds of scales, rotated or not.
+        rotated: Whether the weight is rotated.
+        one_scale: Whether all weights share a scale.
+        group_size: The marker's.
+
+    Returns:
+        The name of the format that is most like it; ``stored`` if no recipe has such a format.
+    """
+
+    def is_like(fmt: Format) -> tuple[bool, ...]:
+        per_tensor = isinstance(fmt, ScaledFormat) and isinstance(fmt.granularity, PerTensor)
+        return fmt.group_size == group_size, fmt.rotated == rotated, per_tensor == one_scale
+
+    named = [fmt for fmt in FORMATS.values() if fmt.comfyui_name == stored]
+    return max(named, key=is_like).name if named else stored
+
+
 def find_needs(names: Iterable[str | None]) -> dict[str, str]:
     """What files need to be loaded, by format; formats that ComfyUI 0.27 loads are left out.
 

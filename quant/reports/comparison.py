@@ -34,7 +34,7 @@ class Difference:
     shape: tuple[int, ...]
     """Of the float tensor."""
     format: str
-    """Of a quantized layer; of any other tensor, its dtype."""
+    """Of a quantized layer, as recipes name it; of any other tensor, its dtype."""
     square: float
     """||W||^2"""
     square_error: float
@@ -158,7 +158,7 @@ def _compare(result: Comparison, name: str, floats: Source, rounded: Source, lay
     difference = Difference(
         name=name if layer is None else layer.name,
         shape=wanted,
-        format=dtype_name(other.dtype) if layer is None else layer.format,
+        format=dtype_name(other.dtype) if layer is None else layer.recipe_format,
         square=square,
         square_error=square_error,
     )

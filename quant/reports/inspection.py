@@ -56,6 +56,13 @@ class Entry:
     """Whether ComfyUI is asked to multiply in 16 bits."""
     input_scale: bool = False
     """Whether it has a static input scale."""
+    recipe_format: str | None = None
+    """The name that recipes have for the format, if it is another one."""
+
+    @property
+    def shown_format(self) -> str:
+        """Name of the format for people to read."""
+        return self.recipe_format or self.format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +208,7 @@ def _layer_entry(checkpoint: Checkpoint, layer: StoredLayer, own: Sequence[str])
         experts=codes.shape[0] if len(codes.shape) == 3 else None,
         full_precision=layer.marker.full_precision_matrix_mult is True,
         input_scale="input_scale" in layer.tensors,
+        recipe_format=None if layer.recipe_format == layer.format else layer.recipe_format,
     )
 
 

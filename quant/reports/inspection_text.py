@@ -17,9 +17,7 @@ def inspection_lines(found: Inspection) -> Iterator[str]:
     head = ("name", "format", "shape", "scale", "MB", "")
     yield from table([head, *map(_entry_row, found.entries)], right=frozenset({2, 3, 4}))
     yield ""
-    for name, row in found.totals().items():
-        needs = f" (needs {found.needs[name]})" if name in found.needs else ""
-        yield f"{row['count']} x {clipped(name, MOST_TEXT)}: {megabytes(row['bytes'])} MB{needs}"
+    yield from _total_lines(found)
     yield f"total: {megabytes(found.nbytes)} MB, recognised as {found.profile}"
     for key, text in found.metadata.items():
         yield f"metadata {clipped(key, MOST_TEXT)}: {clipped(text, MOST_TEXT)}"
@@ -32,6 +30,17 @@ def inspection_lines(found: Inspection) -> Iterator[str]:
         yield from (f"  {text}" for text in found.obstacles)
     else:
         yield "ComfyUI loads every layer without a pack"
+
+
+def _total_lines(found: Inspection) -> Iterator[str]:
+    """A line for each format, with its name in the file if that is another one."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for entry in found.entries:
+        alike.setdefault((entry.shown_format, entry.format), []).append(entry.nbytes)
+    for (shown, stored), sizes in alike.items():
+        also = f" ({clipped(stored, MOST_TEXT)} in the file)" if stored != shown else ""
+        needs = f" (needs {found.needs[stored]})" if stored in found.needs else ""
+        yield f"{len(sizes)} x {clipped(shown, MOST_TEXT)}{also}: {megabytes(sum(sizes))} MB{needs}"
 
 
 def _made_lines(found: Inspection) -> Iterator[str]:
@@ -55,4 +64,11 @@ def _entry_row(entry: Entry) -> tuple[str, ...]:
     }
     scale = "" if entry.scale is None else dimensions(entry.scale)
     notes = ", ".join(text for text, given in marks.items() if given)
-    return entry.name, clipped(entry.format, MOST_TEXT), dimensions(entry.shape), scale, megabytes(entry.nbytes), notes
+    return (
+        entry.name,
+        clipped(entry.shown_format, MOST_TEXT),
+        dimensions(entry.shape),
+        scale,
+        megabytes(entry.nbytes),
+        notes,
+    )

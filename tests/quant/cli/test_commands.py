@@ -27,7 +27,7 @@ def test_inspect_shows_layers_totals_and_origin(run: Run, rotated_path: Path) ->
     assert ran.code == 0
     lines = ran.out.splitlines()
     layer = next(line for line in lines if line.startswith("blocks.0.ffn.2 "))
-    for text in ("int8_tensorwise", "256x512", "256x1", "rotated in groups of 256"):
+    for text in ("int8_convrot", "256x512", "256x1", "rotated in groups of 256"):
         assert text in layer
     assert any(line.startswith("patch_embedding.weight ") and "256x16x1x2x2" in line for line in lines)
     assert any("recognised as wan" in line for line in lines)
@@ -48,7 +48,7 @@ def test_compare_shows_each_layer_and_the_total(run: Run, digits_path: Path, rot
     ran = run("compare", digits_path, rotated_path)
     assert ran.code == 0
     lines = ran.out.splitlines()
-    assert sum("int8_tensorwise" in line for line in lines) == 19
+    assert sum("int8_convrot" in line for line in lines) == 19
     assert "19 layers quantized, 50 tensors the same" in lines[-1]
     assert "at worst" in lines[-1]
 

@@ -83,7 +83,7 @@ def test_dtypes_have_torch_sizes(name, raw_file):
         (entry(offsets=[2**64, 2**64 + 2]), b"12", ["'a'", "data_offsets"]),
         (entry(shape=[3]), b"12", ["'a'", "takes 2 bytes", "needs 3"]),
         (entry("F32", [1]), b"12", ["'a'", "takes 2 bytes", "needs 4"]),
-        (entry(offsets=[0, 2]), b"1", ["truncated", "1 bytes"]),
+        (entry(offsets=[0, 2]), b"1", ["truncated", "1 byte;"]),
         (entry(offsets=[0, 2]), b"123", ["1 bytes after its last tensor"]),
         (entry(offsets=[1, 3]), b"123", ["1 unused bytes", "'a'"]),
         (entry(offsets=[1000, 1002]), b"12", ["unused", "'a'"]),

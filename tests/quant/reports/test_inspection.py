@@ -51,6 +51,13 @@ def test_every_byte_of_the_file_is_accounted_for(made: Inspection) -> None:
     assert {name: row["count"] for name, row in made.totals().items()} == {"int8_tensorwise": 19, "bfloat16": 50}
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_are_called_as_in_recipes(name: str, digits_path: Path, tmp_path: Path) -> None:
+    quantize_file(digits_path, tmp_path / "q.safetensors", Recipe(format=name), force=True)
+    entries = inspect_file(tmp_path / "q.safetensors").entries
+    assert {entry.shown_format for entry in entries if entry.quantized} == {name}
+
+
 def test_a_quantized_layer_is_one_entry(made: Inspection) -> None:
     found = next(entry for entry in made.entries if entry.name == "blocks.1.ffn.0")
     assert (found.quantized, found.format, found.shape) == (True, "int8_tensorwise", (512, 256))
