@@ -201,7 +201,7 @@ class Site(Tab):
         """Click a widget on the canvas, again while the canvas does not listen yet; ``opened`` is of page.js."""
         for _ in range(10):
             self._click_widget(node, name)
-            if self.becomes_true(opened, seconds=3):
+            if self.becomes_true(opened):
                 return
         raise AssertionError(f"The widget {name} does not open.")
 

@@ -20,6 +20,9 @@ CALL = "([name, args]) => window.packPage[name](...args)"
 THEMES = ("dark", "light")
 """Names of ComfyUI's colour palettes."""
 
+SLOWEST_DOUBLE_CLICK = 1000
+"""Milliseconds, the most that ComfyUI lets its users set: the page may be busy between two clicks."""
+
 T = TypeVar("T")
 
 
@@ -56,7 +59,7 @@ class Tab:
         """Wait until a function of page.js returns something true."""
         self.page.wait_for_function(CALL, arg=[name, args], timeout=60_000)
 
-    def becomes_true(self, name: str, *args: Any, seconds: float = 1) -> bool:
+    def becomes_true(self, name: str, *args: Any, seconds: float = 3) -> bool:
         """Wait some seconds; returns whether a function of page.js has returned something true."""
         from playwright.sync_api import TimeoutError as PlaywrightTimeout  # optional
 
@@ -77,7 +80,8 @@ class Tab:
     def open(self, **settings: Any) -> None:
         """Load the page with some of ComfyUI's settings, and begin an empty graph."""
         view = {"Comfy.VueNodes.Enabled": self.nodes2, "Comfy.ColorPalette": self.theme}
-        self.server.post("/settings", {"Comfy.TutorialCompleted": True, **view, **settings})
+        slow = {"Comfy.Pointer.DoubleClickTime": SLOWEST_DOUBLE_CLICK}
+        self.server.post("/settings", {"Comfy.TutorialCompleted": True, **slow, **view, **settings})
         self.load()
         self._clear_graph()
         self.call("setView", [0, 0])
