@@ -36,8 +36,6 @@ class Column:
     """The case in the result file; {} stands for the row's part."""
     cell: str
     """Format of the case's figures, by metric."""
-    results: str = ""
-    """Name of the result file; empty: the table's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +48,10 @@ class Table:
     columns: Sequence[Column]
 
     def format(self) -> str:
-        figures = {
-            name: read_figures(name) for name in {self.results, *(c.results or self.results for c in self.columns)}
-        }
+        figures = read_figures(self.results)
         lines = [[self.head, *(column.title for column in self.columns)], ["---"] * (1 + len(self.columns))]
         for label, row in self.rows.items():
-            cells = [
-                _format_cell(figures[column.results or self.results], column.case.format(row), column.cell)
-                for column in self.columns
-            ]
+            cells = [_format_cell(figures, column.case.format(row), column.cell) for column in self.columns]
             lines += [[label, *cells]] if any(cells) else []
         return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
 
@@ -103,8 +96,6 @@ def _format_cell(figures: Figures, case: str, cell: str) -> str:
 
 
 PSNR = "{mean PSNR of latents:.1f} dB"
-OTHER_SAMPLES = "sampling_0.29"
-"""The run that has svd, `auto` and convert-to-quant, on ComfyUI 0.29 at the first eight seeds."""
 LATENTS = PSNR + " ({relative error of latents:.4f})"
 RATIO_A16, RATIO_A8 = "{W8A16 to nearest:.2f}", "{W8A8 to nearest:.2f}"
 TIMED = ("int8_row", "int8_convrot", "float8_e4m3fn")
@@ -182,18 +173,8 @@ TABLES: Mapping[str, Table | CardTable] = {
         columns=(
             Column(title="nearest", case="{}, nearest", cell=PSNR),
             Column(title="calibrated", case="{}, calibrated", cell=PSNR),
-            Column(
-                title="calibrated, layers chosen by `auto`",
-                case="{}, calibrated, chosen",
-                cell=PSNR,
-                results=OTHER_SAMPLES,
-            ),
-            Column(
-                title="convert-to-quant 1.3.4, its default",
-                case="{}, convert-to-quant, learned",
-                cell=PSNR,
-                results=OTHER_SAMPLES,
-            ),
+            Column(title="calibrated, layers chosen by `auto`", case="{}, calibrated, chosen", cell=PSNR),
+            Column(title="convert-to-quant 1.3.4, its default", case="{}, convert-to-quant, learned", cell=PSNR),
         ),
     ),
     "sampled latents": Table(
@@ -202,21 +183,11 @@ TABLES: Mapping[str, Table | CardTable] = {
         rows=BY_CLOSENESS,
         columns=(
             Column(title="nearest", case="{}, nearest", cell=LATENTS),
-            Column(title="svd", case="{}, svd", cell=LATENTS, results=OTHER_SAMPLES),
+            Column(title="svd", case="{}, svd", cell=LATENTS),
             Column(title="calibrated", case="{}, calibrated", cell=LATENTS),
-            Column(title="calibrated, chosen", case="{}, calibrated, chosen", cell=LATENTS, results=OTHER_SAMPLES),
-            Column(
-                title="convert-to-quant, nearest",
-                case="{}, convert-to-quant, nearest",
-                cell=LATENTS,
-                results=OTHER_SAMPLES,
-            ),
-            Column(
-                title="convert-to-quant, learned",
-                case="{}, convert-to-quant, learned",
-                cell=LATENTS,
-                results=OTHER_SAMPLES,
-            ),
+            Column(title="calibrated, chosen", case="{}, calibrated, chosen", cell=LATENTS),
+            Column(title="convert-to-quant, nearest", case="{}, convert-to-quant, nearest", cell=LATENTS),
+            Column(title="convert-to-quant, learned", case="{}, convert-to-quant, learned", cell=LATENTS),
         ),
     ),
     "layers": Table(
