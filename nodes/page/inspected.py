@@ -19,7 +19,7 @@ from ...quant.notices import Notice, notice
 from ...quant.planning.loading import find_folder
 from ...quant.planning.machine import note_way
 from ...quant.planning.profiles import get_profile
-from ...quant.reports.inspection import Entry, Inspection, inspect_file, inspect_partial
+from ...quant.reports.inspection import Inspection, inspect_file, inspect_partial
 from ...quant.reports.model_card import write_model_card
 from ...quant.reports.provenance import Provenance
 from ..host.machine import describe_machine
@@ -101,12 +101,11 @@ def _describe_making(provenance: Provenance | None) -> dict[str, Any] | None:
 
 def _format_rows(inspection: Inspection) -> Iterator[dict[str, Any]]:
     """For each format of quantized layers: its name, number of layers and bytes."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in inspection.entries:
-        if entry.quantized:
-            groups.setdefault(entry.shown_format, []).append(entry)
-    for name, entries in sorted(groups.items(), key=lambda item: -sum(entry.nbytes for entry in item[1])):
-        yield {"format": name, "layers": len(entries), "bytes": sum(entry.nbytes for entry in entries)}
+    rows = []
+    for (name, _), entries in inspection.by_format().items():
+        sizes = [entry.nbytes for entry in entries if entry.quantized]  # a norm may be in FP8, too
+        rows += [{"format": name, "layers": len(sizes), "bytes": sum(sizes)}] if sizes else []
+    yield from sorted(rows, key=lambda row: -row["bytes"])
 
 
 def _verdicts(inspection: Inspection) -> Iterator[Notice]:

@@ -22,7 +22,7 @@ BUDGET = 2 << 30
 CHUNK_ELEMENTS = 1 << 24
 """Input values processed at a time: recording needs little of the memory of the device that the model fills."""
 SUM_ELEMENTS = 1 << 18
-"""Input values summed at a time on a CPU: above it, torch sums 16 bits over rows seven times slower."""
+"""Input values summed at a time on a CPU: torch sums many wide rows in 16 bits slowly."""
 
 
 class Collector:

@@ -95,6 +95,7 @@ class Recorder:
 
         def add_inputs(module: torch.nn.Module, args: tuple[Tensor, ...], named: dict[str, Any]) -> None:
             nonlocal identified
+            # The model may run in inference mode: nothing that is kept of its inputs is a tensor made there.
             if not identified:
                 self._identify(layer, module.get_parameter("weight"))
             self._collector.add(layer, args[0] if args else named["input"])

@@ -93,6 +93,13 @@ class Inspection:
     def nbytes(self) -> int:
         return sum(entry.nbytes for entry in self.entries)
 
+    def by_format(self) -> dict[tuple[str, str], list[Entry]]:
+        """The entries of each format, by `Entry.shown_format` and `Entry.format`."""
+        alike: dict[tuple[str, str], list[Entry]] = {}
+        for entry in self.entries:
+            alike.setdefault((entry.shown_format, entry.format), []).append(entry)
+        return alike
+
     def totals(self) -> dict[str, dict[str, int]]:
         """Count and bytes for each format."""
         totals: dict[str, dict[str, int]] = {}

@@ -34,13 +34,11 @@ def inspection_lines(found: Inspection) -> Iterator[str]:
 
 def _total_lines(found: Inspection) -> Iterator[str]:
     """A line for each format, with its name in the file if that is another one."""
-    alike: dict[tuple[str, str], list[int]] = {}
-    for entry in found.entries:
-        alike.setdefault((entry.shown_format, entry.format), []).append(entry.nbytes)
-    for (shown, stored), sizes in alike.items():
+    for (shown, stored), entries in found.by_format().items():
         also = f" ({clipped(stored, MOST_TEXT)} in the file)" if stored != shown else ""
         needs = f" (needs {found.needs[stored]})" if stored in found.needs else ""
-        yield f"{len(sizes)} x {clipped(shown, MOST_TEXT)}{also}: {megabytes(sum(sizes))} MB{needs}"
+        nbytes = sum(entry.nbytes for entry in entries)
+        yield f"{len(entries)} x {clipped(shown, MOST_TEXT)}{also}: {megabytes(nbytes)} MB{needs}"
 
 
 def _made_lines(found: Inspection) -> Iterator[str]:

@@ -35,7 +35,7 @@ def inspect(server: Server, name: str) -> dict[str, Any]:
 
 
 def inspect_dropped(server: Server, path: Path) -> dict[str, Any]:
-    """What the panel is told of a file that only the page can read."""
+    """What the panel shows of a file that only the page can read."""
     ranges: list[Range] = [(0, min(path.stat().st_size, FIRST))]
     for _ in range(ROUNDS):
         answer: dict[str, Any] = server.post_bytes(DROPPED, message(path, ranges))
