@@ -139,7 +139,7 @@ def main() -> None:
                 context = browser.new_context(viewport={"width": 1400, "height": 900}, device_scale_factor=SCALE)
                 site = Site(server, context.new_page(), BASE / "shots", nodes2=True)
                 site.open(**PLAIN)
-                site.call("setView", [0, 120])
+                site.set_view(0, 120)
                 reduce_colours(PICTURES[name](site)).save(FOLDER / f"{name}.png", optimize=True)
                 context.close()
                 server.interrupt()

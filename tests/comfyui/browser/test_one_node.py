@@ -66,7 +66,7 @@ def test_two_nodes_sample_and_save_in_eight_actions(site: Site) -> None:
     actions = Actions(site)
     text = SAMPLING.read_text(encoding="utf-8").replace("digits_int8_00001_", "digits_wan")
     actions.do("open", site.drop_workflow, json.loads(text))
-    site.call("setView", [80, 0])
+    site.set_view(80, 0)
     loader, sampler = (site.call("findNode", kind) for kind in ("UNETLoader", "KSampler"))
     quantize = actions.do("add_quantize", site.add, "Quantize Model", (800, 284))
     actions.do("link_model", site.link, loader, "MODEL", quantize, "model")

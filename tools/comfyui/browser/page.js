@@ -67,6 +67,18 @@ window.packPage = (() => {
     /** Whether the graph has these nodes, with the same values and links. */
     holdsGraph: (workflow) => contentOf(graph().serialize()) === contentOf(workflow),
     setView: (offset) => Object.assign(window.app.canvas.ds, { scale: 1, offset }),
+    /** Whether the view is still the same after some frames. */
+    viewStays: async ([left, top]) => {
+      const { ds } = window.app.canvas;
+      await waitUntilSame(() => [ds.scale, ...ds.offset], 10);
+      return ds.scale === 1 && ds.offset[0] === left && ds.offset[1] === top;
+    },
+    /** What a click at a place of the page, in pixels, would hit. */
+    whatIsAt: ([left, top]) => {
+      const hit = document.elementFromPoint(left, top);
+      const under = graph().getNodeOnPos(...window.app.canvas.convertCanvasToOffset([left, top]));
+      return `${hit?.outerHTML.slice(0, 200)}, node ${under?.type}`;
+    },
     scale: () => window.app.canvas.ds.scale,
     countNodes: () => graph().nodes.length,
     hasNodes: (count) => graph().nodes.length === count,

@@ -59,8 +59,7 @@ class Site(Tab):
     def add(self, title: str, place: Point | None = None) -> int:
         """Add a node from the search box at a place, by default the next one; returns its id."""
         count = self.call("countNodes")
-        pointer = self.call("toPage", place) if place else EMPTY
-        self._open_search(pointer)
+        pointer = self._open_search(place)
         self.page.keyboard.type(title, delay=15)
         self.wait("offersNode", title)
         self.page.keyboard.press("Enter")
@@ -212,13 +211,14 @@ class Site(Tab):
         self.page.mouse.move(place[0] + 4, place[1])  # the canvas learns by it what is under the pointer
         self.page.mouse.click(*place)
 
-    def _open_search(self, pointer: Point = EMPTY) -> None:
-        """Double-click, again while the page does not listen yet."""
+    def _open_search(self, place: Point | None = None) -> Point:
+        """Double-click, again while the page does not listen yet; returns where, in pixels."""
         for _ in range(20):
+            pointer = self.call("toPage", place) if place else EMPTY
             self.page.mouse.dblclick(*pointer)
             if self.becomes_true("isTyping"):
-                return
-        raise AssertionError("The search box does not open.")
+                return pointer
+        raise AssertionError(f"The search box does not open at {pointer}: {self.call('whatIsAt', pointer)}.")
 
     def _put_down(self, pointer: Point) -> None:
         """Click until the node from the search box no longer follows the pointer."""

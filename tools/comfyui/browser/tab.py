@@ -84,7 +84,7 @@ class Tab:
         self.server.post("/settings", {"Comfy.TutorialCompleted": True, **slow, **view, **settings})
         self.load()
         self._clear_graph()
-        self.call("setView", [0, 0])
+        self.set_view(0, 0)
 
     def reload(self) -> None:
         """Load the page again with the same graph.
@@ -96,6 +96,17 @@ class Tab:
         self.load()
         if not self.call("holdsGraph", graph):
             self.call("loadGraph", graph)
+
+    def set_view(self, left: float, top: float) -> None:
+        """Show the graph in its own size, moved by some pixels.
+
+        ComfyUI fits the view to a graph some time after it has loaded it, so the view is set until it stays.
+        """
+        for _ in range(20):
+            self.call("setView", [left, top])
+            if self.call("viewStays", [left, top]):
+                return
+        raise AssertionError("The view does not stay.")
 
     def load(self) -> None:
         self.page.goto(self.server.url)
