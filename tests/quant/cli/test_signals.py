@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,14 @@ from calibrated_rounding.quant.cli import signals
 from calibrated_rounding.quant.cli.signals import Stop, stop_on_signals
 from calibrated_rounding.quant.files.staging import StagedFile, abandon_unfinished
 from calibrated_rounding.quant.files.text_file import write_text
+from calibrated_rounding.tests.quant.processes import ENVIRONMENT
 from safetensors.torch import save_file
 
 COMMAND = [sys.executable, "-m", "calibrated_rounding.quant"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """SIGINT as in a terminal, here and in child processes: a shell starts its background jobs with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -8,31 +8,25 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from calibrated_rounding.quant import InputStatistics, Recipe, SvdSettings, quantize_file
 from calibrated_rounding.quant.cli import main
+from calibrated_rounding.tests.quant.processes import ENVIRONMENT
 from safetensors.torch import load_file, save_file
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
+    pytest.mark.usefixtures("interruptible"),
+]
 
 PYTHON = sys.executable
 QUANT = "calibrated_rounding.quant"
 TORCHRUN = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
 SECONDS = 600
 """Of a run at most, on a machine that does much else."""
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """SIGINT as in a terminal, here and in child processes: a shell starts its background jobs with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
