@@ -73,12 +73,6 @@ window.packPage = (() => {
       await waitUntilSame(() => [ds.scale, ...ds.offset], 10);
       return ds.scale === 1 && ds.offset[0] === left && ds.offset[1] === top;
     },
-    /** What a click at a place of the page, in pixels, would hit. */
-    whatIsAt: ([left, top]) => {
-      const hit = document.elementFromPoint(left, top);
-      const under = graph().getNodeOnPos(...window.app.canvas.convertCanvasToOffset([left, top]));
-      return `${hit?.outerHTML.slice(0, 200)}, node ${under?.type}`;
-    },
     scale: () => window.app.canvas.ds.scale,
     countNodes: () => graph().nodes.length,
     hasNodes: (count) => graph().nodes.length === count,
@@ -135,6 +129,12 @@ window.packPage = (() => {
       const box = window.app.canvas.canvas.getBoundingClientRect();
       const [left, top] = window.app.canvas.convertOffsetToCanvas(place);
       return [left + box.left, top + box.top];
+    },
+    /** What lies at a place of the page: the element, and the node of the graph. */
+    whatIsAt: ([left, top]) => {
+      const box = window.app.canvas.canvas.getBoundingClientRect();
+      const under = graph().getNodeOnPos(...window.app.canvas.convertCanvasToOffset([left - box.left, top - box.top]));
+      return `${document.elementFromPoint(left, top)?.outerHTML.slice(0, 200)}, node ${under?.type}`;
     },
     outputPlace: (id, name) => (drawCanvas(), [...node(id).getOutputPos(slotOf(node(id).outputs, name))]),
     inputPlace: (id, name) => (drawCanvas(), [...node(id).getInputPos(slotOf(node(id).inputs, name))]),
